@@ -1,0 +1,181 @@
+"""The checkout's tests and its release jar: any two command lines."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from deploy_clojars import config, releases, shell
+from deploy_clojars.console import Console
+from deploy_clojars.errors import BuildFailed, DeployError
+from deploy_clojars.processes import RUN_VARIABLE
+
+# What a build may see of the login shell. Not DATABASE_URL, MAIL_URL, KEY_FILE or CLASSPATH: the
+# production user's shell may export them, and tests would run on the live database.
+LET_THROUGH = ("PATH", "USER", "LANG", "TMPDIR")
+LET_THROUGH_PREFIXES = ("LC_", "LEIN_", "JAVA_")
+LET_THROUGH_SUFFIXES = ("_proxy", "_PROXY")
+
+# So that a shortage of memory ends the build and not the site (proc(5): -1000 to 1000).
+OOM_SCORE_ADJ = 800
+
+
+def environment(
+    allowed: tuple[str, ...], run_id: str, outer: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The environment of the tests and the build, from the tool's own; `allowed` adds names."""
+    user = pwd.getpwuid(os.geteuid())
+    inner = {
+        name: value
+        for name, value in outer.items()
+        if name in LET_THROUGH
+        or name in allowed
+        or name.startswith(LET_THROUGH_PREFIXES)
+        or name.endswith(LET_THROUGH_SUFFIXES)
+    }
+    inner["HOME"] = user.pw_dir
+    inner.setdefault("USER", user.pw_name)
+    if os.geteuid() == 0:
+        inner.setdefault("LEIN_ROOT", "1")  # upstream's script asks otherwise
+    inner[RUN_VARIABLE] = run_id
+    return inner
+
+
+def program_of(command: str) -> str | None:
+    """The program that a command line runs first, or None where that can't be told."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    named = (word for word in words if "=" not in word)
+    return next(named, None)
+
+
+def missing_programs(settings: config.Build) -> list[str]:
+    """The programs that the tests and the build need and PATH does not have."""
+    programs = {program_of(settings.test), program_of(settings.uberjar)} - {None}
+    # A path inside the checkout can't be there yet.
+    wanted = sorted(str(program) for program in programs if "/" not in str(program))
+    if "lein" in wanted:
+        wanted.append("java")
+    return [program for program in wanted if shutil.which(program) is None]
+
+
+class Builder:
+    """Runs the checkout's own commands, with output into the log and a time limit."""
+
+    def __init__(self, settings: config.Build, run_id: str, console: Console) -> None:
+        self._settings = settings
+        self._run_id = run_id
+        self._console = console
+
+    def test(self, checkout: Path) -> None:
+        """Runs the tests. Raises BuildFailed (5), Interrupted."""
+        self._refuse_a_project_without_leiningen(checkout)
+        self._run("the tests", self._settings.test, checkout)
+
+    def uberjar(self, checkout: Path) -> Path:
+        """Builds the release and returns its jar. Raises BuildFailed (5), Interrupted."""
+        self._run("the build", self._settings.uberjar, checkout)
+        return one_jar(checkout, self._settings.jar)
+
+    def _refuse_a_project_without_leiningen(self, checkout: Path) -> None:
+        """Tags of clojars-web after 2023 have no project.clj at all."""
+        commands = (self._settings.test, self._settings.uberjar)
+        if (
+            commands == (config.Build().test, config.Build().uberjar)
+            and not (checkout / "project.clj").exists()
+        ):
+            raise BuildFailed(
+                "the tag has no project.clj, and its tests and build are left at Leiningen's",
+                remedy="set build.test, build.uberjar and build.jar in the configuration",
+            )
+
+    def _run(self, what: str, command: str, checkout: Path) -> None:
+        log = self._console.log
+        start = os.fstat(log.fileno()).st_size
+        follow = _Follower(log, start, self._console) if self._console.verbose else None
+        try:
+            status = shell.stream(
+                ["/bin/sh", "-c", command],
+                log=log,
+                cwd=checkout,
+                env=environment(self._settings.env, self._run_id),
+                timeout=self._settings.timeout,
+                nice=self._settings.nice,
+                oom_score_adj=OOM_SCORE_ADJ,
+                watch=follow,
+            )
+        except shell.TookTooLong as error:
+            raise self._failed(f"{what} ({command}) took too long: {error}", start) from None
+        finally:
+            if follow is not None:
+                follow()
+        if status != 0:
+            how = f"exit status {status}" if status > 0 else f"signal {-status}"
+            raise self._failed(f"{what} ({command}) failed: {how}", start)
+
+    def _failed(self, message: str, start: int) -> BuildFailed:
+        shown = self._console.verbose
+        last = "" if shown else shell.last_lines(Path(self._console.log.name), start)
+        log = self._console.log_file
+        return BuildFailed(message, detail=last, remedy=f"the whole output: {log}" if log else "")
+
+
+class _Follower:
+    """Shows what is added to the log while a command runs (`-v`)."""
+
+    def __init__(self, log: IO[bytes], start: int, console: Console) -> None:
+        self._path = Path(log.name)
+        self._position = start
+        self._console = console
+
+    def __call__(self) -> None:
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self._position += len(whole)
+        if whole:
+            self._console.raw(whole.decode("utf-8", "replace"))
+
+
+def one_jar(checkout: Path, pattern: str) -> Path:
+    """The one file in the checkout that matches `pattern`. Raises BuildFailed (5)."""
+    found = sorted(path for path in checkout.glob(pattern) if path.is_file())
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(checkout)) for path in found[:5])
+        raise BuildFailed(
+            f"{len(found)} files match {pattern}: {names}"
+            if found
+            else f"the build left no file that matches {pattern}",
+            remedy="build.jar in the configuration says where the release jar is",
+        )
+    jar = found[0]
+    if not jar.resolve().is_relative_to(checkout.resolve()):
+        raise BuildFailed(f"{jar} leads out of the checkout")
+    return jar
+
+
+def inspect(jar: Path, name: str, version: str, commit: str) -> str | None:
+    """Checks a jar that was just built; returns a warning if its own version is another one.
+
+    Raises BuildFailed (5) if it is no sound program or was built from another commit.
+    """
+    try:
+        facts = releases.facts_of(jar, name)
+    except DeployError as error:
+        raise BuildFailed(error.message) from None
+    if facts.revision is not None and facts.revision != commit:
+        raise BuildFailed(
+            f"the jar says that it was built from {facts.revision[:10]}, the tag is {commit[:10]}"
+        )
+    if facts.version is not None and facts.version != version:
+        # Two of clojars-web's 200 tags with a project.clj differ, and both are good.
+        return f"project.clj says {shell.printable(facts.version)}, the tag is {version}"
+    return None

@@ -1,0 +1,248 @@
+"""The tag, checked out: a cached bare mirror, and a fresh directory with a real `.git`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO
+
+# GitPython looks for git when it is imported and raises if there is none: preflight says it.
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import git
+
+from deploy_clojars import shell
+from deploy_clojars.errors import DeployError
+from deploy_clojars.processes import RUN_VARIABLE
+
+# A repository's configuration and a user's may name programs to run; none is run here.
+SAFE = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "protocol.ext.allow=never",
+    "core.askPass=",
+    "gc.auto=0",
+)
+# A stalled server: less than 1,000 bytes a second for 30 s, or no word at all for 60 s.
+SLOWEST, SLOW_SECONDS, SILENT_SECONDS = 1000, 30, 60.0
+FAILED_TO_KEEP = 3
+SUBJECTS = 12  # commits listed in the question
+
+# Those name a repository of their own, or a program, and none of them is meant for this one.
+UNWANTED = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
+    "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT", "GIT_EXTERNAL_DIFF", "GIT_SSH", "SSH_ASKPASS",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Commits:
+    """The commits between two releases."""
+
+    count: int
+    backwards: bool  # the new one is older
+    subjects: tuple[str, ...]
+
+
+def environment(run_id: str) -> dict[str, str]:
+    """git's environment: never a prompt, messages in English, the run's id."""
+    inherited = {key: value for key, value in os.environ.items() if key not in UNWANTED}
+    return {
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+        **inherited,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "",
+        "LC_ALL": "C",
+        RUN_VARIABLE: run_id,
+    }
+
+
+class Mirror:
+    """The bare mirror of the repository's tags."""
+
+    def __init__(self, directory: Path, url: str, run_id: str) -> None:
+        self.directory = directory
+        self._url = url
+        self._environment = environment(run_id)
+
+    def fetch(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> bool:
+        """Brings the mirror up to date; returns whether it had to be made anew.
+
+        `timeout` is in seconds. Raises DeployError: no network, no such repository, a password
+        asked for, a stalled server.
+        """
+        if not self._is_a_repository():
+            self._make()
+            self._fetch(log, timeout, silence)
+            return False
+        try:
+            self._fetch(log, timeout, silence)
+            return False
+        except DeployError:
+            # The mirror or the remote: if the remote answers, it is the mirror.
+            if not self._remote_answers(log, timeout, silence):
+                raise
+        self.make_anew(log, timeout, silence)
+        return True
+
+    def make_anew(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> None:
+        """Throws a broken mirror away and fetches it again. Raises DeployError as `fetch`."""
+        self._make()
+        self._fetch(log, timeout, silence)
+
+    def _is_a_repository(self) -> bool:
+        try:
+            with closing(git.Repo(self.directory)) as repository:
+                return bool(repository.bare)
+        except (git.InvalidGitRepositoryError, git.NoSuchPathError, OSError, ValueError):
+            return False
+
+    def _make(self) -> None:
+        try:
+            if self.directory.is_symlink() or self.directory.is_file():
+                self.directory.unlink()
+            elif self.directory.exists():
+                shutil.rmtree(self.directory)
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            self._git(self.directory.parent).init("--bare", "--quiet", "--", str(self.directory))
+        except (OSError, git.GitCommandError) as error:
+            raise DeployError(f"the mirror {self.directory} cannot be made: {error}") from None
+
+    def _fetch(self, log: IO[bytes], timeout: float, silence: float) -> None:
+        # The tags and nothing else: a version is never a branch. A tag that was moved or deleted
+        # on the server is so here, too.
+        words = ["fetch", "--progress", "--prune", "--no-auto-gc", "--no-write-fetch-head"]
+        self._remote([*words, "--", self._url, "+refs/tags/*:refs/tags/*"], log, timeout, silence)
+
+    def _remote_answers(self, log: IO[bytes], timeout: float, silence: float) -> bool:
+        try:
+            self._remote(["ls-remote", "--tags", "--", self._url], log, timeout, silence)
+        except DeployError:
+            return False
+        return True
+
+    def _remote(self, words: list[str], log: IO[bytes], timeout: float, silence: float) -> None:
+        start = os.fstat(log.fileno()).st_size
+        slow = (f"http.lowSpeedLimit={SLOWEST}", f"http.lowSpeedTime={SLOW_SECONDS}")
+        options = [part for setting in (*SAFE, *slow) for part in ("-c", setting)]
+        try:
+            status = shell.stream(
+                ["git", *options, *words],
+                log=log, cwd=self.directory, env=self._environment,
+                timeout=timeout, silence=silence,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise DeployError("git is not on PATH") from None
+        except (shell.TookTooLong, shell.Silent) as error:
+            raise DeployError(f"{self._url}: the server has stalled: {error}") from None
+        if status != 0:
+            said = shell.last_lines(Path(log.name), start, lines=5)
+            raise DeployError(
+                f"{self._url}: git {words[0]} failed (exit status {status})",
+                detail=said,
+                remedy=_hint(said),
+            )
+
+    def _git(self, directory: Path) -> git.Git:
+        command = git.Git(str(directory))
+        command.update_environment(**self._environment)
+        command.set_persistent_git_options(c=list(SAFE))
+        return command
+
+    def tags(self) -> list[str]:
+        """All tags of the mirror."""
+        lines = self._git(self.directory).for_each_ref("refs/tags", format="%(refname:lstrip=2)")
+        return str(lines).splitlines()
+
+    def commit_of(self, tag: str) -> str:
+        """The full hash of the tag's commit; a branch, a commit or `0.8.1~1` is no tag.
+
+        Raises DeployError with the nearest names.
+        """
+        reference = f"refs/tags/{tag}"
+        command = self._git(self.directory)
+        try:
+            # rev-parse alone would take `0.8.1~1`.
+            command.show_ref("--verify", "--quiet", "--", reference)
+        except git.GitCommandError:
+            near = get_close_matches(tag, self.tags(), n=3, cutoff=0.5)
+            raise DeployError(
+                f"no tag {tag} in {self._url}",
+                remedy=f"did you mean {', '.join(near)}?" if near else "",
+            ) from None
+        try:
+            return str(command.rev_parse("--verify", "--end-of-options", f"{reference}^{{commit}}"))
+        except git.GitCommandError as error:
+            raise Broken(f"the tag {tag} leads to no commit: {_words(error)}") from None
+
+    def check_out(self, commit: str, directory: Path) -> None:
+        """Makes `directory` with a real `.git` at the commit. Raises Broken, DeployError."""
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            self._git(directory.parent).clone(
+                "--shared", "--no-checkout", "--quiet", "--", str(self.directory), str(directory)
+            )
+            self._git(directory).checkout("--quiet", "--detach", commit)
+        except git.GitCommandError as error:
+            raise Broken(f"{commit[:10]} cannot be checked out: {_words(error)}") from None
+        except OSError as error:
+            raise DeployError(f"{directory} cannot be made: {error.strerror}") from None
+
+    def commits_between(self, old: str, new: str) -> Commits | None:
+        """The commits between two releases, or None if one of them is not in the mirror."""
+        command = self._git(self.directory)
+        try:
+            ahead = int(command.rev_list("--count", f"{old}..{new}", "--"))
+            backwards = ahead == 0 and old != new
+            span = f"{new}..{old}" if backwards else f"{old}..{new}"
+            count = int(command.rev_list("--count", span, "--"))
+            lines = command.log(
+                "--format=%h %s", "--no-decorate", f"--max-count={SUBJECTS}", span, "--"
+            )
+        except (git.GitCommandError, ValueError):
+            return None
+        subjects = tuple(shell.printable(line) for line in str(lines).splitlines())
+        return Commits(count, backwards, subjects)
+
+
+class Broken(DeployError):
+    """The mirror lacks what it should have: made anew, it may have it."""
+
+
+def _words(error: git.GitCommandError) -> str:
+    text = str(error.stderr).strip().removeprefix("stderr:").strip(" '\n")
+    return shell.printable(text.splitlines()[-1]) if text else f"exit status {error.status}"
+
+
+def _hint(said: str) -> str:
+    """What may help; for the operator only, nothing is decided by git's wording."""
+    if "terminal prompts disabled" in said or "Permission denied (publickey" in said:
+        return "the repository asks for a password or a key, and this user has none for it"
+    return ""
+
+
+def new_directory(checkouts: Path, version: str) -> Path:
+    """A name that no checkout had before."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
+    return checkouts / f"{stamp}-{version}"
+
+
+def keep_last_failed(checkouts: Path, keep: int = FAILED_TO_KEEP) -> None:
+    """Removes all but the newest failed checkouts; their names are in the order of time."""
+    try:
+        directories = sorted(path for path in checkouts.iterdir() if not path.is_symlink())
+    except OSError:
+        return
+    for directory in directories[: max(0, len(directories) - keep)]:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove(directory: Path) -> None:
+    """Removes a checkout that is not needed any more."""
+    shutil.rmtree(directory, ignore_errors=True)

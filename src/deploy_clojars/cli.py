@@ -1,0 +1,193 @@
+"""The command line: click's commands, and the one place that turns errors into an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploy_clojars import __version__, versions
+from deploy_clojars.errors import DeployError, Status
+
+# Imported where they are used: `--help` needs click alone.
+if TYPE_CHECKING:
+    from deploy_clojars.console import Console
+    from deploy_clojars.host import Host
+
+
+class Commands(click.Group):
+    """Takes a word that is no command and has a digit in it as the TAG of `deploy`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.get_command(ctx, args[0]) is not None
+        if not known and versions.looks_like_a_version(args[0]):
+            args = ["deploy", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.obj = Settings()
+        return super().parse_args(ctx, args)
+
+
+class Settings:
+    """What the options say that work before and after the subcommand."""
+
+    def __init__(self) -> None:
+        self.config_file: str | None = None
+        self.verbose = False
+        self.quiet = False
+
+    def host(self) -> Host:
+        """The host that the configuration describes. Raises UsageError (2)."""
+        from deploy_clojars import config
+        from deploy_clojars.host import Host
+
+        words: tuple[str, ...] = ("deploy-clojars",)
+        if self.config_file:
+            words = (*words, "-c", self.config_file)
+        return Host(config.load(config.file_named(self.config_file)), words)
+
+    def console(self) -> Console:
+        """Where progress goes."""
+        from deploy_clojars.console import Console
+
+        return Console(verbose=self.verbose, quiet=self.quiet)
+
+
+def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(ctx.find_object(Settings), name, value)
+
+    return callback
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that work before and after the subcommand."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set("quiet"),
+                     help="Show warnings, questions and errors only."),
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set("verbose"),
+                     help="Show the output of the tests and the build as it comes."),
+        click.option("-c", "--config", "config_file", metavar="FILE", expose_value=False,
+                     callback=_set("config_file"),
+                     help="The configuration (default: $DEPLOY_CLOJARS_CONFIG, "
+                     "then /etc/deploy-clojars.toml if it is there)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+yes_option = click.option("--yes", is_flag=True, help="Answer the question beforehand.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@common_options
+@click.version_option(__version__, prog_name="deploy-clojars")
+def group() -> None:
+    """Put a release of clojars.org into production, and back.
+
+    `deploy-clojars TAG` is `deploy-clojars deploy TAG`.
+    """
+
+
+@group.command()
+@click.argument("tag")
+@yes_option
+@click.option("--force", is_flag=True,
+              help="Restart the backup even while it is the only instance that serves.")  # fmt: skip
+@common_options
+@click.pass_obj
+def deploy(settings: Settings, tag: str, yes: bool, force: bool) -> None:
+    """Test, build and install TAG, try it on the backup, ask, and promote it."""
+    version = versions.checked(tag)
+    from deploy_clojars import pipeline
+
+    pipeline.require_an_answer(yes)
+    pipeline.deploy(settings.host(), settings.console(), version, yes=yes, force=force)
+
+
+@group.command()
+@click.argument("version", required=False)
+@yes_option
+@click.option("-m", "why", metavar="WHY", help="Why; for the journal and the next deploy.")
+@common_options
+@click.pass_obj
+def rollback(settings: Settings, version: str | None, yes: bool, why: str | None) -> None:
+    """Go back to the release VERSION (default: the approved or the previous one)."""
+    if version is not None:
+        versions.checked(version)
+    from deploy_clojars import pipeline
+
+    pipeline.require_an_answer(yes)
+    pipeline.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
+
+
+@group.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@common_options
+@click.pass_obj
+def status(settings: Settings, as_json: bool) -> None:
+    """Say what runs where, and what to type next. Exit status 0 if all is well, else 11."""
+    from deploy_clojars import status
+
+    report = status.report(settings.host())
+    text = status.as_json(report) if as_json else status.as_text(report)
+    click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    sys.exit(Status.DONE if report.ok else Status.ATTENTION)
+
+
+def main() -> None:
+    """The program. Ends with the exit status of the contract."""
+    try:
+        status = group.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = Status.USAGE
+    except click.Abort:
+        status = 130
+    except DeployError as error:
+        _show(error)
+        status = error.status
+    except Exception as error:  # noqa: BLE001 # whatever it is, the operator gets a line
+        status = _defect(error)
+    _leave(int(status or 0))
+
+
+def _show(error: DeployError) -> None:
+    from deploy_clojars.console import Console
+
+    Console().error(error)
+
+
+def _defect(error: Exception) -> int:
+    """A defect of this tool: the traceback is in the log; here, where the host stands."""
+    import traceback
+
+    from deploy_clojars.console import Console
+
+    console = Console()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    shown = DeployError(
+        f"a defect of deploy-clojars: {error!r} at {where.filename}:{where.lineno}",
+        remedy="the traceback is in the log; where the host stands and what to type: "
+        "deploy-clojars status",
+    )
+    console.error(shown)
+    return Status.DEFECT
+
+
+def _leave(status: int) -> None:
+    """Ends the process; a terminal or a pipe that is gone does not change the exit status."""
+    import os
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)

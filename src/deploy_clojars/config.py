@@ -1,0 +1,212 @@
+"""The configuration: TOML, every key optional, the defaults being the host of clojars.org."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from deploy_clojars.errors import UsageError
+
+DEFAULT_FILE = Path("/etc/deploy-clojars.toml")
+VARIABLE = "DEPLOY_CLOJARS_CONFIG"
+
+A_YEAR = 365 * 24 * 3600  # also what keeps `inf` out of a number of seconds
+
+Seconds = Annotated[float, Meta(gt=0, le=A_YEAR)]
+Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]*$")]
+# Neither an option of the service manager nor a path.
+JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$")]
+VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+# A repository that starts with '-' would be an option of git.
+Repository = Annotated[str, Meta(pattern=r"^[^-\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
+
+
+class Build(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a checkout is tested and built."""
+
+    test: Text = "lein test"
+    uberjar: Text = "lein uberjar"
+    jar: Text = "target/**/*-standalone.jar"
+    timeout: Seconds = 1800
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    env: tuple[VariableName, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.jar.startswith("/") or ".." in self.jar.split("/"):
+            raise ValueError("`jar` must be a pattern inside the checkout")
+
+
+class Services(Struct, frozen=True, forbid_unknown_fields=True):
+    """The service manager that runs the instances."""
+
+    manager: Literal["upstart"] = "upstart"
+    sudo: bool = True
+    bin: AbsolutePath = "/sbin"
+    timeout: Seconds = 90
+
+
+class Instance(Struct, frozen=True, forbid_unknown_fields=True):
+    """One instance of the application."""
+
+    job: JobName
+    url: Text
+    health: Annotated[tuple[Text, ...], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for url in self.health:
+            why = _why_no_health_url(url)
+            if why:
+                raise ValueError(f"`health` {why}, got {url!r}")
+
+
+class Instances(Struct, frozen=True, forbid_unknown_fields=True):
+    """The two instances."""
+
+    primary: Instance = Instance(
+        job="clojars",
+        url="http://clojars.org:8001/",
+        health=("http://127.0.0.1:8001/", "tcp://127.0.0.1:7601"),
+    )
+    backup: Instance = Instance(
+        job="clojars-backup",
+        url="http://clojars.org:8002/",
+        health=("http://127.0.0.1:8002/", "tcp://127.0.0.1:7602"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.primary.job == self.backup.job:
+            raise ValueError(f"primary and backup must be two jobs, got {self.primary.job!r} twice")
+        for url in self.primary.health:
+            if url in self.backup.health:
+                raise ValueError(
+                    f"primary and backup must have health URLs of their own, got {url!r} twice"
+                )
+
+
+class Health(Struct, frozen=True, forbid_unknown_fields=True):
+    """When an instance counts as healthy."""
+
+    timeout: Seconds = 120
+    interval: Seconds = 0.2
+    settle: Annotated[float, Meta(ge=0, le=A_YEAR)] = 3
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration; `Config()` is the default one."""
+
+    name: Name = "clojars-web"
+    repository: Repository = "https://github.com/clojars/clojars-web.git"
+    home: AbsolutePath = "/home/clojars"
+    build: Build = Build()
+    services: Services = Services()
+    instances: Instances = Instances()
+    health: Health = Health()
+
+    @property
+    def deploy_directory(self) -> Path:
+        """Where the tool keeps what is its own."""
+        return Path(self.home) / "deploy"
+
+    @property
+    def releases_directory(self) -> Path:
+        """Where the releases and the link to the current one are."""
+        return Path(self.home) / "releases"
+
+
+def _why_no_health_url(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return f"must hold URLs ({error})"
+    if parts.scheme not in ("http", "https", "tcp"):
+        return "must hold URLs that start with http://, https:// or tcp://"
+    if not parts.hostname:
+        return "must hold URLs with a host"
+    if parts.scheme == "tcp" and (port is None or parts.path or parts.query):
+        return "must hold tcp URLs of the form tcp://HOST:PORT"
+    return None
+
+
+def file_named(option: str | None) -> Path | None:
+    """The configuration file to read: the option's, the environment's, or the host's if there."""
+    named = option or os.environ.get(VARIABLE)
+    if named:
+        return Path(named).absolute()
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load(file: Path | None) -> Config:
+    """Reads `file` (None: the defaults).
+
+    Raises UsageError (2) that names the file, the key's path, what was expected and, for an
+    unknown key, the nearest known one.
+    """
+    if file is None:
+        return Config()
+    try:
+        with file.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            text = stream.read().decode()
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{file}: is not TOML: {error}") from None
+    # Whoever can write this file can choose what runs as the production user.
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(
+            f"{file}: others than its owner can write it (mode {stat.S_IMODE(mode):04o})",
+            remedy=f"chmod go-w {file}",
+        )
+    return parse(data, str(file))
+
+
+def parse(data: dict[str, Any], source: str) -> Config:
+    """Turns TOML's tables into a configuration; `source` names them in errors (UsageError)."""
+    defaults = msgspec.to_builtins(Config())
+    _refuse_unknown_keys(data, defaults, source)
+    try:
+        return msgspec.convert(_merged(defaults, data), Config)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{source}: {_with_key_first(str(error))}") from None
+
+
+def _merged(defaults: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(defaults)
+    for key, value in data.items():
+        default = defaults[key]
+        both_tables = isinstance(default, dict) and isinstance(value, dict)
+        merged[key] = _merged(default, value) if both_tables else value
+    return merged
+
+
+def _refuse_unknown_keys(
+    data: dict[str, Any], known: dict[str, Any], source: str, path: str = ""
+) -> None:
+    for key, value in data.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0.5)
+            expected = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"{source}: {path}{key}: unknown key; {expected}")
+        if isinstance(value, dict) and isinstance(known[key], dict):
+            _refuse_unknown_keys(value, known[key], source, f"{path}{key}.")
+
+
+def _with_key_first(message: str) -> str:
+    """Turns msgspec's "Expected `int`, got `str` - at `$.build.nice`" round."""
+    what, _, path = message.partition(" - at `$")
+    key = re.sub(r"^\.", "", path.rstrip("`"))
+    what = what[:1].lower() + what[1:]
+    return f"{key}: {what}" if key else what

@@ -1,0 +1,258 @@
+"""All that is shown: steps, notes, errors and questions on the terminal and in the run's log."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TextIO, cast
+
+import rich.console
+from rich.text import Text
+
+from deploy_clojars import signals
+from deploy_clojars.errors import Declined, DeployError
+from deploy_clojars.shell import printable
+
+ANSWERS = {b"yes": True, b"y": True, b"no": False, b"n": False}
+NAME_WIDTH = 10  # of a step
+
+
+class Forgiving(io.TextIOBase):
+    """Standard error whose reader may be gone: a closed window must not stop a revert."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+class Console:
+    """What a run says. Progress, questions and errors go to standard error and into the log."""
+
+    def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
+        # An ASCII locale must not turn a tag's name into a crash.
+        with suppress(AttributeError, ValueError, OSError):
+            sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        self._terminal = rich.console.Console(
+            file=cast(IO[str], Forgiving(sys.stderr)),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+            emoji=False,
+        )
+        self.verbose = verbose
+        self.quiet = quiet
+        self._log: IO[bytes] | None = None
+        self.log_file: Path | None = None
+        self._line_is_open = False
+
+    @property
+    def log(self) -> IO[bytes]:
+        """Where a command's output goes: the run's log, or nowhere if it can't be written."""
+        if self._log is None:
+            self._log = open(os.devnull, "ab")  # noqa: SIM115 # closed with the process
+        return self._log
+
+    @contextmanager
+    def logging_to(self, file: Path) -> Iterator[None]:
+        """Writes all that is said into `file`, too. A log that can't be written is a warning."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._log = open(file, "ab", buffering=0, opener=_private)  # noqa: SIM115
+            self.log_file = file
+        except OSError as error:
+            self.warn(f"no log: {file}: {error.strerror}")
+        try:
+            yield
+        finally:
+            if self._log is not None:
+                self._log.close()
+            self._log = None
+
+    def say(self, text: str, style: str = "") -> None:
+        """Shows a line, unless the run is quiet."""
+        self._into_log(text)
+        if not self.quiet:
+            self._show(text, style)
+
+    def warn(self, text: str) -> None:
+        """Shows what the operator should know although the run goes on."""
+        self._into_log(f"warning: {text}")
+        self._show(f"warning: {text}", "yellow")
+
+    def error(self, error: DeployError) -> None:
+        """Shows what ended the run, once: what others said, what happened, what to type next."""
+        if error.shown:
+            return
+        error.shown = True
+        for line in error.detail.splitlines():
+            self._into_log(f"  | {line}")
+            self._show(f"  | {line}", "dim")
+        self._into_log(f"error: {error.message}")
+        self._show(f"error: {error.message}", "bold red")
+        for line in error.remedy.splitlines():
+            self._into_log(f"  {line}")
+            self._show(f"  {line}")
+
+    def trace(self, traceback: str) -> None:
+        """Writes a defect's traceback into the log."""
+        self._into_log(traceback)
+
+    @contextmanager
+    def step(self, name: str, what: str) -> Iterator[Callable[[str], None]]:
+        """Shows a step: its line when it starts, its time when it is done.
+
+        The block gets a function that replaces `what` with the result, shown with the time.
+        """
+        started = time.monotonic()
+        result = ""
+
+        def becomes(text: str) -> None:
+            nonlocal result
+            result = text
+
+        self._into_log(f"{name}: {what}")
+        self._open_line(name, what)
+        try:
+            yield becomes
+        except BaseException:
+            seconds = time.monotonic() - started
+            self._into_log(f"{name}: failed after {seconds:.1f} s")
+            self._close_line(name, f"failed, {seconds:.1f} s", "red")
+            raise
+        seconds = time.monotonic() - started
+        ending = ", ".join(part for part in (result, f"{seconds:.1f} s") if part)
+        self._into_log(f"{name}: {ending}")
+        self._close_line(name, ending, "dim")
+
+    def ask(self, question: str, watch: Callable[[], str | None]) -> bool:
+        """Asks until the answer is yes or no. `watch` is called every second; what it returns
+        is shown above the question.
+
+        Raises Declined (7) at the end of input, Interrupted if a signal comes.
+        """
+        self._forget_what_was_typed_before()
+        prompt = f"{question} [yes/no] "
+        self._into_log(prompt)
+        self._show(prompt, "bold", end="")
+        typed = b""
+        while True:
+            if signals.wait(1.0, sys.stdin.fileno()):
+                received = self._read()
+                if not received:
+                    self._show("")
+                    raise Declined("the input ended before an answer came")
+                typed += received
+            while b"\n" in typed:
+                line, _, typed = typed.partition(b"\n")
+                answer = ANSWERS.get(line.strip().lower())
+                shown = printable(line.decode("utf-8", "replace"))
+                self._into_log(f"answered: {shown}")
+                if answer is not None:
+                    return answer
+                self._show("Please type yes or no.")
+                self._show(prompt, "bold", end="")
+            notice = watch()
+            if notice:
+                self._show("")
+                self.warn(notice)
+                self._show(prompt, "bold", end="")
+
+    @staticmethod
+    def _read() -> bytes:
+        try:
+            return os.read(sys.stdin.fileno(), 4096)
+        except OSError:
+            return b""  # the terminal is gone
+
+    @staticmethod
+    def _forget_what_was_typed_before() -> None:
+        """An answer typed before the question was shown is no answer to it."""
+        with suppress(termios.error, OSError, ValueError):
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+    def _open_line(self, name: str, what: str) -> None:
+        if self.quiet:
+            return
+        self._end_line()
+        self._terminal.print(_step_line(name, what), end="")
+        self._terminal.file.flush()
+        self._line_is_open = True
+
+    def _close_line(self, name: str, ending: str, style: str) -> None:
+        if self.quiet:
+            return
+        if self._line_is_open:
+            self._terminal.print(Text(f"  {ending}", style))
+        else:
+            self._terminal.print(_step_line(name, "").append(ending, style))
+        self._line_is_open = False
+
+    def _end_line(self) -> None:
+        if self._line_is_open:
+            self._terminal.print()
+            self._line_is_open = False
+
+    def _show(self, text: str, style: str = "", end: str = "\n") -> None:
+        self._end_line()
+        self._terminal.print(Text(text, style), end=end)
+        self._terminal.file.flush()
+
+    def raw(self, text: str) -> None:
+        """Shows a build's own output (`-v`); it is in the log already."""
+        self._end_line()
+        for line in text.splitlines():
+            self._terminal.print(Text(f"  | {printable(line)}", "dim"))
+
+    def _into_log(self, text: str) -> None:
+        if self._log is None:
+            return
+        stamp = datetime.now(UTC).strftime("%H:%M:%S")
+        with suppress(OSError, ValueError):
+            for line in text.splitlines() or [""]:
+                self._log.write(f"{stamp} {line}\n".encode("utf-8", "backslashreplace"))
+
+
+def _private(file: str, flags: int) -> int:
+    """Opens a log: for the user and its group, and never through a link."""
+    descriptor = os.open(file, flags | os.O_NOFOLLOW, 0o640)
+    os.fchmod(descriptor, 0o640)  # whatever the umask
+    return descriptor
+
+
+def _step_line(name: str, what: str) -> Text:
+    return Text.assemble("  ", (name.ljust(NAME_WIDTH), "bold"), " ", what)
+
+
+def log_name(command: str, version: str | None, moment: datetime) -> str:
+    """The name of a run's log; in the order of time."""
+    safe = re.sub(r"[^A-Za-z0-9._+-]", "_", version or "")
+    stamp = moment.strftime("%Y-%m-%dT%H%M%SZ")
+    return "-".join(part for part in (stamp, command, safe, str(os.getpid())) if part) + ".log"

@@ -1,0 +1,160 @@
+"""What is decided: pure functions over what was seen. What is done is elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+
+from deploy_clojars.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.journal import History, LastRun, Left
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What decides whether an instance may be restarted, and must be."""
+
+    serving: bool
+    healthy: bool  # on the release in question
+
+
+class Refusal(Enum):
+    """Why a deploy must not start."""
+
+    ONLY_SERVING_INSTANCE = "the backup is the only serving instance"
+
+
+def deploy_refusal(primary: Seen, backup: Seen) -> Refusal | None:
+    """Whether a deploy may start: it restarts the backup unless that is healthy already.
+
+    It never restarts the only serving instance.
+    """
+    if not primary.serving and backup.serving and not backup.healthy:
+        return Refusal.ONLY_SERVING_INSTANCE
+    return None
+
+
+def next_to_restart(primary: Seen, backup: Seen, failed: Collection[Role] = ()) -> Role | None:
+    """Which instance a rollback or a revert restarts next; None if it is done or must stop.
+
+    Asked anew before every restart. Only what is not healthy on the target is restarted, the
+    only serving instance never is, and after a failure the other one is tried only if nothing
+    serves.
+    """
+    seen = {PRIMARY: primary, BACKUP: backup}
+    if failed and (primary.serving or backup.serving):
+        return None
+    order = (BACKUP, PRIMARY) if primary.serving else (PRIMARY, BACKUP)
+    for role in order:
+        other = BACKUP if role == PRIMARY else PRIMARY
+        only_one = seen[role].serving and not seen[other].serving
+        if not seen[role].healthy and role not in failed and not only_one:
+            return role
+    return None
+
+
+def adopted(primary_runs: str | None, current: str | None) -> str | None:
+    """What counts as approved on a host without a journal."""
+    return primary_runs or current
+
+
+def has_drifted(last: LastRun | None, now: Left) -> bool:
+    """Whether current or what an instance runs is not what the last run left.
+
+    An instance that is down, or not visible, is no drift, and neither is one that was down and
+    has come up on the current release.
+    """
+    if last is None or not last.ended:
+        return False
+    left = last.left
+    return (
+        now.current != left.current
+        or _differs(now.primary, left.primary or left.current)
+        or _differs(now.backup, left.backup or left.current)
+    )
+
+
+def _differs(now: str | None, left: str | None) -> bool:
+    return now is not None and now != left
+
+
+def deploy_obstacle(history: History, version: str, drifted: bool) -> str | None:
+    """Why a deploy of `version` must not start, given what earlier runs left.
+
+    A run that was cut off past its point of no return is finished by the same deploy; drift is
+    ended by a rollback, or by deploying what is approved.
+    """
+    cut_off = history.unfinished
+    if cut_off is not None and cut_off.past_return:
+        same = cut_off.command == "deploy" and cut_off.version == version
+        if not same:
+            return f"{cut_off.command} {cut_off.version} was cut off after its point of no return"
+    if drifted and version != history.approved:
+        return "current or what an instance runs is not what the last run left"
+    return None
+
+
+def bare_rollback_target(
+    history: History, approved: str | None, current: str | None, runs: Collection[str | None]
+) -> str | None:
+    """Where `rollback` without a version goes; None if there is nowhere to go.
+
+    To the approved release if anything else is current, running or interrupted, otherwise to
+    the previous one.
+    """
+    others = {version for version in (current, *runs) if version is not None} - {approved}
+    if approved is not None and (others or history.unfinished is not None):
+        return approved
+    return history.previous
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that `status` judges by."""
+
+    history: History
+    approved: str | None
+    current: str | None
+    primary_ok: bool  # serves the approved release
+    backup_ok: bool
+    drifted: bool
+    locked: bool
+
+    @property
+    def interrupted(self) -> bool:
+        """The lock is free and the journal's last run has no end."""
+        return not self.locked and self.history.unfinished is not None
+
+    @property
+    def ok(self) -> bool:
+        """Nothing needs a person."""
+        if self.approved is None or not self.primary_ok:
+            return False
+        if self.locked:
+            return True
+        return self.backup_ok and self.current == self.approved and not self.interrupted
+
+    @property
+    def next_words(self) -> tuple[str, str] | None:
+        """The command to type next, as its name and its version; None if nothing is to be done.
+
+        Typing it twice is harmless: the version is spelt out.
+        """
+        if self.ok or self.locked:
+            return None
+        cut_off = self.history.unfinished
+        if cut_off is not None and cut_off.past_return and cut_off.version:
+            return cut_off.command, cut_off.version
+        last = self.history.last
+        if (
+            last is not None
+            and last.half_rolled_back
+            and self.current == last.version
+            and last.version
+        ):
+            return "rollback", last.version
+        if self.approved is not None:
+            return "rollback", self.approved
+        if last is not None and last.version and (cut_off or self.current == last.version):
+            return "deploy", last.version
+        return None

@@ -1,0 +1,149 @@
+"""The host: its configuration, its releases, its journal and its two instances, as one thing."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy_clojars import decisions
+from deploy_clojars.config import Config
+from deploy_clojars.instances import BACKUP, PRIMARY, Instance, Observation, Role
+from deploy_clojars.journal import History, Journal, Left
+from deploy_clojars.releases import Current, Releases
+from deploy_clojars.services import services_of
+
+
+@dataclass(frozen=True)
+class Look:
+    """The host at one moment."""
+
+    current: Current
+    primary: Observation
+    backup: Observation
+    history: History
+    approved: str | None
+
+    def left(self) -> Left:
+        """What the host would be left with now."""
+        return Left(self.current.version, self.primary.running, self.backup.running)
+
+    def seen(self, version: str) -> tuple[decisions.Seen, decisions.Seen]:
+        """The primary and the backup, as what concerns a restart on `version` depends on them."""
+        primary, backup = (
+            decisions.Seen(each.serving, each.is_healthy_on(version))
+            for each in (self.primary, self.backup)
+        )
+        return primary, backup
+
+    def both_healthy_on(self, version: str) -> bool:
+        """Whether both instances are healthy on the release now."""
+        return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the host is not as the last run left it. False while a run is at work."""
+        return decisions.has_drifted(self.history.last, self.left())
+
+
+class Host:
+    """All that a command works on. `words` are what the operator typed before the subcommand."""
+
+    def __init__(self, config: Config, words: tuple[str, ...] = ("deploy-clojars",)) -> None:
+        self.config = config
+        self.words = words
+        self.home = Path(config.home)
+        self.deploy = config.deploy_directory
+        self.lock_file = self.deploy / "lock"
+        self.logs = self.deploy / "logs"
+        self.journal = Journal(self.deploy / "journal.jsonl")
+        self.releases = Releases(config.releases_directory, config.name)
+        self.services = services_of(config)
+        self.instances: dict[Role, Instance] = {
+            role: Instance(role, settings, config.health, self.services, self.releases)
+            for role, settings in (
+                (PRIMARY, config.instances.primary),
+                (BACKUP, config.instances.backup),
+            )
+        }
+
+    @property
+    def jobs(self) -> tuple[str, str]:
+        """The jobs of the primary and the backup."""
+        return self.instances[PRIMARY].job, self.instances[BACKUP].job
+
+    def look(self) -> Look:
+        """Looks at everything, both instances at the same time. Raises OSError for the journal."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            primary = pool.submit(self.instances[PRIMARY].observe)
+            backup = pool.submit(self.instances[BACKUP].observe)
+            current = self.releases.current()
+            history = self.journal.history()
+        return Look(
+            current=current,
+            primary=primary.result(),
+            backup=backup.result(),
+            history=history,
+            approved=self._approved(history, primary.result(), current),
+        )
+
+    def _approved(self, history: History, primary: Observation, current: Current) -> str | None:
+        if history.adopted or history.stack:
+            return history.approved
+        runs = primary.running if primary.running in primary.open_releases else None
+        return decisions.adopted(runs, current.version)
+
+    def command(self, *words: str) -> str:
+        """What to type for a command on this host, quoted for a shell."""
+        return shlex.join([*self.words, *words])
+
+    def next_command(self, look: Look, situation: decisions.Situation) -> str | None:
+        """The command to type next, or None if nothing needs a person or a run is at work."""
+        if situation.ok or situation.locked:
+            return None
+        if look.current.broken:
+            return self.releases.mended_by(look.current, look.approved) or None
+        words = situation.next_words
+        return self.command(*words) if words else None
+
+    def situation(self, look: Look, *, locked: bool) -> decisions.Situation:
+        """What `status` judges by."""
+        return decisions.Situation(
+            history=look.history,
+            approved=look.approved,
+            current=look.current.version,
+            primary_ok=_serves(look.primary, look.approved),
+            backup_ok=_serves(look.backup, look.approved),
+            drifted=look.drifted and not locked,
+            locked=locked,
+        )
+
+    @property
+    def id_prefix(self) -> str:
+        """Begins the id of every run on this host, and of no run on another home."""
+        home = os.stat(self.home)
+        return f"{home.st_dev:x}.{home.st_ino:x}."
+
+
+def _serves(observation: Observation, approved: str | None) -> bool:
+    """Whether it serves the approved release; what cannot be seen is not held against it."""
+    if not observation.serving or approved is None:
+        return False
+    return not observation.visible or approved in observation.open_releases
+
+
+def user_name(uid: int | None = None) -> str:
+    """The name of a user (default: this process's), or its number if it has none."""
+    uid = os.geteuid() if uid is None else uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def operator() -> str:
+    """Who asked: the user behind sudo, not the production user."""
+    return os.environ.get("SUDO_USER") or user_name()

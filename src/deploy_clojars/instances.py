@@ -1,0 +1,286 @@
+"""One instance: what it runs, whether it is healthy, and restarting it."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+from urllib.parse import urlsplit
+
+from deploy_clojars import config, processes, signals
+from deploy_clojars.errors import NotHealthy
+from deploy_clojars.releases import Releases
+from deploy_clojars.services import Job, ServiceFailed, Services
+
+Role = Literal["primary", "backup"]
+PRIMARY: Role = "primary"
+BACKUP: Role = "backup"
+
+CHECK_SECONDS = 5.0  # for one health URL to answer
+# A JVM that dies after seconds is respawned for ever and looks `start/running` at every look.
+DEATHS = 2
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One health URL's answer."""
+
+    url: str
+    ok: bool
+    ms: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An instance at one moment."""
+
+    role: Role
+    job: str
+    state: str
+    said: str  # by the service manager
+    pid: int | None = None
+    since: str | None = None
+    running: str | None = None  # a version, or the path of a jar that is no release
+    open_releases: frozenset[str] = frozenset()
+    visible: bool = True  # whether this user may see what the process has open
+    checks: tuple[Check, ...] = ()
+    foreign_ports: tuple[int, ...] = ()  # local health ports that somebody else listens on, too
+
+    @property
+    def serving(self) -> bool:
+        """Its process runs and its health URLs answer, whatever the release."""
+        return self.state == "running" and all(check.ok for check in self.checks)
+
+    def why_not_healthy_on(self, version: str, not_pid: int | None = None) -> str | None:
+        """What keeps it from being healthy on the release, or None if nothing does.
+
+        `not_pid` is the PID from before the restart: that process proves nothing.
+        """
+        if self.state != "running":
+            return f"{self.job} is not running: {self.said}"
+        if self.pid == not_pid:
+            return f"{self.job} is still the process from before the restart (PID {self.pid})"
+        if version not in self.open_releases:
+            if not self.visible:
+                return f"what {self.job} has open is not visible to this user"
+            if self.running is None:
+                return (
+                    f"{self.job} (PID {self.pid}) has no release open; "
+                    "it must keep its jar open, as a JVM does"
+                )
+            return f"{self.job} runs {self.running}, not {version}"
+        for check in self.checks:
+            if not check.ok:
+                return f"{check.url}: {check.detail}"
+        if self.foreign_ports:
+            ports = ", ".join(map(str, self.foreign_ports))
+            return (
+                f"{self.job} (PID {self.pid}) does not own port {ports}: "
+                "another process listens there and may be the one that answers"
+            )
+        return None
+
+    def is_healthy_on(self, version: str) -> bool:
+        """Whether nothing keeps it from being healthy on the release."""
+        return self.why_not_healthy_on(version) is None
+
+
+class Instance:
+    """One of the two instances."""
+
+    def __init__(
+        self,
+        role: Role,
+        settings: config.Instance,
+        health: config.Health,
+        services: Services,
+        releases: Releases,
+    ) -> None:
+        self.role = role
+        self.job = settings.job
+        self.url = settings.url
+        self._urls = settings.health
+        self._health = health
+        self._services = services
+        self._releases = releases
+
+    def observe(self) -> Observation:
+        """Looks at the instance now; its health URLs are asked at the same time."""
+        with ThreadPoolExecutor(max_workers=len(self._urls)) as pool:
+            checks = pool.map(check, self._urls)
+            job = self._services.status(self.job)
+            tree = processes.tree(job.pid) if job.pid is not None else None
+            if job.pid is not None and tree is None:
+                job = Job("starting", said=f"{job.said} (that process has just ended)")
+            observation = self._with_process(job, tree)
+            return replace(observation, checks=tuple(checks))
+
+    def _with_process(self, job: Job, tree: processes.Tree | None) -> Observation:
+        if tree is None:
+            return Observation(self.role, self.job, job.state, job.said)
+        versions, others = self._what_is_open(tree)
+        return Observation(
+            role=self.role,
+            job=self.job,
+            state=job.state,
+            said=job.said,
+            pid=job.pid,
+            since=tree.since,
+            running=next(iter([*versions, *others]), None),
+            open_releases=frozenset(versions),
+            visible=tree.visible,
+            foreign_ports=self._foreign_ports(tree) if tree.visible else (),
+        )
+
+    def _what_is_open(self, tree: processes.Tree) -> tuple[list[str], list[str]]:
+        """The releases and the other jars that the process or a descendant has open."""
+        versions, others = [], []
+        for file in tree.files:
+            if not file.name.endswith(".jar"):
+                continue
+            directory, _, name = file.name.rpartition("/")
+            version = self._releases.version_of(file.identity, name)
+            if version is not None:
+                versions.append(version)
+            elif directory:
+                others.append(file.name)
+        return versions, others
+
+    def _foreign_ports(self, tree: processes.Tree) -> tuple[int, ...]:
+        """Local health ports on which not every listening socket is the process tree's."""
+        foreign = []
+        for url in self._urls:
+            host, port = _address(url)
+            if _is_local(host):
+                listening = processes.listening_sockets(port)
+                if not listening or listening - tree.sockets:
+                    foreign.append(port)
+        return tuple(foreign)
+
+    def restart(self) -> None:
+        """Asks for a restart, or a start if it is stopped. Raises NotHealthy (6)."""
+        try:
+            self._services.restart(self.job)
+        except ServiceFailed as error:
+            raise NotHealthy(
+                f"{self.job} could not be restarted: {error}", detail=self._last_words()
+            ) from None
+
+    def stop(self) -> None:
+        """Stops it. Raises NotHealthy (6)."""
+        try:
+            self._services.stop(self.job)
+        except ServiceFailed as error:
+            raise NotHealthy(f"{self.job} could not be stopped: {error}") from None
+
+    def wait_until_healthy(
+        self,
+        version: str,
+        *,
+        not_pid: int | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Observation:
+        """Waits until it is healthy on the release and stays so, unchanged, while it settles.
+
+        Raises NotHealthy (6): at once if the job has ended or its PID keeps changing, otherwise
+        after `health.timeout` seconds; Interrupted if a signal comes.
+        """
+        started = time.monotonic()
+        healthy_since: float | None = None
+        pids: list[int] = []
+        while True:
+            observation = self.observe()
+            now = time.monotonic()
+            why = observation.why_not_healthy_on(version, not_pid)
+            pid = observation.pid
+            if pid is not None and pid != not_pid and pid not in pids:
+                pids.append(pid)
+                healthy_since = None
+            if why is None:
+                healthy_since = now if healthy_since is None else healthy_since
+                if now - healthy_since >= self._health.settle:
+                    return observation
+            else:
+                healthy_since = None
+                self._fail_if_hopeless(observation, version, why, pids, now - started)
+            if progress is not None:
+                progress(why or "settling")
+            signals.wait(self._health.interval)
+
+    def _fail_if_hopeless(
+        self, observation: Observation, version: str, why: str, pids: list[int], waited: float
+    ) -> None:
+        if observation.state in ("stopped", "stopping"):
+            reason = f"it has ended: {observation.said}"
+        elif len(pids) > DEATHS:
+            reason = f"it keeps dying (PIDs {', '.join(map(str, pids))})"
+        elif waited > self._health.timeout:
+            reason = why
+        else:
+            return
+        raise NotHealthy(
+            f"{self.job} did not come up on {version} within {waited:.1f} s: {reason}",
+            detail=self._last_words(observation),
+        )
+
+    def _last_words(self, observation: Observation | None = None) -> str:
+        """The last answers, the job's state and the end of its log, for the operator."""
+        lines = []
+        if observation is not None:
+            lines += [f"{check.url}: {check.detail}" for check in observation.checks]
+            lines.append(f"job: {observation.said}")
+        log = self._services.last_log_lines(self.job)
+        return "\n".join([*lines, *([f"the end of its log:\n{log}"] if log else [])])
+
+
+def check(url: str) -> Check:
+    """Asks one health URL: 2xx or 3xx is well; for tcp a connection is."""
+    started = time.monotonic()
+    try:
+        ok, detail = _connects(url) if url.startswith("tcp:") else _answers(url)
+    except (OSError, http.client.HTTPException) as error:
+        ok, detail = False, str(error) or type(error).__name__
+    return Check(url, ok, round((time.monotonic() - started) * 1000, 1), detail)
+
+
+def _connects(url: str) -> tuple[bool, str]:
+    with socket.create_connection(_address(url), timeout=CHECK_SECONDS):
+        return True, "connected"
+
+
+def _answers(url: str) -> tuple[bool, str]:
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    host, port = _address(url)
+    connection = kind(host, port, timeout=CHECK_SECONDS)
+    try:
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", path, headers={"User-Agent": "deploy-clojars"})
+        response = connection.getresponse()
+        return 200 <= response.status < 400, f"{response.status} {response.reason}".strip()
+    finally:
+        connection.close()
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
+
+
+def _is_local(host: str) -> bool:
+    """Whether the address is this machine's: only then can a socket be bound to it."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+        return True
+    except OSError:
+        return False

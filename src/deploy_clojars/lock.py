@@ -1,0 +1,105 @@
+"""The lock: one run at a time, and everybody can see whose it is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from deploy_clojars.errors import Locked
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds the lock; written into the lock's file."""
+
+    pid: int | None = None
+    user: str | None = None
+    since: str | None = None  # ISO 8601, UTC
+    step: str | None = None
+    version: str | None = None
+    command: str | None = None
+
+
+class Lock:
+    """The lock's file while this run holds it."""
+
+    def __init__(self, descriptor: int, holder: Holder) -> None:
+        self._descriptor = descriptor
+        self._holder = holder
+        self._write()
+
+    def at_step(self, step: str) -> None:
+        """Tells readers which step the run is at."""
+        self._holder = msgspec.structs.replace(self._holder, step=step)
+        self._write()
+
+    def _write(self) -> None:
+        text = msgspec.json.encode(self._holder) + b"\n"
+        try:
+            os.pwrite(self._descriptor, text, 0)
+            os.ftruncate(self._descriptor, len(text))
+        except OSError:
+            # On a full disk the lock still locks; a revert must not fail for its label.
+            pass
+
+
+@contextmanager
+def held(file: Path, holder: Holder) -> Iterator[Lock]:
+    """Holds the lock while the block runs. The file is never removed.
+
+    An open-file-description lock: it ends with the process, children do not inherit it, and
+    F_OFD_GETLK lets `status` look without taking it (taking it to look makes a run that starts
+    at that instant fail). Raises Locked (3).
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+        except BlockingIOError:
+            raise locked_by(_read(descriptor)) from None
+        os.fchmod(descriptor, 0o644)  # whatever the umask: `status` runs as any user
+        yield Lock(descriptor, holder)
+    finally:
+        os.close(descriptor)
+
+
+def holder_of(file: Path) -> Holder | None:
+    """Who holds the lock now, or None if it is free."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+        (kind,) = struct.unpack_from("h", answer)
+        return None if kind == fcntl.F_UNLCK else _read(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def locked_by(holder: Holder) -> Locked:
+    """The error that says who has the lock and how to make that run stop cleanly."""
+    what = f"{holder.command or 'a run'} {holder.version or ''}".strip()
+    return Locked(
+        f"locked: {what} by {holder.user or 'somebody'} since {holder.since or 'just now'}, "
+        f"step {holder.step or 'start'}, PID {holder.pid or 'unknown'}",
+        remedy=f"to stop that run cleanly: kill -INT {holder.pid}" if holder.pid else "",
+    )
+
+
+def _whole_file(kind: int) -> bytes:
+    """A `struct flock` (fcntl(2)): type, whence, start, length, pid (0 for this kind of lock)."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _read(descriptor: int) -> Holder:
+    try:
+        return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=Holder)
+    except (OSError, msgspec.DecodeError):
+        # It took the lock this instant and has written nothing yet.
+        return Holder()

@@ -1,0 +1,654 @@
+"""Deploy and rollback, from top to bottom as they happen.
+
+Everything that they need is imported here, before the lock is taken: an upgrade of the package
+while the question is open must not break the revert.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy_clojars import build, checkout, decisions, preflight, releases, signals
+from deploy_clojars.build import Builder
+from deploy_clojars.checkout import Commits, Mirror
+from deploy_clojars.console import Console
+from deploy_clojars.errors import (
+    Declined,
+    DeployError,
+    HalfDone,
+    Interrupted,
+    NotHealthy,
+    PrimaryDown,
+    UsageError,
+)
+from deploy_clojars.host import Host, Look
+from deploy_clojars.instances import BACKUP, PRIMARY, Observation, Role
+from deploy_clojars.run import Run, make_directory, started
+
+DATA_STAYS = "data stays as it is: only code is put back"
+
+
+def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool) -> None:
+    """Puts the tag `version` into production. Raises DeployError with the exit status."""
+    require_an_answer(yes)
+    with started(host, console, "deploy", version) as run:
+        revert_a_run_that_was_cut_off(run)
+        look, cost = preflight.of_deploy(host, version, force=force)
+        announce(run, look, cost)
+        run.begin(look)
+        obtain_release(run, version)
+        if is_done_already(run, version):
+            return
+        with reverted_on_failure(run, version):
+            flip(run, version)
+            backup = bring_up_backup(run, version, force=force)
+            ask_to_promote(run, version, backup, yes=yes)
+            refuse_a_backup_that_failed_meanwhile(run, version, backup)
+            signals.check()
+            run.record("no return", version=version)
+        promote(run, version)
+
+
+def rollback(
+    host: Host, console: Console, version: str | None, *, yes: bool, why: str | None
+) -> None:
+    """Puts a release that is there back into production. Raises DeployError."""
+    require_an_answer(yes)
+    with started(host, console, "rollback", version) as run:
+        host.releases.refuse_broken_link()
+        look = preflight.ready_to_restart(host)
+        target = run.version = target_of_rollback(run, look, version)
+        if is_settled_on(look, target):
+            console.say(f"{target} is current, approved and runs on both instances already")
+            return
+        ask_to_roll_back(run, look, target, yes=yes)
+        look = revert_a_run_that_was_cut_off(run) or look
+        run.begin(look)
+        signals.check()
+        with signals.seen_through(seen_through_notice(run)):
+            roll_back(run, look, target, why)
+
+
+# --- what both need ---------------------------------------------------------------------------
+
+
+def require_an_answer(yes: bool) -> None:
+    """Raises UsageError (2) if a question will come and nobody can answer it."""
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(
+            "standard input is no terminal, and this command asks a question",
+            remedy="--yes answers it beforehand",
+        )
+
+
+def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
+    """Reverts an earlier run that was killed before its point of no return.
+
+    Returns a new look at the host if there was one. Raises HalfDone (9).
+    """
+    look = run.host.look()
+    cut_off = look.history.unfinished
+    if cut_off is None or cut_off.past_return:
+        return None
+    what = f"the {cut_off.command} of {cut_off.version} by {cut_off.by}, {cut_off.at}, was cut off"
+    run.left = look.left()
+    if cut_off.flipped:
+        run.console.say(f"{what}; it is reverted first")
+        with signals.seen_through(seen_through_notice(run)):
+            revert(run, look.approved, cut_off.version or "")
+    else:
+        run.console.say(f"{what} before it changed anything that runs")
+    run.close(cut_off, run.left)
+    return run.host.look()
+
+
+def flip(run: Run, version: str) -> None:
+    """Points the link at the release."""
+    before = run.host.releases.current().version
+    with run.step("flip", f"current: {before or 'none'} -> {version}"):
+        run.record("flip", version=version, previously=before)
+        run.host.releases.flip(version)
+    run.now_left_with(current=version)
+
+
+def restart(run: Run, role: Role, version: str) -> Observation:
+    """Restarts an instance and waits until it is healthy on the release.
+
+    Raises NotHealthy (6), Interrupted.
+    """
+    instance = run.host.instances[role]
+    with run.step(role, f"restart {instance.job}") as becomes:
+        before = run.host.services.status(instance.job).pid
+        run.record("restart", instance=role, version=version, pid=before)
+        run.now_left_with(**{role: version})
+        instance.restart()
+        observation = instance.wait_until_healthy(version, not_pid=before)
+        becomes(f"healthy on {version} (PID {observation.pid})")
+    return observation
+
+
+def seen_through_notice(run: Run) -> signals.Notice:
+    """What is said, once, when a signal comes where the run must not stop."""
+    seconds = run.host.config.health.timeout + run.host.config.services.timeout
+    return lambda: run.console.warn(f"signal noted; finishing, up to {seconds:g} s")
+
+
+# --- deploy -----------------------------------------------------------------------------------
+
+
+def announce(run: Run, look: Look, cost: str | None) -> None:
+    """Says what begins, from where, and what `--force` costs."""
+    run.console.say(f"deploy {run.version} (approved now: {look.approved or 'none'})", "bold")
+    if cost:
+        run.console.warn(cost)
+
+
+def obtain_release(run: Run, version: str) -> None:
+    """The release in `releases/`: one that is there, or the tag tested, built and installed."""
+    mirror, commit = fetch(run, version)
+    if run.host.releases.has(version):
+        reuse(run, version, commit)
+        return
+    with checked_out(run, mirror, version, commit) as directory:
+        builder = Builder(run.host.config.build, run.id, run.console)
+        with run.step("test", run.host.config.build.test):
+            builder.test(directory)
+        with run.step("build", run.host.config.build.uberjar):
+            jar = builder.uberjar(directory)
+        install(run, jar, version, commit)
+
+
+def fetch(run: Run, version: str) -> tuple[Mirror, str]:
+    """The mirror, up to date, and the tag's commit in it."""
+    config = run.host.config
+    mirror = Mirror(run.host.deploy / "mirror.git", config.repository, run.id)
+    with run.step("fetch", config.repository) as becomes:
+        if mirror.fetch(run.console.log, config.build.timeout):
+            becomes("the mirror was broken and is made anew")
+        try:
+            commit = mirror.commit_of(version)
+        except checkout.Broken:
+            mirror.make_anew(run.console.log, config.build.timeout)
+            commit = mirror.commit_of(version)
+    return mirror, commit
+
+
+@contextmanager
+def checked_out(run: Run, mirror: Mirror, version: str, commit: str) -> Iterator[Path]:
+    """A fresh directory at the commit while the block runs; kept for a look if the block fails."""
+    checkouts = run.host.deploy / "checkouts"
+    make_directory(checkouts)
+    directory = checkout.new_directory(checkouts, version)
+    try:
+        with run.step("check out", f"{version} is {commit[:10]}"):
+            try:
+                mirror.check_out(commit, directory)
+            except checkout.Broken:
+                checkout.remove(directory)
+                mirror.make_anew(run.console.log, run.host.config.build.timeout)
+                mirror.check_out(commit, directory)
+        yield directory
+    except Interrupted:
+        checkout.remove(directory)
+        raise
+    except BaseException:
+        checkout.keep_last_failed(checkouts)
+        raise
+    checkout.remove(directory)
+
+
+def install(run: Run, jar: Path, version: str, commit: str) -> None:
+    """Copies the jar in as the release."""
+    warning = build.inspect(jar, run.host.config.name, version, commit)
+    if warning:
+        run.console.warn(warning)
+    size = jar.stat().st_size
+    name = run.host.releases.path(version).name
+    with run.step("install", f"{name}, {size / 1e6:.1f} MB"):
+        run.record("install", version=version, commit=commit)
+        digest = run.host.releases.install(jar, version)
+        run.record("installed", version=version, commit=commit, sha256=digest, bytes=size)
+
+
+def reuse(run: Run, version: str, commit: str) -> None:
+    """Takes the release that is there if it was built from the tag's commit.
+
+    There is no rebuild in place: a release never changes. Raises DeployError (1).
+    """
+    host = run.host
+    path = host.releases.path(version)
+    with run.step("reuse", path.name):
+        facts = releases.facts_of(path, host.config.name)
+    known = host.journal.history().commits.get(version) or facts.revision
+    if known == commit:
+        return
+    look = host.look()
+    users = [each.job for each in (look.primary, look.backup) if version in each.open_releases]
+    used = f"run by {' and '.join(users)}" if users else "run by no instance"
+    removable = not users and version not in (look.current.version, look.approved)
+    removal = f"mv {path} {path}.old, and deploy again"
+    raise DeployError(
+        f"release {version} was built from {known[:10] if known else 'an unknown commit'}, "
+        f"the tag is at {commit[:10]} now; the release is {used}",
+        remedy="give the new commit a new tag"
+        + (f", or {removal}" if removable else "")
+        + f"\nto use the release as it is: {host.command('rollback', version)}",
+    )
+
+
+def is_done_already(run: Run, version: str) -> bool:
+    """Whether the tag's release is approved and current, and both instances are healthy on it."""
+    look = run.host.look()
+    if not is_settled_on(look, version):
+        return False
+    run.outcome = "nothing to do"
+    run.console.say(f"{version} is in production already; nothing to do")
+    return True
+
+
+def is_settled_on(look: Look, version: str) -> bool:
+    """Whether the release is current and approved, both run it, and nothing is left to end."""
+    return (
+        look.approved == version
+        and look.current.version == version
+        and look.both_healthy_on(version)
+        and (look.history.unfinished is None or not look.history.unfinished.past_return)
+        and not look.drifted
+    )
+
+
+def bring_up_backup(run: Run, version: str, *, force: bool) -> Observation:
+    """The backup on the new release, healthy and settled; restarted unless it is already."""
+    host = run.host
+    look = host.look()
+    if look.backup.is_healthy_on(version):
+        backup = host.instances[BACKUP]
+        with run.step(BACKUP, f"{backup.job} runs {version} already"):
+            return backup.wait_until_healthy(version)
+    preflight.cost_of_force(host, look, version, force=force)
+    return restart(run, BACKUP, version)
+
+
+def ask_to_promote(run: Run, version: str, backup: Observation, *, yes: bool) -> None:
+    """Asks whether the release goes to the users. Raises Declined (7), Interrupted."""
+    look = run.host.look()
+    if look.approved == version and look.primary.is_healthy_on(version):
+        return  # nothing is left to be decided: the primary keeps running what it runs
+    for line in question_page(run, look, version):
+        run.console.say(line)
+    watch = Watch(run, look.primary, version)
+    with run.step("ask", "yes, by --yes") if yes else asking(run):
+        if not yes and not run.console.ask(f"Promote {version}?", watch):
+            raise Declined(f"{version} was declined")
+    run.record("approved", version=version, how="--yes" if yes else "question")
+
+
+@contextmanager
+def asking(run: Run) -> Iterator[None]:
+    """The step of the question: it has a page of its own instead of a line."""
+    run.at("ask")
+    yield
+
+
+def question_page(run: Run, look: Look, version: str) -> list[str]:
+    """What the operator should know before answering."""
+    host = run.host
+    primary, backup = host.jobs
+    lines = ["", *what_changes(look.approved, version, commits_between(run, look, version))]
+    rolled_back = look.history.rolled_back.get(version)
+    if rolled_back is not None:
+        why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"
+        lines.append(f"{version} was rolled back on {rolled_back.at} by {rolled_back.by}{why}")
+    lines += [
+        f"Try it: {host.instances[BACKUP].url} is {backup} on {version}.",
+        f"  yes  restarts {primary} on {version}; users are logged out",
+    ]
+    if look.approved is None:
+        lines.append(f"  no   removes the link and stops {backup}: there is nothing to go back to")
+    else:
+        lines.append(f"  no   puts current and {backup} back to {look.approved}; {DATA_STAYS}")
+    return lines
+
+
+def what_changes(approved: str | None, version: str, commits: Commits | None) -> list[str]:
+    """From which release to which, and the commits between."""
+    if commits is None:
+        return [f"{approved or 'nothing'} -> {version}"]
+    noun = "commit" if commits.count == 1 else "commits"
+    direction = ", going BACK" if commits.backwards else ""
+    lines = [f"{approved} -> {version}, {commits.count} {noun}{direction}"]
+    lines += [f"  {subject}" for subject in commits.subjects]
+    more = commits.count - len(commits.subjects)
+    return [*lines, f"  and {more} more"] if more else lines
+
+
+def commits_between(run: Run, look: Look, version: str) -> Commits | None:
+    """The commits between the approved release and the new one, as far as they are known."""
+    commits = look.history.commits
+    old, new = ((_commit_of(run, commits, each) if each else None)
+                for each in (look.approved, version))  # fmt: skip
+    if old is None or new is None:
+        return None
+    mirror = Mirror(run.host.deploy / "mirror.git", run.host.config.repository, run.id)
+    return mirror.commits_between(old, new)
+
+
+def _commit_of(run: Run, commits: dict[str, str], version: str) -> str | None:
+    if version in commits:
+        return commits[version]
+    try:
+        facts = releases.facts_of(run.host.releases.path(version), run.host.config.name)
+    except DeployError:
+        return None
+    return facts.revision
+
+
+class Watch:
+    """Looks at both instances while the question is open, and says a change once."""
+
+    def __init__(self, run: Run, primary: Observation, version: str) -> None:
+        self._run = run
+        self._primary = primary
+        self._version = version
+        self._said: set[str] = set()
+
+    def __call__(self) -> str | None:
+        instances = self._run.host.instances
+        news = self._of_primary(instances[PRIMARY].observe()) or self._of_backup(
+            instances[BACKUP].observe()
+        )
+        if news is None or news in self._said:
+            return None
+        self._said.add(news)
+        return news
+
+    def _of_primary(self, primary: Observation) -> str | None:
+        if self._version in primary.open_releases and self._version not in (
+            self._primary.open_releases
+        ):
+            return (
+                f"{primary.job} died and was started again by itself, on {self._version}: "
+                "yes keeps it there, no puts it back"
+            )
+        if self._primary.serving and not primary.serving:
+            return f"{primary.job} does not serve any more: {primary.said}"
+        return None
+
+    def _of_backup(self, backup: Observation) -> str | None:
+        why = backup.why_not_healthy_on(self._version)
+        return f"{why}; a yes will be refused" if why else None
+
+
+def refuse_a_backup_that_failed_meanwhile(run: Run, version: str, backup: Observation) -> None:
+    """The process that the operator looked at must be the one that takes the traffic.
+
+    Raises NotHealthy (6).
+    """
+    now = run.host.instances[BACKUP].observe()
+    why = now.why_not_healthy_on(version)
+    if why is None and now.pid != backup.pid:
+        why = f"it died and was started again (PID {backup.pid}, now {now.pid})"
+    if why is not None:
+        raise NotHealthy(f"{now.job} did not stay healthy until the answer: {why}")
+
+
+def promote(run: Run, version: str) -> None:
+    """Restarts the primary on the release; from here on nothing is reverted.
+
+    Raises PrimaryDown (8) or, if the backup does not serve either, HalfDone (9).
+    """
+    host = run.host
+    with signals.seen_through(seen_through_notice(run)):
+        try:
+            if host.instances[PRIMARY].observe().is_healthy_on(version):
+                with run.step("promote", f"{host.jobs[0]} runs {version} already"):
+                    host.instances[PRIMARY].wait_until_healthy(version)
+                    run.now_left_with(primary=version)
+            else:
+                restart(run, PRIMARY, version)
+        except NotHealthy as error:
+            raise failed_promotion(run, version, error) from None
+        try:
+            run.record("promoted", version=version)
+        except DeployError as error:
+            raise HalfDone(
+                f"{version} is in production, but that could not be written down: {error.message}",
+                remedy=f"make room on the disk, then: {host.command('deploy', version)}",
+            ) from None
+        run.outcome = "promoted"
+        run.console.say(f"{version} is in production", "bold green")
+
+
+def failed_promotion(run: Run, version: str, error: NotHealthy) -> DeployError:
+    """What a primary that does not come up means, and the two ways on."""
+    host = run.host
+    look = host.look()
+    ways = [f"to try {version} again: {host.command('deploy', version)}"]
+    if look.approved is not None:
+        ways.append(f"to go back: {host.command('rollback', look.approved)}")
+    remedy = "\n".join(ways)
+    if look.backup.serving:
+        serves = f"{look.backup.job} serves {look.backup.running or version}"
+        return PrimaryDown(f"{error.message}; {serves}", detail=error.detail, remedy=remedy)
+    return HalfDone(
+        f"{error.message}; {look.backup.job} does not serve either",
+        detail=error.detail,
+        remedy=remedy,
+    )
+
+
+# --- back to the approved release -------------------------------------------------------------
+
+
+@contextmanager
+def reverted_on_failure(run: Run, version: str) -> Iterator[None]:
+    """Reverts if the block fails, whatever the reason, and lets the reason go on.
+
+    Raises HalfDone (9) if the revert fails, too.
+    """
+    approved = run.host.look().approved
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, DeployError):
+            run.console.say(f"{error.message}; reverting", "bold")
+        with signals.seen_through(seen_through_notice(run)):
+            revert(run, approved, version)
+        raise
+
+
+def revert(run: Run, approved: str | None, attempted: str) -> None:
+    """Brings the host back to the approved release: first the link, then what runs.
+
+    Raises HalfDone (9).
+    """
+    run.journal_may_fail = True
+    if approved is None:
+        revert_to_nothing(run, attempted)
+        return
+    try:
+        flip(run, approved)
+    except DeployError as error:
+        raise HalfDone(f"the revert failed: {error.message}", remedy=_how_to_go_on(run)) from None
+    failed = restart_what_is_not_healthy(run, approved)
+    look = run.host.look()
+    if failed or not look.both_healthy_on(approved):
+        reasons = [each.message for each in failed.values()] or [_what_is_wrong(look, approved)]
+        raise HalfDone(
+            f"the revert to {approved} is half done: {'; '.join(reasons)}",
+            detail="\n".join(each.detail for each in failed.values()),
+            remedy=_how_to_go_on(run),
+        )
+    run.console.say(f"reverted: {approved} is current and runs on both instances")
+
+
+def revert_to_nothing(run: Run, attempted: str) -> None:
+    """Before any release was approved: no link, and no instance on the attempted release."""
+    host = run.host
+    try:
+        with run.step("revert", "remove the link: no release was approved before"):
+            run.record("flip", previously=attempted)
+            host.releases.remove_link()
+        run.now_left_with(current=None)
+        look = host.look()
+        for role, observation in ((PRIMARY, look.primary), (BACKUP, look.backup)):
+            if role == BACKUP or attempted in observation.open_releases:
+                with run.step("revert", f"stop {observation.job}"):
+                    run.record("stop", instance=role, pid=observation.pid)
+                    host.instances[role].stop()
+                run.now_left_with(**{role: None})
+    except DeployError as error:
+        raise HalfDone(f"the revert failed: {error.message}", remedy=_how_to_go_on(run)) from None
+
+
+def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]:
+    """Restarts what is not healthy on the target, in the order that keeps users served.
+
+    Returns the failures. Both instances are looked at again before each restart.
+    """
+    failed: dict[Role, NotHealthy] = {}
+    restarted: set[Role] = set()
+    while True:
+        look = run.host.look()
+        role = decisions.next_to_restart(*look.seen(target), failed)
+        if role is None:
+            return failed
+        try:
+            if role in restarted:
+                raise NotHealthy(f"{run.host.instances[role].job} did not stay healthy on {target}")
+            restarted.add(role)
+            restart(run, role, target)
+        except NotHealthy as error:
+            failed[role] = error
+
+
+def _what_is_wrong(look: Look, version: str) -> str:
+    reasons = (each.why_not_healthy_on(version) for each in (look.primary, look.backup))
+    return "; ".join(reason for reason in reasons if reason)
+
+
+def _how_to_go_on(run: Run) -> str:
+    host = run.host
+    look = host.look()
+    lines = [
+        f"{each.job}: {each.state}, runs {each.running or 'nothing'}"
+        for each in (look.primary, look.backup)
+    ]
+    lines.append(f"current: {look.current.version or 'none'}")
+    if look.approved is not None:
+        lines.append(f"when the reason is mended: {host.command('rollback', look.approved)}")
+    return "\n".join(lines)
+
+
+# --- rollback ---------------------------------------------------------------------------------
+
+
+def target_of_rollback(run: Run, look: Look, version: str | None) -> str:
+    """The release to go back to, known to be there and sound. Raises DeployError (1)."""
+    host = run.host
+    there = host.releases.versions()
+    target = version or decisions.bare_rollback_target(
+        look.history, look.approved, look.current.version,
+        (look.primary.running, look.backup.running),
+    )  # fmt: skip
+    if target is None:
+        raise DeployError("there is no previous release to roll back to", remedy=_listed(there))
+    if not host.releases.has(target):
+        raise DeployError(
+            f"no release {target} in {host.releases.directory}", remedy=_listed(there)
+        )
+    releases.facts_of(host.releases.path(target), host.config.name)
+    return target
+
+
+def _listed(versions: list[str]) -> str:
+    return f"there are: {', '.join(versions)}" if versions else "there is no release at all"
+
+
+def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
+    """Asks before anything is changed. Raises Declined (7), Interrupted."""
+    console = run.console
+    console.say(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
+    for observation in (look.primary, look.backup):
+        healthy = observation.is_healthy_on(target)
+        what = "is healthy on it already" if healthy else "will be restarted"
+        console.say(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
+    if not look.primary.is_healthy_on(target):
+        console.say("  users are logged out")
+    console.say(f"  {DATA_STAYS}")
+    run.at("ask")
+    if not yes and not console.ask(f"Roll back to {target}?", lambda: None):
+        raise Declined(f"the rollback to {target} was declined; nothing was changed")
+
+
+def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:
+    """Points the link at the target and restarts what is not healthy on it.
+
+    Raises NotHealthy (6) if the first instance does not come up and all was put back,
+    PrimaryDown (8) and HalfDone (9) if the second one does not.
+    """
+    run.journal_may_fail = True
+    host = run.host
+    nothing_served = not (look.primary.serving or look.backup.serving)
+    run.record("no return", version=target)
+    flip(run, target)
+    failed = restart_what_is_not_healthy(run, target)
+    after = host.look()
+    if (
+        failed
+        and not nothing_served
+        and not (after.primary.is_healthy_on(target) or after.backup.is_healthy_on(target))
+    ):
+        raise put_back(run, look, target, failed)
+    if after.primary.is_healthy_on(target):
+        previously = look.approved if look.approved != target else look.current.version
+        run.record("rolled back", version=target, previously=previously, why=why)
+    if not after.both_healthy_on(target):
+        raise half_rolled_back(run, after, target, failed)
+    run.outcome = "rolled back"
+    run.console.say(f"{target} is in production; {DATA_STAYS}", "bold green")
+
+
+def put_back(run: Run, look: Look, target: str, failed: dict[Role, NotHealthy]) -> DeployError:
+    """After the first instance failed: current as it was, and the backup if it was restarted."""
+    (role, reason), *_ = failed.items()
+    before = look.current.version
+    run.console.say(f"{reason.message}; putting current back", "bold")
+    try:
+        if before is None:
+            with run.step("flip", "remove the link: there was none"):
+                run.record("flip", previously=target)
+                run.host.releases.remove_link()
+            run.now_left_with(current=None)
+        else:
+            flip(run, before)
+            if role == BACKUP:
+                restart(run, BACKUP, before)
+    except DeployError as error:
+        return HalfDone(
+            f"{reason.message}; and {before} could not be put back: {error.message}",
+            detail=reason.detail,
+            remedy=_how_to_go_on(run),
+        )
+    return NotHealthy(
+        f"{reason.message}; current is {before or 'absent'} as before", detail=reason.detail
+    )
+
+
+def half_rolled_back(
+    run: Run, after: Look, target: str, failed: dict[Role, NotHealthy]
+) -> DeployError:
+    """What it means that the second instance did not come up."""
+    reason = "; ".join(each.message for each in failed.values()) or _what_is_wrong(after, target)
+    detail = "\n".join(each.detail for each in failed.values())
+    remedy = f"when the reason is mended: {run.host.command('rollback', target)}"
+    if after.backup.is_healthy_on(target) and after.backup.serving:
+        return PrimaryDown(
+            f"{reason}; {after.backup.job} serves {target}", detail=detail, remedy=remedy
+        )
+    return HalfDone(
+        f"the rollback to {target} is half done: {reason}", detail=detail, remedy=remedy
+    )

@@ -1,0 +1,79 @@
+"""All that can be known to fail before anything is changed."""
+
+from __future__ import annotations
+
+import shutil
+
+from deploy_clojars import build, decisions
+from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.host import Host, Look
+from deploy_clojars.releases import free_bytes
+
+# A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
+RELEASES_THAT_MUST_FIT = 4
+LEAST_FREE = 64 * 1024 * 1024  # bytes
+
+
+def of_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | None]:
+    """Looks at the host and returns what was seen, and what `--force` costs if it was needed.
+
+    Raises NotReady (4), and DeployError (1) for a disk that is too full.
+    """
+    host.releases.refuse_broken_link()
+    missing = [*(["git"] if shutil.which("git") is None else [])]
+    missing += build.missing_programs(host.config.build)
+    if missing:
+        raise NotReady(f"not on PATH: {', '.join(missing)}")
+    _refuse_a_full_disk(host)
+    look = ready_to_restart(host)
+    why = decisions.deploy_obstacle(look.history, version, look.drifted)
+    if why is not None:
+        situation = host.situation(look, locked=False)
+        raise NotReady(why, remedy=f"first: {host.next_command(look, situation)}")
+    return look, cost_of_force(host, look, version, force=force)
+
+
+def ready_to_restart(host: Host) -> Look:
+    """What every command needs that restarts something. Raises NotReady (4)."""
+    refused = host.services.refusals(host.jobs)
+    if refused:
+        raise NotReady(
+            f"sudo does not let this user run {', '.join(refused)} without a password",
+            remedy="allow exactly these commands in /etc/sudoers.d (visudo -c checks it)",
+        )
+    look = host.look()
+    for observation in (look.primary, look.backup):
+        if observation.state == "unknown":
+            raise NotReady(f"the state of {observation.job} is not known: {observation.said}")
+    return look
+
+
+def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str | None:
+    """Holds the table of who may be restarted against what was seen.
+
+    Returns what going on costs if only `--force` allows it. Raises NotReady (4).
+    """
+    refusal = decisions.deploy_refusal(*look.seen(version))
+    if refusal is None:
+        return None
+    primary, backup = host.jobs
+    if force:
+        return f"--force: {backup} serves alone and is restarted; users get errors until it is up"
+    remedy = f"a deploy restarts {backup} first, and nothing would serve meanwhile"
+    if look.approved is not None:
+        start = host.command("rollback", look.approved)
+        remedy += f"\nto start {primary}: {start}"
+    raise NotReady(f"{primary} is down and {backup} serves alone", remedy=remedy)
+
+
+def _refuse_a_full_disk(host: Host) -> None:
+    current = host.releases.current().version
+    size = host.releases.path(current).stat().st_size if current else 0
+    needed = max(LEAST_FREE, RELEASES_THAT_MUST_FIT * size)
+    for directory in (host.deploy, host.releases.directory):
+        free = free_bytes(directory)
+        if free < needed:
+            raise DeployError(
+                f"the disk is full: {free // 2**20} MiB free in {directory}, "
+                f"a deploy needs {needed // 2**20} MiB"
+            )

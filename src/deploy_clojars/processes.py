@@ -1,0 +1,137 @@
+"""What the kernel says of processes: their tree, their open files, who listens on a port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+# Every process of a checkout, a test run or a build carries it; how a stray is told.
+RUN_VARIABLE = "DEPLOY_CLOJARS_RUN"
+
+LISTEN = "0A"  # of /proc/net/tcp (proc(5))
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """An open regular file; the name is the one it had when it was opened."""
+
+    identity: tuple[int, int]  # device, inode
+    name: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A process and its descendants."""
+
+    since: str  # when the first of them started, ISO 8601, UTC
+    visible: bool  # whether this user may see what they have open
+    files: tuple[OpenFile, ...] = ()
+    sockets: frozenset[int] = field(default_factory=frozenset)  # inodes
+
+
+def tree(pid: int) -> Tree | None:
+    """Looks at a process and its descendants; None if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        since = datetime.fromtimestamp(process.create_time(), UTC)
+        pids = [pid, *(child.pid for child in process.children(recursive=True))]
+    except psutil.Error:
+        return None
+    files: list[OpenFile] = []
+    sockets: set[int] = set()
+    visible = True
+    for each in pids:
+        try:
+            _look_at_open_files(each, files, sockets)
+        except PermissionError:
+            visible = False
+        except OSError:
+            continue  # it ended meanwhile
+    return Tree(since.strftime("%Y-%m-%dT%H:%M:%SZ"), visible, tuple(files), frozenset(sockets))
+
+
+def _look_at_open_files(pid: int, files: list[OpenFile], sockets: set[int]) -> None:
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            # stat() through /proc reaches the open file itself, also one without a name.
+            found = os.stat(entry.path)
+            if stat.S_ISSOCK(found.st_mode):
+                sockets.add(found.st_ino)
+            elif stat.S_ISREG(found.st_mode):
+                name = os.readlink(entry.path).removesuffix(" (deleted)")
+                files.append(OpenFile((found.st_dev, found.st_ino), name))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+
+
+def listening_sockets(port: int) -> frozenset[int]:
+    """The inodes of all TCP sockets that listen on `port`, on whatever address."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as rows:
+            for row in rows:
+                columns = row.split()
+                local, state = columns[1], columns[3]
+                if state == LISTEN and int(local.rpartition(":")[2], 16) == port:
+                    inodes.add(int(columns[9]))
+    return frozenset(inodes)
+
+
+def strays(run_prefix: str) -> list[int]:
+    """This user's processes whose run's id starts with `run_prefix`, this one left out."""
+    wanted = f"{RUN_VARIABLE}={run_prefix}".encode()
+    return [pid for pid in _own_processes() if _carries(pid, wanted)]
+
+
+def _own_processes() -> Iterable[int]:
+    user = os.geteuid()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if entry.stat().st_uid == user:
+                    yield int(entry.name)
+            except OSError:
+                continue
+
+
+def _carries(pid: int, wanted: bytes) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False  # ended, or not ours to see
+    return any(variable.startswith(wanted) for variable in environment.split(b"\0"))
+
+
+def end_strays(run_prefix: str, grace: float = 2.0) -> int:
+    """Ends every process of `strays` and returns how many there were.
+
+    TERM first, and after `grace` seconds KILL until none is left: one may be forking meanwhile.
+    """
+    found = strays(run_prefix)
+    remaining = found
+    deadline = time.monotonic() + grace
+    _send(remaining, signal.SIGTERM)
+    while remaining and time.monotonic() < deadline:
+        time.sleep(0.02)
+        remaining = strays(run_prefix)
+    end_of_patience = time.monotonic() + 10
+    while remaining and time.monotonic() < end_of_patience:
+        _send(remaining, signal.SIGKILL)
+        time.sleep(0.01)
+        remaining = strays(run_prefix)
+    return len(found)
+
+
+def _send(pids: Iterable[int], signum: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signum)

@@ -1,0 +1,265 @@
+"""The releases and the link to the current one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.versions import why_no_version
+
+# Begins the names of what is being written; no `*-standalone.jar` before it is complete.
+UNFINISHED = ".deploy-clojars-"
+
+CHUNK = 1024 * 1024  # bytes
+
+
+@dataclass(frozen=True)
+class Current:
+    """What `NAME-current.jar` is: absent, a link to a release, or broken."""
+
+    version: str | None = None
+    text: str | None = None  # of the link, to the letter
+    broken: str | None = None  # what is wrong with it
+    mend: str | None = None  # the command that mends it
+
+
+@dataclass(frozen=True)
+class JarFacts:
+    """What a jar says of itself (META-INF/maven/…/pom.properties); None where it says nothing."""
+
+    version: str | None = None
+    revision: str | None = None
+
+
+class Releases:
+    """The directory with the releases."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
+        self.link = directory / f"{name}-current.jar"
+        self._prefix = f"{name}-"
+        self._suffix = "-standalone.jar"
+
+    def path(self, version: str) -> Path:
+        """Where the release is, or would be."""
+        return self.directory / f"{self._prefix}{version}{self._suffix}"
+
+    def version_in(self, file_name: str) -> str | None:
+        """The version that a file's name stands for, or None if it is no release's name."""
+        if not (file_name.startswith(self._prefix) and file_name.endswith(self._suffix)):
+            return None
+        version = file_name[len(self._prefix) : -len(self._suffix)]
+        return version if why_no_version(version) is None else None
+
+    def versions(self) -> list[str]:
+        """All releases, by name."""
+        try:
+            entries = [entry for entry in os.scandir(self.directory) if _is_a_file(entry)]
+        except OSError:
+            return []
+        found = (self.version_in(entry.name) for entry in entries)
+        return sorted(version for version in found if version is not None)
+
+    def has(self, version: str) -> bool:
+        """Whether the release is there."""
+        try:
+            return stat.S_ISREG(os.lstat(self.path(version)).st_mode)
+        except OSError:
+            return False
+
+    def identity(self, version: str) -> tuple[int, int] | None:
+        """The release's device and inode, or None if it is not there."""
+        try:
+            found = os.stat(self.path(version))
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def version_of(self, identity: tuple[int, int], file_name: str) -> str | None:
+        """Which release is the open file with this device and inode, whatever its name is now."""
+        named = self.version_in(file_name)
+        if named is not None and self.identity(named) == identity:
+            return named
+        matching = (version for version in self.versions() if self.identity(version) == identity)
+        return next(matching, None)
+
+    def current(self) -> Current:
+        """Reads the link. An absolute target is accepted: hosts made by hand have one."""
+        try:
+            found = os.lstat(self.link)
+        except FileNotFoundError:
+            return Current()
+        except OSError as error:
+            return Current(broken=f"{self.link} cannot be read: {error.strerror}")
+        if not stat.S_ISLNK(found.st_mode):
+            return Current(
+                broken=f"{self.link} is no symbolic link",
+                mend=f"mv {self.link} {self.link}.old",
+            )
+        text = os.readlink(self.link)
+        target = Path(os.path.normpath(self.directory / text))
+        version = self.version_in(target.name) if self._is_here(target.parent) else None
+        if version is None:
+            broken = f"{self.link} names {text}, which is no release"
+        elif not self.has(version):
+            broken = f"{self.link} names {text}, which is not there"
+        else:
+            return Current(version, text)
+        return Current(text=text, broken=broken, mend=f"ln -sfn RELEASE {self.link}")
+
+    def _is_here(self, directory: Path) -> bool:
+        with suppress(OSError):
+            return directory.samefile(self.directory)
+        return False
+
+    def flip(self, version: str) -> None:
+        """Points the link at the release, in one atomic step.
+
+        The target is relative, the temporary link's name unique, and the directory is on the
+        disk before this returns. Raises DeployError.
+        """
+        if not self.has(version):
+            raise DeployError(f"release {version} is not in {self.directory}")
+        temporary = self.directory / f"{UNFINISHED}{secrets.token_hex(8)}.link"
+        try:
+            os.symlink(self.path(version).name, temporary)
+            try:
+                os.replace(temporary, self.link)
+            except OSError:
+                temporary.unlink()
+                raise
+            self._sync()
+        except OSError as error:
+            raise DeployError(f"{self.link} cannot be changed: {error.strerror}") from error
+
+    def remove_link(self) -> None:
+        """Back to the state before the first deploy. Raises DeployError."""
+        try:
+            self.link.unlink(missing_ok=True)
+            self._sync()
+        except OSError as error:
+            raise DeployError(f"{self.link} cannot be removed: {error.strerror}") from error
+
+    def install(self, jar: Path, version: str) -> str:
+        """Copies a jar in as the release `version` and returns its SHA-256 in hexadecimal.
+
+        The name appears when the file is complete and on the disk, and never replaces one that
+        is there. Raises DeployError; then nothing is left behind.
+        """
+        temporary = self.directory / f"{UNFINISHED}{secrets.token_hex(8)}.jar"
+        digest = hashlib.sha256()
+        try:
+            # The build made `jar`; a link in its place could lead to any file of the user.
+            source = os.open(jar, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(source, "rb") as original, temporary.open("xb") as copy:
+                while chunk := original.read(CHUNK):
+                    digest.update(chunk)
+                    copy.write(chunk)
+                copy.flush()
+                os.fchmod(copy.fileno(), 0o644)  # whatever the umask: the service reads it
+                os.fsync(copy.fileno())
+            # link() fails where rename() would replace.
+            os.link(temporary, self.path(version))
+            temporary.unlink()
+            self._sync()
+        except FileExistsError:
+            raise DeployError(f"{self.path(version)} is there already") from None
+        except OSError as error:
+            raise DeployError(
+                f"release {version} cannot be copied to {self.directory}: {error.strerror}"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def clear_unfinished(self) -> None:
+        """Removes what a run that was killed was writing. Only while the lock is held."""
+        for path in self.directory.glob(f"{UNFINISHED}*"):
+            with suppress(OSError):
+                path.unlink()
+
+    def refuse_broken_link(self) -> Current:
+        """Returns the link's state. Raises NotReady (4) with the command that mends it."""
+        current = self.current()
+        if current.broken:
+            raise NotReady(current.broken, remedy=self.mended_by(current))
+        return current
+
+    def mended_by(self, current: Current, version: str | None = None) -> str:
+        """The command that mends a broken link, with a release spelt out where one is known."""
+        known = version or next(reversed(self.versions()), None)
+        name = self.path(known).name if known else "RELEASE"
+        return (current.mend or "").replace("RELEASE", name)
+
+    def _sync(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _is_a_file(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False)
+
+
+def facts_of(jar: Path, name: str) -> JarFacts:
+    """Checks that `jar` is a sound program and returns what it says of the application `name`.
+
+    Sound: a zip whose every entry has the right checksum, with a Main-Class (what `java -jar`
+    needs) or a `__main__.py` (what `python3 FILE` needs). Raises DeployError that says what is
+    wrong.
+    """
+    if jar.is_symlink() or not jar.is_file():
+        raise DeployError(f"{jar} is no regular file")
+    try:
+        with zipfile.ZipFile(jar) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise DeployError(f"{jar} is damaged: the checksum of {damaged!r} is wrong")
+            names = archive.namelist()
+            if not _has_main_class(archive, names) and "__main__.py" not in names:
+                raise DeployError(f"{jar} is no program: no Main-Class and no __main__.py")
+            return _pom_facts(archive, names, name)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as e:
+        raise DeployError(f"{jar} is no sound jar: {e}") from None
+
+
+def _has_main_class(archive: zipfile.ZipFile, names: list[str]) -> bool:
+    manifest = "META-INF/MANIFEST.MF"
+    if manifest not in names:
+        return False
+    return any(line.startswith(b"Main-Class:") for line in archive.read(manifest).splitlines())
+
+
+def _pom_facts(archive: zipfile.ZipFile, names: list[str], artifact: str) -> JarFacts:
+    """An uberjar carries its libraries' pom.properties, too; only the application's counts."""
+    for name in names:
+        if name.startswith("META-INF/maven/") and name.endswith(f"/{artifact}/pom.properties"):
+            text = archive.read(name).decode("utf-8", "replace")
+            pairs = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+            return JarFacts(
+                pairs.get("version", "").strip() or None, pairs.get("revision", "").strip() or None
+            )
+    return JarFacts()
+
+
+def free_bytes(directory: Path) -> int:
+    """The bytes a normal user can still write in `directory`."""
+    return shutil.disk_usage(directory).free

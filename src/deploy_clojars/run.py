@@ -1,0 +1,188 @@
+"""One run of a command that changes the host: its lock, its log, its journal and its end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deploy_clojars import lock, processes, signals
+from deploy_clojars.console import Console, log_name
+from deploy_clojars.errors import (
+    Declined,
+    DeployError,
+    Interrupted,
+    NotReady,
+    Status,
+    UsageError,
+)
+from deploy_clojars.host import Host, Look, operator, user_name
+from deploy_clojars.journal import Event, LastRun, Left, now
+
+
+class Run:
+    """A run at work. `left` is what it would leave if it ended now."""
+
+    def __init__(
+        self, host: Host, console: Console, command: str, version: str | None, held: lock.Lock
+    ) -> None:
+        self.host = host
+        self.console = console
+        self.command = command
+        self.version = version
+        self.by = operator()
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self.id = f"{host.id_prefix}{stamp}.{secrets.token_hex(3)}"
+        self.left = Left()
+        self.outcome = "failed"
+        # In a revert or a rollback a journal that cannot be written is a warning.
+        self.journal_may_fail = False
+        self._begun = False
+        self._lock = held
+
+    @contextmanager
+    def step(self, name: str, what: str) -> Iterator[Callable[[str], None]]:
+        """One step: in the lock's file, in the journal before and after, and on screen.
+
+        Raises Interrupted before it begins if a signal came.
+        """
+        signals.check()
+        self.at(name)
+        started = time.monotonic()
+        with self.console.step(name, what) as becomes:
+            yield becomes
+        if self._begun:
+            self.record("done", step=name, seconds=round(time.monotonic() - started, 3))
+
+    def at(self, step: str) -> None:
+        """Tells the lock's readers and the journal which step the run is at."""
+        self._lock.at_step(step)
+        if self._begun:
+            self.record("step", step=step)
+
+    def begin(self, look: Look) -> None:
+        """Writes down what counts as approved, if that was never done, and that the run begins.
+
+        Nothing on the host is changed before this.
+        """
+        if not look.history.adopted:
+            self.record("adopted", version=look.approved)
+        self.left = look.left()
+        self.record("begin", command=self.command, version=self.version, left=self.left)
+        self._begun = True
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Writes a line into the journal. Raises DeployError unless it may fail now."""
+        line = Event(event=event, at=now(), run=self.id, by=self.by, **fields)
+        try:
+            self.host.journal.append(line)
+        except OSError as error:
+            message = f"the journal {self.host.journal.file} cannot be written: {error.strerror}"
+            if not self.journal_may_fail:
+                raise DeployError(message) from error
+            self.console.warn(f"{message} (missing: {event})")
+
+    def close(self, cut_off: LastRun, left: Left) -> None:
+        """Writes the end of an earlier run that was cut off and is reverted now."""
+        line = Event(
+            event="end", at=now(), run=cut_off.id, by=self.by, outcome="interrupted", left=left
+        )
+        try:
+            self.host.journal.append(line)
+        except OSError as error:
+            self.console.warn(f"the journal cannot be written: {error.strerror}")
+
+    def end(self, status: int, why: str | None) -> None:
+        """Writes the run's end, with what it leaves."""
+        if not self._begun:
+            return
+        self.journal_may_fail = True
+        self.record(
+            "end", outcome=self.outcome, status=status, why=why, version=self.version,
+            command=self.command, left=self.left,
+        )  # fmt: skip
+
+    def now_left_with(self, **changes: str | None) -> None:
+        """Notes what current or an instance is from now on."""
+        self.left = msgspec.structs.replace(self.left, **changes)
+
+
+@contextmanager
+def started(host: Host, console: Console, command: str, version: str | None) -> Iterator[Run]:
+    """Holds the lock and keeps the log while the block runs; shows and journals how it ended.
+
+    What earlier runs left unfinished in files and processes is cleared first.
+    Raises UsageError (2) for the wrong user, NotReady (4), Locked (3).
+    """
+    refuse_the_wrong_user(host, command, version)
+    holder = lock.Holder(
+        pid=os.getpid(), user=operator(), since=now(), step="start",
+        version=version, command=command,
+    )  # fmt: skip
+    make_directory(host.deploy)
+    log = host.logs / log_name(command, version, datetime.now(UTC))
+    with signals.handled(), lock.held(host.lock_file, holder) as held, console.logging_to(log):
+        processes.end_strays(host.id_prefix)
+        host.releases.clear_unfinished()
+        run = Run(host, console, command, version, held)
+        try:
+            yield run
+        except DeployError as error:
+            run.outcome = _outcome_of(error)
+            run.end(error.status, error.message)
+            console.error(error)
+            raise
+        except BaseException as error:
+            run.end(Status.DEFECT, repr(error))
+            console.trace(traceback.format_exc())
+            raise
+        else:
+            run.end(Status.DONE, None)
+        finally:
+            processes.end_strays(run.id)
+
+
+def _outcome_of(error: DeployError) -> str:
+    if isinstance(error, Declined):
+        return "declined"
+    return "interrupted" if isinstance(error, Interrupted) else "failed"
+
+
+def make_directory(directory: Path) -> None:
+    """Makes one of the tool's own directories. Raises NotReady (4)."""
+    try:
+        directory.mkdir(exist_ok=True)
+        os.chmod(directory, 0o755)  # whatever the umask: `status` runs as any user
+    except OSError as error:
+        raise NotReady(f"{directory} cannot be made: {error.strerror}") from None
+
+
+def refuse_the_wrong_user(host: Host, command: str, version: str | None) -> None:
+    """Only the owner of `releases/` changes anything: what root made, the user could not mend.
+
+    Raises UsageError (2), or NotReady (4) if there is no such directory.
+    """
+    directory = host.releases.directory
+    try:
+        owner = os.stat(directory).st_uid
+    except OSError as error:
+        raise NotReady(
+            f"{directory}: {error.strerror}",
+            remedy=f"as root: install -d -o USER -g USER {directory}, with the user of the site",
+        ) from None
+    if owner != os.geteuid():
+        words = [command, version] if version else [command]
+        raise UsageError(
+            f"{directory} belongs to {user_name(owner)}, and this is {user_name()}",
+            remedy=f"sudo -iu {user_name(owner)} {host.command(*words)}",
+        )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise NotReady(f"{directory} cannot be written by {user_name()}")

@@ -1,0 +1,54 @@
+"""The service manager that runs the instances: one small protocol, one module for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from deploy_clojars.config import Config
+
+State = Literal["running", "starting", "stopping", "stopped", "unknown"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the manager says of a job."""
+
+    state: State
+    pid: int | None = None  # of the main process, while the state is running
+    said: str = ""  # to the letter
+
+
+class ServiceFailed(Exception):
+    """The manager did not do what it was asked; the message is what it said."""
+
+
+class Services(Protocol):
+    """A service manager. Its word that a job runs says nothing of what the job serves."""
+
+    def status(self, job: str) -> Job:
+        """The job's state; `unknown` with the reason where it can't be had. Never raises."""
+
+    def start(self, job: str) -> None:
+        """Starts a job, or restarts it if it runs already. Raises ServiceFailed."""
+
+    def restart(self, job: str) -> None:
+        """Restarts a job, or starts it if it is stopped. Raises ServiceFailed."""
+
+    def stop(self, job: str) -> None:
+        """Stops a job; one that is stopped already is fine. Raises ServiceFailed."""
+
+    def refusals(self, jobs: Iterable[str]) -> list[str]:
+        """The commands this user may not run, of all that a run may need."""
+
+    def last_log_lines(self, job: str) -> str:
+        """The last lines of the job's log, or nothing where they can't be read."""
+
+
+def services_of(config: Config) -> Services:
+    """The configured service manager."""
+    from deploy_clojars.services.upstart import Upstart
+
+    settings = config.services
+    return Upstart(bin=settings.bin, sudo=settings.sudo, timeout=settings.timeout)

@@ -1,0 +1,124 @@
+"""Upstart 1.13, driven through its four programs.
+
+Their exit status proves little (0 for a stopped job's status, 0 for a restart whose program died
+at once), so what counts is what they print.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from deploy_clojars.services import Job, ServiceFailed, State
+from deploy_clojars.shell import Answer, TookTooLong, capture, last_lines, printable
+
+# Where Upstart writes what a job prints (`console log`); root alone may read it by default.
+LOGS = Path("/var/log/upstart")
+
+STATUS_LINE = re.compile(
+    r"^(?P<job>\S+)(?: \((?P<instance>[^)]*)\))? "
+    r"(?P<goal>start|stop|respawn)/(?P<state>[a-z-]+),?"
+    r"(?: \([a-z-]+\))?(?: ?process (?P<pid>\d+))?$"
+)
+
+# An answer that only says that the job is not in the state the command needs.
+IS_STOPPED = "Unknown instance"
+RUNS_ALREADY = "Job is already running"
+
+
+def parse_status(text: str, job: str) -> Job:
+    """Reads what `status` prints: `clojars start/running, process 3`.
+
+    Lines that start with a tab (of a post-start process) may follow. Only `start/running` is
+    running; a job on its way has no PID here, for the process may be its pre-start script's.
+    """
+    lines = [line for line in text.splitlines() if line and not line.startswith("\t")]
+    match = STATUS_LINE.match(lines[0]) if lines else None
+    if match is None or match["job"] != job:
+        return Job("unknown", said=printable(text.strip()) or "no answer")
+    goal, state = match["goal"], match["state"]
+    if (goal, state) == ("start", "running") and match["pid"]:
+        return Job("running", int(match["pid"]), lines[0])
+    if (goal, state) == ("stop", "waiting"):
+        return Job("stopped", said=lines[0])
+    on_its_way: State = "stopping" if goal == "stop" else "starting"
+    return Job(on_its_way, said=lines[0])
+
+
+class Upstart:
+    """Upstart's programs in the directory `bin`; `timeout` is in seconds, for one call."""
+
+    def __init__(self, *, bin: str, sudo: bool, timeout: float, logs: Path | None = None) -> None:
+        self._bin = bin
+        self._sudo = sudo
+        self._timeout = timeout
+        self._logs = logs or LOGS
+
+    def status(self, job: str) -> Job:
+        try:
+            answer = capture([f"{self._bin}/status", job], timeout=self._timeout)
+        except TookTooLong as error:
+            return Job("unknown", said=f"status {job}: {error}")
+        except OSError as error:
+            return Job("unknown", said=f"{self._bin}/status: {error.strerror}")
+        if answer.status != 0:
+            return Job("unknown", said=_one_line(answer))
+        return parse_status(answer.out, job)
+
+    def restart(self, job: str) -> None:
+        # `restart` of a stopped job fails, and so does `start` of a running one.
+        if not self._done_unless("restart", job, IS_STOPPED):
+            self.start(job)
+
+    def start(self, job: str) -> None:
+        if not self._done_unless("start", job, RUNS_ALREADY):
+            self._done_unless("restart", job, because=None)
+
+    def stop(self, job: str) -> None:
+        self._done_unless("stop", job, IS_STOPPED)
+
+    def refusals(self, jobs: Iterable[str]) -> list[str]:
+        if not self._sudo:
+            return []
+        commands = [
+            f"{self._bin}/{verb} {job}" for job in jobs for verb in ("restart", "start", "stop")
+        ]
+        return [command for command in commands if not self._may(command.split())]
+
+    def last_log_lines(self, job: str) -> str:
+        return last_lines(self._logs / f"{job}.log", lines=10)
+
+    def _may(self, command: list[str]) -> bool:
+        try:
+            return capture(["sudo", "-n", "-l", *command], timeout=self._timeout).status == 0
+        except (TookTooLong, OSError):
+            return False
+
+    def _done_unless(self, verb: str, job: str, because: str | None) -> bool:
+        """Runs `verb` and returns True; False if it was refused for the reason `because`.
+
+        Raises ServiceFailed for every other refusal.
+        """
+        answer = self._call(verb, job)
+        if answer.status == 0:
+            return True
+        said = _one_line(answer)
+        if because is not None and because in said:
+            return False
+        raise ServiceFailed(said)
+
+    def _call(self, verb: str, job: str) -> Answer:
+        sudo = ["sudo", "-n"] if self._sudo else []
+        try:
+            return capture([*sudo, f"{self._bin}/{verb}", job], timeout=self._timeout)
+        except TookTooLong:
+            # Upstart goes on with the request: ending the client does not cancel it.
+            raise ServiceFailed(f"{verb} {job}: no answer within {self._timeout:g} s") from None
+        except OSError as error:
+            raise ServiceFailed(f"{error.filename or verb}: {error.strerror}") from None
+
+
+def _one_line(answer: Answer) -> str:
+    lines = (answer.err.strip() or answer.out.strip()).splitlines()
+    return printable(lines[0]) if lines else f"exit status {answer.status}, no message"

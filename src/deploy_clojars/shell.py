@@ -1,0 +1,193 @@
+"""Runs other programs; the only module that imports `sh`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from deploy_clojars import signals
+
+TICK = 0.05  # seconds between two looks at a running program
+GRACE = 5.0  # seconds from TERM to KILL
+LAST_LINES = 25
+LAST_BYTES = 16 * 1024
+
+
+class TookTooLong(Exception):
+    """The program did not end within its time limit and was ended."""
+
+
+class Silent(Exception):
+    """The program printed nothing for longer than it may and was ended."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a short command answered."""
+
+    status: int
+    out: str
+    err: str
+
+
+def capture(argv: Sequence[str], *, timeout: float) -> Answer:
+    """Runs a short command and returns its answer; no shell, no input, messages in English.
+
+    subprocess and not `sh`: `status` uses it, and importing `sh` takes longer than all it does.
+    Raises TookTooLong, Interrupted, and FileNotFoundError or PermissionError if it can't be run.
+    """
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+        start_new_session=True,  # Ctrl-C is for this tool to act on
+        text=True,
+        errors="replace",
+    )
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            out, err = process.communicate(timeout=min(TICK * 4, timeout))
+            return Answer(process.returncode, out, err)
+        except subprocess.TimeoutExpired:
+            try:
+                signals.check()
+                if time.monotonic() > deadline:
+                    raise TookTooLong(f"no answer within {timeout:g} s") from None
+            except BaseException:
+                # Under sudo it belongs to root and can't be ended; then it is left to itself.
+                with suppress(PermissionError, ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+
+
+def stream(
+    argv: Sequence[str],
+    *,
+    log: IO[bytes],
+    cwd: Path,
+    env: Mapping[str, str],
+    timeout: float,
+    nice: int = 0,
+    oom_score_adj: int = 0,
+    silence: float | None = None,
+    watch: Callable[[], None] | None = None,
+) -> int:
+    """Runs a long command in a session of its own and returns its exit status (-N: a signal's).
+
+    Its output goes straight into `log`, so that it costs this process nothing and is there as it
+    comes. It gets no input. `timeout` and `silence` (no new output) are in seconds and raise
+    TookTooLong and Silent; a signal raises Interrupted. Whatever ends the call, every process of
+    the command's group is gone after it. `watch` is called between two looks.
+    Raises FileNotFoundError if there is no such program.
+    """
+    import sh
+
+    def lower_priority() -> None:
+        os.nice(nice)
+        if oom_score_adj:
+            with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+                file.write(str(oom_score_adj))
+
+    try:
+        program = sh.Command(argv[0])
+    except sh.CommandNotFound:
+        raise FileNotFoundError(2, "not found", argv[0]) from None
+    with open(os.devnull, "rb") as nothing:
+        running = program(
+            *argv[1:],
+            _bg=True,
+            _bg_exc=False,
+            _in=nothing,
+            _out=log,
+            _err_to_out=True,
+            _new_session=True,
+            _cwd=str(cwd),
+            _env=dict(env),
+            _preexec_fn=lower_priority,
+        )
+    try:
+        _wait_for_end(running, log, timeout, silence, watch)
+    finally:
+        _end_group(running.pid)
+    with suppress(sh.ErrorReturnCode):
+        running.wait()
+    return int(running.exit_code)
+
+
+def _wait_for_end(
+    running: object,
+    log: IO[bytes],
+    timeout: float,
+    silence: float | None,
+    watch: Callable[[], None] | None,
+) -> None:
+    process = running.process  # type: ignore[attr-defined] # sh has no public type for it
+    started = last_output = time.monotonic()
+    size = os.fstat(log.fileno()).st_size
+    while process.is_alive()[0]:
+        signals.wait(TICK)
+        if watch is not None:
+            watch()
+        now = time.monotonic()
+        if now - started > timeout:
+            raise TookTooLong(f"not done within {timeout:g} s")
+        size_now = os.fstat(log.fileno()).st_size
+        if size_now != size:
+            size, last_output = size_now, now
+        elif silence is not None and now - last_output > silence:
+            raise Silent(f"nothing heard for {silence:g} s")
+
+
+def _end_group(group: int) -> None:
+    """Ends what is left of a process group: TERM, and KILL after the grace."""
+    for signum, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        deadline = time.monotonic() + patience
+        if not _group_lives(group):
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signum)
+        while _group_lives(group) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether a process of the group runs; zombies, which nobody may have reaped, do not."""
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry.name}/stat", "rb") as file:
+                # The command's name may hold blanks and brackets; the last ) ends it.
+                state, _parent, its_group = file.read().rpartition(b")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state not in (b"Z", b"X"):
+            return True
+    return False
+
+
+def last_lines(log: Path, start: int = 0, lines: int = LAST_LINES) -> str:
+    """The last printable lines of a log after byte `start`."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(start, end - LAST_BYTES))
+            text = file.read(LAST_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(printable(line) for line in text.splitlines()[-lines:])
+
+
+def printable(line: str) -> str:
+    """`line` without control characters: other people's text must not drive the terminal."""
+    return "".join(character if character.isprintable() else " " for character in line).rstrip()

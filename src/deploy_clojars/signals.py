@@ -1,0 +1,118 @@
+"""Signals: a handler only sets a flag; the runner, the waits and the question look at it.
+
+A handler that raises is no good here: with sudo's pseudo-terminal a closed window gives the
+question its end of input first, and the hang-up then hits the middle of the clean-up.
+The flag belongs to the process, as the handlers do, so it is the module's.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from deploy_clojars.errors import Interrupted
+
+Notice = Callable[[], None]
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_caught: int | None = None
+_seen_through: Notice | None = None
+_wakeup_reader: int | None = None
+
+
+def _note(signum: int, _frame: FrameType | None) -> None:
+    global _caught
+    if _caught is None:
+        _caught = signum
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Catches SIGINT, SIGTERM and SIGHUP for as long as the block runs."""
+    global _caught, _wakeup_reader
+    _caught = None
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {signum: signal.signal(signum, _note) for signum in HANDLED}
+    # The pipe ends a select() at once, also when the signal came just before it began.
+    wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _wakeup_reader = reader
+    try:
+        yield
+    finally:
+        _wakeup_reader = None
+        signal.set_wakeup_fd(wakeup_before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+@contextmanager
+def seen_through(notice: Notice) -> Iterator[None]:
+    """Lets the block finish whatever signals come; `notice` is called once if one does.
+
+    A signal that was caught before the block is not announced again.
+    """
+    global _seen_through, _caught
+    outer, caught_before = _seen_through, _caught
+    _caught = None
+
+    def once() -> None:
+        global _seen_through
+        _seen_through = _say_nothing
+        notice()
+
+    _seen_through = _say_nothing if caught_before is not None else outer or once
+    try:
+        yield
+    finally:
+        _seen_through = outer
+        if outer is None and caught_before is not None:
+            _caught = caught_before
+
+
+def _say_nothing() -> None:
+    pass
+
+
+def check() -> None:
+    """Raises Interrupted (128 + N) if a signal was caught, unless it is to be seen through."""
+    if _caught is None:
+        return
+    if _seen_through is not None:
+        _seen_through()
+        return
+    raise Interrupted(_caught, signal.Signals(_caught).name)
+
+
+def wait(seconds: float, *files: int) -> Sequence[int]:
+    """Waits until one of `files` can be read, a signal comes or `seconds` are over.
+
+    Returns the files that can be read. Raises Interrupted as `check` does.
+    """
+    check()
+    watched = [*files] if _wakeup_reader is None else [*files, _wakeup_reader]
+    deadline = time.monotonic() + seconds
+    ready, _, _ = select.select(watched, [], [], seconds)
+    if _wakeup_reader in ready:
+        _drain(_wakeup_reader)
+        check()
+        if not files:
+            # Seen through: the signal must not shorten the pause.
+            return wait(max(0.0, deadline - time.monotonic()))
+    return [file for file in ready if file in files]
+
+
+def _drain(reader: int | None) -> None:
+    assert reader is not None
+    try:
+        while os.read(reader, 512):
+            pass
+    except BlockingIOError:
+        pass

@@ -1,0 +1,131 @@
+"""What runs where: read, never changed; quick, and for any user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from deploy_clojars import decisions, lock
+from deploy_clojars.errors import DeployError
+from deploy_clojars.host import Host, Look, user_name
+from deploy_clojars.instances import Observation
+from deploy_clojars.shell import printable
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All that `status` tells."""
+
+    look: Any  # a Look
+    situation: Any  # a Situation
+    holder: lock.Holder | None
+    next: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing needs a person."""
+        return bool(self.situation.ok)
+
+
+def report(host: Host) -> Report:
+    """Looks at the host. Raises DeployError if the journal is there and can't be read."""
+    try:
+        holder = lock.holder_of(host.lock_file)
+        look = host.look()
+        if holder is None:
+            # A run may have begun between the two.
+            holder = lock.holder_of(host.lock_file)
+    except OSError as error:
+        raise DeployError(f"{error.filename}: {error.strerror}") from None
+    situation = host.situation(look, locked=holder is not None)
+    return Report(look, situation, holder, host.next_command(look, situation))
+
+
+def as_json(report: Report) -> str:
+    """The report as the contract has it; keys are only ever added."""
+    look: Look = report.look
+    situation: decisions.Situation = report.situation
+    holder = report.holder
+    document = {
+        "current": look.current.version,
+        "approved": look.approved,
+        "previous": look.history.previous,
+        "interrupted": situation.interrupted,
+        "drift": situation.drifted,
+        "ok": situation.ok,
+        "next": report.next,
+        "lock": None
+        if holder is None
+        else {
+            "pid": holder.pid,
+            "user": holder.user,
+            "since": holder.since,
+            "step": holder.step,
+            "version": holder.version,
+        },
+        "instances": {each.role: _instance(each) for each in (look.primary, look.backup)},
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
+def _instance(observation: Observation) -> dict[str, Any]:
+    return {
+        "job": observation.job,
+        "state": observation.state,
+        "pid": observation.pid,
+        "since": observation.since,
+        "running": observation.running,
+        "serving": observation.serving,
+        "checks": [
+            {"url": check.url, "ok": check.ok, "ms": check.ms, "detail": check.detail}
+            for check in observation.checks
+        ],
+    }
+
+
+def as_text(report: Report) -> str:
+    """The report for people: where things are, then what is wrong, then what to type."""
+    look: Look = report.look
+    names = ("current", "approved", "previous")
+    values = (look.current.version, look.approved, look.history.previous)
+    lines = [f"{name:<9} {value or 'none'}" for name, value in zip(names, values, strict=True)]
+    for observation in (look.primary, look.backup):
+        lines.append(f"{observation.role:<9} {_instance_line(observation)}")
+        lines += [
+            f"{'':<9} {check.url}: {check.detail}" for check in observation.checks if not check.ok
+        ]
+    lines += _remarks(report)
+    lines.append("ok" if report.ok else "needs a person" if not report.holder else "wait")
+    if report.next:
+        lines.append(f"next: {report.next}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def _instance_line(observation: Observation) -> str:
+    if observation.pid is None:
+        return f"{observation.job}: {observation.state} ({observation.said})"
+    runs = observation.running or "no release"
+    if not observation.visible:
+        runs = f"what it runs is not visible to {user_name()}"
+    serving = "serving" if observation.serving else "NOT serving"
+    return f"{observation.job}: {runs}, {serving}, PID {observation.pid} since {observation.since}"
+
+
+def _remarks(report: Report) -> list[str]:
+    look: Look = report.look
+    situation: decisions.Situation = report.situation
+    remarks = []
+    if report.holder is not None:
+        remarks.append(lock.locked_by(report.holder).message)
+    if situation.interrupted and look.history.last is not None:
+        last = look.history.last
+        where = "after" if last.past_return else "before"
+        remarks.append(
+            f"interrupted: the {last.command} of {last.version} by {last.by}, {last.at}, was cut "
+            f"off {where} its point of no return"
+        )
+    if situation.drifted:
+        remarks.append("drift: current or what an instance runs is not what the last run left")
+    if look.current.broken:
+        remarks.append(look.current.broken)
+    return remarks
