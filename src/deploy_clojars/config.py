@@ -32,6 +32,21 @@ VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Repository = Annotated[str, Meta(pattern=r"^[^-\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
 
 
+def _why_no_health_url(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return f"must hold URLs ({error})"
+    if parts.scheme not in ("http", "https", "tcp"):
+        return "must hold URLs that start with http://, https:// or tcp://"
+    if not parts.hostname:
+        return "must hold URLs with a host"
+    if parts.scheme == "tcp" and (port is None or parts.path or parts.query):
+        return "must hold tcp URLs of the form tcp://HOST:PORT"
+    return None
+
+
 class Build(Struct, frozen=True, forbid_unknown_fields=True):
     """How a checkout is tested and built."""
 
@@ -122,21 +137,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     def releases_directory(self) -> Path:
         """Where the releases and the link to the current one are."""
         return Path(self.home) / "releases"
-
-
-def _why_no_health_url(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        return f"must hold URLs ({error})"
-    if parts.scheme not in ("http", "https", "tcp"):
-        return "must hold URLs that start with http://, https:// or tcp://"
-    if not parts.hostname:
-        return "must hold URLs with a host"
-    if parts.scheme == "tcp" and (port is None or parts.path or parts.query):
-        return "must hold tcp URLs of the form tcp://HOST:PORT"
-    return None
 
 
 def file_named(option: str | None) -> Path | None:

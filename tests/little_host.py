@@ -1,0 +1,303 @@
+"""A whole little clojars.org in a directory: a home, two jobs under Upstart, a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pexpect
+
+ETC = Path(__file__).parents[1] / "etc"
+PROMPT = "[yes/no] "
+
+
+class UpstartLike(Protocol):
+    """The stand-in or the real thing."""
+
+    bin: Path
+    jobs: Path
+
+    def install(self, job: str, text: str) -> None: ...
+    def pid(self, job: str) -> int | None: ...
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; all are held while they are chosen, so they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+    """Waits until `condition()` is true and returns its value; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+@dataclass
+class LittleHost:
+    """The host. `jobs` are the names of the primary's and the backup's job."""
+
+    directory: Path
+    upstart: UpstartLike
+    repository_url: str
+    environment: dict[str, str]
+    options: dict[str, str] = field(default_factory=dict)  # TOML lines by table
+    primary: str = "clojars"
+    backup: str = "clojars-backup"
+
+    def __post_init__(self) -> None:
+        self.home = self.directory / "home"
+        self.releases = self.home / "releases"
+        self.deploy = self.home / "deploy"
+        self.link = self.releases / "clojars-web-current.jar"
+        self.config = self.directory / "deploy-clojars.toml"
+        self.releases.mkdir(parents=True)
+        self.ports = free_ports(4)
+        self.write_config()
+        for job, web, nailgun in (
+            (self.primary, self.ports[0], self.ports[2]),
+            (self.backup, self.ports[1], self.ports[3]),
+        ):
+            self.upstart.install(job, self.job_file(job, web, nailgun))
+
+    def write_config(self, **options: str) -> None:
+        """Writes the configuration; `options` are further TOML lines, by table ('top': none)."""
+        lines = {
+            "top": f'repository = "{self.repository_url}"\nhome = "{self.home}"',
+            "services": f'bin = "{self.upstart.bin}"\nsudo = false\ntimeout = 20',
+            "instances.primary": self._instance(self.primary, *self.ports[0::2]),
+            "instances.backup": self._instance(self.backup, *self.ports[1::2]),
+            "health": "timeout = 20\nsettle = 0.3\ninterval = 0.05",
+        }
+        for table, more in {**self.options, **options}.items():
+            keys = {line.split("=")[0].strip() for line in more.splitlines()}
+            old = lines.get(table, "").splitlines()
+            kept = [line for line in old if line.split("=")[0].strip() not in keys]
+            lines[table] = "\n".join([*kept, more])
+        text = lines.pop("top") + "\n"
+        text += "".join(f"[{table}]\n{body}\n" for table, body in lines.items())
+        self.config.write_text(text, encoding="utf-8")
+        self.config.chmod(0o644)
+
+    @staticmethod
+    def _instance(job: str, web: int, nailgun: int) -> str:
+        web_url = f"http://127.0.0.1:{web}/"
+        return (
+            f'job = "{job}"\nurl = "{web_url}"\nhealth = ["{web_url}", "tcp://127.0.0.1:{nailgun}"]'
+        )
+
+    def job_file(self, job: str, web: int, nailgun: int, **changes: str) -> str:
+        """The project's own job file with this host's paths and ports."""
+        text = (ETC / "upstart" / f"{job}.conf").read_text(encoding="utf-8")
+        for pattern, new in {
+            r"^set[ug]id .*\n": "",
+            r"/home/clojars": str(self.home),
+            r"^env PORT=.*": f"env PORT={web}",
+            r"^env NAILGUN_PORT=.*": f"env NAILGUN_PORT={nailgun}",
+            r"^kill timeout .*": "kill timeout 10",
+            r"-Xmx512m": "-Xmx128m -XX:TieredStopAtLevel=1",
+            **changes,
+        }.items():
+            text = re.sub(pattern, new, text, flags=re.MULTILINE)
+        return text
+
+    # --- the tool -----------------------------------------------------------------------------
+
+    @property
+    def command(self) -> list[str]:
+        """The tool, as a user would call it."""
+        return [str(Path(sys.executable).with_name("deploy-clojars"))]
+
+    @property
+    def whole_environment(self) -> dict[str, str]:
+        """What the tool's process gets."""
+        return {
+            **os.environ,
+            "DEPLOY_CLOJARS_CONFIG": str(self.config),
+            "COLUMNS": "120",
+            **self.environment,
+        }
+
+    def run(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs the tool without a terminal; standard output and error are kept apart."""
+        return subprocess.run(
+            [*self.command, *words],
+            env=self.whole_environment,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def done(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs the tool and fails unless it ends with 0."""
+        result = self.run(*words)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    @contextlib.contextmanager
+    def typing(self, *words: str, timeout: float = 60) -> Iterator[Terminal]:
+        """The tool on a terminal of its own, ended at the end if it is still there."""
+        child = pexpect.spawn(
+            self.command[0],
+            list(words),
+            env=self.whole_environment,
+            cwd=str(self.directory),
+            encoding="utf-8",
+            timeout=timeout,
+            dimensions=(50, 120),
+        )
+        terminal = Terminal(child)
+        try:
+            yield terminal
+        finally:
+            child.close(force=True)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What `status --json` says."""
+        result = self.run("status", "--json")
+        assert result.returncode in (0, 11), result.stderr
+        document = json.loads(result.stdout)
+        assert isinstance(document, dict)
+        assert document["ok"] is (result.returncode == 0)
+        return document
+
+    # --- the host, looked at past the tool ----------------------------------------------------
+
+    def have(self, version: str, jar: Path) -> None:
+        """Puts a release where a deploy would have put it."""
+        path = self.releases / f"clojars-web-{version}-standalone.jar"
+        if not path.exists():
+            shutil.copyfile(jar, path)
+
+    def serving(self, version: str, jar: Path) -> None:
+        """A host that the old shell script served: a link made by hand, both jobs up on it."""
+        self.have(version, jar)
+        self.link.symlink_to(f"clojars-web-{version}-standalone.jar")
+        for job in (self.primary, self.backup):
+            self.control("start", job)
+        for role in ("primary", "backup"):
+            wait_for(lambda role=role: self.version(role) == version, f"{role} on {version}")
+
+    def control(self, verb: str, job: str) -> None:
+        """Upstart's own program, as an operator would type it."""
+        subprocess.run([self.upstart.bin / verb, job], check=True, capture_output=True)
+
+    @property
+    def current(self) -> str | None:
+        """The link's text, to the letter."""
+        return os.readlink(self.link) if self.link.is_symlink() else None
+
+    def pid(self, role: str) -> int | None:
+        """The PID that Upstart has for an instance."""
+        return self.upstart.pid(self.primary if role == "primary" else self.backup)
+
+    def version(self, role: str) -> str | None:
+        """What an instance says that it is, over HTTP; None if it does not answer."""
+        port = self.ports[0 if role == "primary" else 1]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/version", timeout=5) as answer:
+                return str(answer.read().decode().strip())
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def versions(self) -> tuple[str | None, str | None]:
+        """What the primary and the backup say that they are."""
+        return self.version("primary"), self.version("backup")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The journal."""
+        file = self.deploy / "journal.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def processes_of_runs(self) -> list[int]:
+        """The processes that carry a run's id of this host."""
+        home = os.stat(self.home)
+        wanted = f"DEPLOY_CLOJARS_RUN={home.st_dev:x}.{home.st_ino:x}.".encode()
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if wanted in environment.read_bytes():
+                    found.append(int(environment.parent.name))
+        return found
+
+
+class Terminal:
+    """A person at the tool's terminal."""
+
+    def __init__(self, child: pexpect.spawn[str]) -> None:
+        self._child = child
+        assert child.pid is not None
+        self.pid: int = child.pid
+        self.shown = ""
+
+    def sees(self, text: str) -> None:
+        """Waits until the text is on the screen."""
+        try:
+            self._child.expect_exact(text)
+        except (pexpect.EOF, pexpect.TIMEOUT):
+            shown = self.shown + (self._child.before or "")
+            raise AssertionError(f"never shown: {text!r}\n{shown}") from None
+        self.shown += (self._child.before or "") + text
+
+    def asked(self) -> None:
+        """Waits for the question."""
+        self.sees(PROMPT)
+
+    def types(self, line: str) -> None:
+        """Types a line and the enter key."""
+        self._child.sendline(line)
+
+    def presses(self, key: str) -> None:
+        """Presses Ctrl and a key."""
+        self._child.sendcontrol(key)
+
+    def hangs_up(self) -> None:
+        """Closes the window."""
+        self._child.close(force=False)
+
+    def kill(self, signum: int) -> None:
+        """Sends a signal to the tool alone."""
+        os.kill(self.pid, signum)
+
+    def ends(self, status: int) -> str:
+        """Waits for the end and returns all that was shown."""
+        try:
+            self._child.expect(pexpect.EOF)
+        except pexpect.TIMEOUT:
+            raise AssertionError(f"does not end:\n{self.shown}{self._child.before}") from None
+        self.shown += self._child.before or ""
+        self._child.close()
+        ended = self._child.exitstatus
+        if ended is None:
+            ended = 128 + (self._child.signalstatus or 0)
+        assert ended == status, f"exit status {ended}, not {status}\n{self.shown}"
+        return self.shown
+
+    def wait_until_gone(self, seconds: float = 60) -> None:
+        """Waits until the process has ended although its terminal is gone."""
+        wait_for(lambda: not Path(f"/proc/{self.pid}").exists(), "the tool ends", seconds)
