@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from clojure_jars import (
 )
 from clojure_repository import ClojureRepository, make_repository
 from little_host import LittleHost
+from programs import require_program
 from standin.upstart import RealUpstart, Upstart
+from zip_application import zip_jar
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,28 +32,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def clojure(tmp_path_factory: pytest.TempPathFactory) -> Clojure:
-    """The Clojure application's repository and its jars, built when they are first wanted."""
+def repository(tmp_path_factory: pytest.TempPathFactory) -> ClojureRepository:
+    """The Clojure application's repository, with its tags."""
+    require_program("git")
+    return make_repository(tmp_path_factory.mktemp("repository") / "clojars-web")
+
+
+@pytest.fixture(scope="session")
+def clojure(tmp_path_factory: pytest.TempPathFactory, repository: ClojureRepository) -> Clojure:
+    """The Clojure application's jars, built when they are first wanted."""
     require_clojure()
-    return Clojure(shared_directory(tmp_path_factory), tmp_path_factory.mktemp("repository"))
+    lein_home = write_lein_home(tmp_path_factory.mktemp("lein"))
+    return Clojure(shared_directory(tmp_path_factory) / "clojure-jars", lein_home, repository)
 
 
 class Clojure:
     """The application to deploy."""
 
-    def __init__(self, shared: Path, own: Path) -> None:
-        self.lein_home = write_lein_home(own / "lein")
-        self.repository: ClojureRepository = make_repository(own / "clojars-web")
-        self._jars = shared / "jars"
+    def __init__(self, jars: Path, lein_home: Path, repository: ClojureRepository) -> None:
+        self._lein_home = lein_home
+        self._jars = jars
+        self.repository = repository
 
     def jar(self, tag: str) -> Path:
         """The tag's release jar."""
-        return build_jar(self.repository, tag, self._jars, self.lein_home)
+        return build_jar(self.repository, tag, self._jars, self._lein_home)
 
     @property
     def environment(self) -> dict[str, str]:
         """What Leiningen needs to build offline."""
-        return lein_environment(self.lein_home)
+        return lein_environment(self._lein_home)
 
 
 @pytest.fixture
@@ -65,28 +76,64 @@ def upstart(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Upstart 
             yield standin
 
 
+NewHost = Callable[..., LittleHost]
+
+
 @pytest.fixture
-def new_host(
-    tmp_path: Path, upstart: Upstart | RealUpstart, clojure: Clojure
-) -> Callable[..., LittleHost]:
-    """Makes a host on which nothing was ever deployed."""
+def new_host(tmp_path: Path, upstart: Upstart | RealUpstart, clojure: Clojure) -> NewHost:
+    """Makes a host for the Clojure application, on which nothing was ever deployed."""
 
     def make(**options: str) -> LittleHost:
-        host = LittleHost(
+        return LittleHost(
             tmp_path / "host",
             upstart,
             clojure.repository.url,
             clojure.environment,
             options,
         )
+
+    return make
+
+
+@pytest.fixture
+def host(new_host: NewHost, clojure: Clojure) -> LittleHost:
+    """A host that serves 0.1.0 on both instances, as the old shell script left it."""
+    host = new_host()
+    host.serving(clojure.repository.FIRST, clojure.jar(clojure.repository.FIRST))
+    return host
+
+
+@pytest.fixture
+def new_light_host(
+    tmp_path: Path, upstart: Upstart | RealUpstart, repository: ClojureRepository
+) -> NewHost:
+    """Makes a host whose releases need no JVM; its build only has to be quick."""
+
+    def make(**options: str) -> LittleHost:
+        jars = tmp_path / "jars"
+        host = LittleHost(
+            tmp_path / "host",
+            upstart,
+            repository.url,
+            {},
+            {
+                "build": f'test = "true"\n'
+                f'uberjar = "mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"',
+                **options,
+            },
+            launcher=f"{sys.executable} -I",
+        )
+        for tag in repository.git("tag").split():
+            zip_jar(tag, repository.commit(tag), jars)
+        host.jars = jars
         return host
 
     return make
 
 
 @pytest.fixture
-def host(new_host: Callable[..., LittleHost], clojure: Clojure) -> LittleHost:
-    """A host that serves 0.1.0 on both instances, as the old shell script left it."""
-    host = new_host()
-    host.serving(clojure.repository.FIRST, clojure.jar(clojure.repository.FIRST))
+def light_host(new_light_host: NewHost) -> LittleHost:
+    """A host without a JVM that serves 0.1.0 on both instances."""
+    host = new_light_host()
+    host.serving(ClojureRepository.FIRST)
     return host

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -51,6 +52,20 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> An
     return value
 
 
+def without_escapes(text: str) -> str:
+    """What is left on a screen without colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def lives(pid: int) -> bool:
+    """Whether the process runs; a zombie that nobody has reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 @dataclass
 class LittleHost:
     """The host. `jobs` are the names of the primary's and the backup's job."""
@@ -60,10 +75,12 @@ class LittleHost:
     repository_url: str
     environment: dict[str, str]
     options: dict[str, str] = field(default_factory=dict)  # TOML lines by table
+    launcher: str = "java -Xmx128m -XX:TieredStopAtLevel=1 -jar"
     primary: str = "clojars"
     backup: str = "clojars-backup"
 
     def __post_init__(self) -> None:
+        self.jars: Path | None = None  # of a host without a JVM
         self.home = self.directory / "home"
         self.releases = self.home / "releases"
         self.deploy = self.home / "deploy"
@@ -113,7 +130,7 @@ class LittleHost:
             r"^env PORT=.*": f"env PORT={web}",
             r"^env NAILGUN_PORT=.*": f"env NAILGUN_PORT={nailgun}",
             r"^kill timeout .*": "kill timeout 10",
-            r"-Xmx512m": "-Xmx128m -XX:TieredStopAtLevel=1",
+            r"java -Xmx512m -jar": self.launcher,
             **changes,
         }.items():
             text = re.sub(pattern, new, text, flags=re.MULTILINE)
@@ -136,8 +153,18 @@ class LittleHost:
             **self.environment,
         }
 
-    def run(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Runs the tool without a terminal; standard output and error are kept apart."""
+    def run(
+        self, *words: str, timeout: float = 120, largest_file: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs the tool without a terminal; standard output and error are kept apart.
+
+        With `largest_file` (bytes) it cannot write a file that is larger, as on a full disk.
+        """
+
+        def limit() -> None:
+            if largest_file is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
         return subprocess.run(
             [*self.command, *words],
             env=self.whole_environment,
@@ -147,6 +174,7 @@ class LittleHost:
             text=True,
             timeout=timeout,
             check=False,
+            preexec_fn=limit,
         )
 
     def done(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -185,20 +213,29 @@ class LittleHost:
 
     # --- the host, looked at past the tool ----------------------------------------------------
 
-    def have(self, version: str, jar: Path) -> None:
-        """Puts a release where a deploy would have put it."""
-        path = self.releases / f"clojars-web-{version}-standalone.jar"
-        if not path.exists():
-            shutil.copyfile(jar, path)
+    def jar(self, version: str) -> Path:
+        """The jar that a build of the version makes, on a host without a JVM."""
+        assert self.jars is not None
+        return self.jars / f"clojars-web-{version}-standalone.jar"
 
-    def serving(self, version: str, jar: Path) -> None:
+    def have(self, version: str, jar: Path | None = None) -> None:
+        """Puts a release where a deploy would have put it."""
+        jar = jar or self.jar(version)
+        shutil.copyfile(jar, self.releases / f"clojars-web-{version}-standalone.jar")
+
+    def does_not_start(self, version: str, *roles: str) -> None:
+        """Makes a release without a JVM end at its start as these instances from now on."""
+        ports = [str(self.ports[0 if role == "primary" else 1]) for role in roles]
+        release = self.releases / f"clojars-web-{version}-standalone.jar"
+        Path(f"{release}.refused").write_text(" ".join(ports), encoding="utf-8")
+
+    def serving(self, version: str, jar: Path | None = None) -> None:
         """A host that the old shell script served: a link made by hand, both jobs up on it."""
         self.have(version, jar)
         self.link.symlink_to(f"clojars-web-{version}-standalone.jar")
         for job in (self.primary, self.backup):
             self.control("start", job)
-        for role in ("primary", "backup"):
-            wait_for(lambda role=role: self.version(role) == version, f"{role} on {version}")
+        wait_for(lambda: None not in self.versions, f"both serve {version}")
 
     def control(self, verb: str, job: str) -> None:
         """Upstart's own program, as an operator would type it."""
@@ -234,6 +271,27 @@ class LittleHost:
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         return [json.loads(line) for line in lines]
 
+    @contextlib.contextmanager
+    def lost_jvm(self, version: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A process on the backup's web port that Upstart knows nothing of."""
+        ports = {"PORT": str(self.ports[1]), "NAILGUN_PORT": str(free_ports(1)[0])}
+        jar = self.releases / f"clojars-web-{version}-standalone.jar"
+        with subprocess.Popen(
+            ["java", "-jar", jar],
+            env={**os.environ, **ports},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                wait_for(lambda: self.version("backup") == version, "the lost JVM answers")
+                yield process
+            finally:
+                process.kill()
+
+    def is_at(self, step: str) -> bool:
+        """Whether the last line of the journal is the beginning of the step."""
+        return bool(self.events) and self.events[-1].get("step") == step
+
     def processes_of_runs(self) -> list[int]:
         """The processes that carry a run's id of this host."""
         home = os.stat(self.home)
@@ -262,7 +320,7 @@ class Terminal:
         except (pexpect.EOF, pexpect.TIMEOUT):
             shown = self.shown + (self._child.before or "")
             raise AssertionError(f"never shown: {text!r}\n{shown}") from None
-        self.shown += (self._child.before or "") + text
+        self.shown = without_escapes(self.shown + (self._child.before or "") + text)
 
     def asked(self) -> None:
         """Waits for the question."""
@@ -277,14 +335,14 @@ class Terminal:
         self._child.sendcontrol(key)
 
     def hangs_up(self) -> None:
-        """Closes the window."""
-        self._child.close(force=False)
+        """Closes the window; the kernel tells the tool."""
+        self._child.ptyproc.fileobj.close()
 
     def kill(self, signum: int) -> None:
         """Sends a signal to the tool alone."""
         os.kill(self.pid, signum)
 
-    def ends(self, status: int) -> str:
+    def ends(self, status: int | tuple[int, ...]) -> str:
         """Waits for the end and returns all that was shown."""
         try:
             self._child.expect(pexpect.EOF)
@@ -292,12 +350,10 @@ class Terminal:
             raise AssertionError(f"does not end:\n{self.shown}{self._child.before}") from None
         self.shown += self._child.before or ""
         self._child.close()
+        self.shown = without_escapes(self.shown)
         ended = self._child.exitstatus
         if ended is None:
             ended = 128 + (self._child.signalstatus or 0)
-        assert ended == status, f"exit status {ended}, not {status}\n{self.shown}"
+        expected = (status,) if isinstance(status, int) else status
+        assert ended in expected, f"exit status {ended}, not {status}\n{self.shown}"
         return self.shown
-
-    def wait_until_gone(self, seconds: float = 60) -> None:
-        """Waits until the process has ended although its terminal is gone."""
-        wait_for(lambda: not Path(f"/proc/{self.pid}").exists(), "the tool ends", seconds)

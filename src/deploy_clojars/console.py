@@ -162,12 +162,18 @@ class Console:
         prompt = f"{question} [yes/no] "
         self._into_log(prompt)
         self._show(prompt, "bold", end="")
+        try:
+            return self._answer(prompt, watch)
+        except DeployError:
+            self._show("")  # what comes next does not stand behind the question
+            raise
+
+    def _answer(self, prompt: str, watch: Callable[[], str | None]) -> bool:
         typed = b""
         while True:
             if signals.wait(1.0, sys.stdin.fileno()):
                 received = self._read()
                 if not received:
-                    self._show("")
                     raise Declined("the input ended before an answer came")
                 typed += received
             while b"\n" in typed:

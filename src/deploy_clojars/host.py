@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deploy_clojars import decisions
 from deploy_clojars.config import Config
+from deploy_clojars.errors import DeployError
 from deploy_clojars.instances import BACKUP, PRIMARY, Instance, Observation, Role
 from deploy_clojars.journal import History, Journal, Left
 from deploy_clojars.releases import Current, Releases
@@ -76,12 +77,20 @@ class Host:
         return self.instances[PRIMARY].job, self.instances[BACKUP].job
 
     def look(self) -> Look:
-        """Looks at everything, both instances at the same time. Raises OSError for the journal."""
+        """Looks at everything, both instances at the same time.
+
+        Raises DeployError if the journal is there and cannot be read.
+        """
         with ThreadPoolExecutor(max_workers=2) as pool:
             primary = pool.submit(self.instances[PRIMARY].observe)
             backup = pool.submit(self.instances[BACKUP].observe)
             current = self.releases.current()
-            history = self.journal.history()
+            try:
+                history = self.journal.history()
+            except OSError as error:
+                raise DeployError(
+                    f"the journal {self.journal.file} cannot be read: {error.strerror}"
+                ) from None
         return Look(
             current=current,
             primary=primary.result(),

@@ -42,6 +42,7 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
         obtain_release(run, version)
         if is_done_already(run, version):
             return
+        run.state_on_failure = ""
         with reverted_on_failure(run, version):
             flip(run, version)
             backup = bring_up_backup(run, version, force=force)
@@ -66,8 +67,10 @@ def rollback(
             return
         ask_to_roll_back(run, look, target, yes=yes)
         look = revert_a_run_that_was_cut_off(run) or look
-        run.begin(look)
         signals.check()
+        run.journal_may_fail = True
+        run.begin(look)
+        run.state_on_failure = ""
         with signals.seen_through(seen_through_notice(run)):
             roll_back(run, look, target, why)
 
@@ -590,7 +593,6 @@ def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:
     Raises NotHealthy (6) if the first instance does not come up and all was put back,
     PrimaryDown (8) and HalfDone (9) if the second one does not.
     """
-    run.journal_may_fail = True
     host = run.host
     nothing_served = not (look.primary.serving or look.backup.serving)
     run.record("no return", version=target)

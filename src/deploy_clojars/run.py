@@ -43,6 +43,8 @@ class Run:
         self.id = f"{host.id_prefix}{stamp}.{secrets.token_hex(3)}"
         self.left = Left()
         self.outcome = "failed"
+        # Where the host stands if the run fails now; said after the error.
+        self.state_on_failure = ""
         # In a revert or a rollback a journal that cannot be written is a warning.
         self.journal_may_fail = False
         self._begun = False
@@ -78,6 +80,9 @@ class Run:
         self.left = look.left()
         self.record("begin", command=self.command, version=self.version, left=self.left)
         self._begun = True
+        self.state_on_failure = (
+            f"nothing that runs was changed; {look.approved or 'no release'} is in production"
+        )
 
     def record(self, event: str, **fields: Any) -> None:
         """Writes a line into the journal. Raises DeployError unless it may fail now."""
@@ -139,6 +144,8 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
             run.outcome = _outcome_of(error)
             run.end(error.status, error.message)
             console.error(error)
+            if run.state_on_failure:
+                console.say(f"  {run.state_on_failure}")
             raise
         except BaseException as error:
             run.end(Status.DEFECT, repr(error))

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from deploy_clojars import decisions, lock
-from deploy_clojars.errors import DeployError
 from deploy_clojars.host import Host, Look, user_name
 from deploy_clojars.instances import Observation
 from deploy_clojars.shell import printable
@@ -29,14 +28,10 @@ class Report(msgspec.Struct, frozen=True):
 
 def report(host: Host) -> Report:
     """Looks at the host. Raises DeployError if the journal is there and can't be read."""
-    try:
-        holder = lock.holder_of(host.lock_file)
-        look = host.look()
-        if holder is None:
-            # A run may have begun between the two.
-            holder = lock.holder_of(host.lock_file)
-    except OSError as error:
-        raise DeployError(f"{error.filename}: {error.strerror}") from None
+    holder = lock.holder_of(host.lock_file)
+    look = host.look()
+    # A run may have begun, or ended, between the two.
+    holder = holder or lock.holder_of(host.lock_file)
     situation = host.situation(look, locked=holder is not None)
     return Report(look, situation, holder, host.next_command(look, situation))
 

@@ -778,7 +778,7 @@ class Init:
         while self._deferred:
             try:
                 self._deferred.popleft()()
-            except Exception:
+            except Exception:  # noqa: BLE001 - one bad request must not end every job
                 traceback.print_exc()
 
     def _watch(self, descriptor: int, call: Callable[[], None]) -> None:
@@ -1095,7 +1095,7 @@ def become(
         }
         argv = arguments(command, from_descriptor=script is not None)
         os.execvpe(argv[0], argv, environment)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - nothing may escape into the supervisor's code
         os.write(setup, repr(error).encode())
 
 

@@ -1,0 +1,433 @@
+"""What is decided, as tables: who may be restarted, where a rollback goes, what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import product
+
+import pytest
+
+from deploy_clojars.decisions import (
+    Refusal,
+    Seen,
+    Situation,
+    adopted,
+    bare_rollback_target,
+    deploy_obstacle,
+    deploy_refusal,
+    has_drifted,
+    next_to_restart,
+)
+from deploy_clojars.errors import Status
+from deploy_clojars.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.journal import History, LastRun, Left
+
+DOWN = Seen(serving=False, healthy=False)
+SERVING = Seen(serving=True, healthy=False)  # another release than the one in question
+HEALTHY = Seen(serving=True, healthy=True)
+STATES = (DOWN, SERVING, HEALTHY)
+
+
+# Deploy: the backup, the question, the primary
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "refusal"),
+    [
+        (SERVING, SERVING, None),
+        (SERVING, HEALTHY, None),
+        (SERVING, DOWN, None),
+        (HEALTHY, SERVING, None),
+        (HEALTHY, HEALTHY, None),
+        (HEALTHY, DOWN, None),
+        (DOWN, HEALTHY, None),  # the backup is not restarted: question, primary
+        (DOWN, SERVING, Refusal.ONLY_SERVING_INSTANCE),
+        (DOWN, DOWN, None),
+    ],
+)
+def test_a_deploy_is_refused_only_if_it_would_restart_the_only_serving_instance(
+    primary: Seen, backup: Seen, refusal: Refusal | None
+) -> None:
+    assert deploy_refusal(primary, backup) == refusal
+
+
+# Rollback and revert: only what is not healthy on the target is restarted
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "first"),
+    [
+        (SERVING, SERVING, BACKUP),
+        (SERVING, HEALTHY, PRIMARY),
+        (SERVING, DOWN, BACKUP),
+        (HEALTHY, SERVING, BACKUP),
+        (HEALTHY, HEALTHY, None),
+        (HEALTHY, DOWN, BACKUP),
+        (DOWN, SERVING, PRIMARY),
+        (DOWN, HEALTHY, PRIMARY),
+        (DOWN, DOWN, PRIMARY),
+    ],
+)
+def test_which_instance_is_restarted_first(primary: Seen, backup: Seen, first: Role | None) -> None:
+    assert next_to_restart(primary, backup) == first
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "after", "restarts"),
+    [
+        # The primary serves: backup, wait, primary.
+        (SERVING, SERVING, {}, [BACKUP, PRIMARY]),
+        (SERVING, SERVING, {BACKUP: DOWN}, [BACKUP]),
+        (SERVING, SERVING, {BACKUP: SERVING}, [BACKUP]),
+        (SERVING, SERVING, {PRIMARY: DOWN}, [BACKUP, PRIMARY]),
+        (SERVING, SERVING, {PRIMARY: SERVING}, [BACKUP, PRIMARY]),
+        (SERVING, HEALTHY, {}, [PRIMARY]),
+        (SERVING, HEALTHY, {PRIMARY: DOWN}, [PRIMARY]),
+        (SERVING, DOWN, {}, [BACKUP, PRIMARY]),
+        (SERVING, DOWN, {BACKUP: DOWN}, [BACKUP]),
+        (HEALTHY, SERVING, {}, [BACKUP]),
+        (HEALTHY, SERVING, {BACKUP: DOWN}, [BACKUP]),
+        (HEALTHY, DOWN, {}, [BACKUP]),
+        (HEALTHY, HEALTHY, {}, []),
+        # Only the backup serves: primary, wait, backup.
+        (DOWN, SERVING, {}, [PRIMARY, BACKUP]),
+        (DOWN, SERVING, {PRIMARY: DOWN}, [PRIMARY]),
+        (DOWN, SERVING, {PRIMARY: SERVING}, [PRIMARY]),
+        (DOWN, SERVING, {BACKUP: DOWN}, [PRIMARY, BACKUP]),
+        (DOWN, HEALTHY, {}, [PRIMARY]),
+        (DOWN, HEALTHY, {PRIMARY: DOWN}, [PRIMARY]),
+        # Nothing serves: primary; when it serves or has failed, backup.
+        (DOWN, DOWN, {}, [PRIMARY, BACKUP]),
+        (DOWN, DOWN, {PRIMARY: DOWN}, [PRIMARY, BACKUP]),
+        (DOWN, DOWN, {BACKUP: DOWN}, [PRIMARY, BACKUP]),
+        (DOWN, DOWN, {PRIMARY: DOWN, BACKUP: DOWN}, [PRIMARY, BACKUP]),
+        # It came up too late or on another release: it has failed, and serves all the same.
+        (DOWN, DOWN, {PRIMARY: SERVING}, [PRIMARY, BACKUP]),
+    ],
+)
+def test_the_order_of_a_whole_rollback(
+    primary: Seen, backup: Seen, after: dict[Role, Seen], restarts: Sequence[Role]
+) -> None:
+    """`after` says what a restart makes of an instance; it is healthy on the target otherwise."""
+    assert restarts_of_a_rollback(primary, backup, after) == restarts
+
+
+def restarts_of_a_rollback(primary: Seen, backup: Seen, after: dict[Role, Seen]) -> list[Role]:
+    seen: dict[Role, Seen] = {PRIMARY: primary, BACKUP: backup}
+    failed: set[Role] = set()
+    restarted: list[Role] = []
+    while (role := next_to_restart(seen[PRIMARY], seen[BACKUP], failed)) is not None:
+        assert role not in restarted
+        restarted.append(role)
+        seen[role] = after.get(role, HEALTHY)
+        if not seen[role].healthy:
+            failed.add(role)
+    return restarted
+
+
+@pytest.mark.parametrize("failed", [(), (PRIMARY,), (BACKUP,), (PRIMARY, BACKUP)])
+@pytest.mark.parametrize(("primary", "backup"), list(product(STATES, STATES)))
+def test_nothing_healthy_or_failed_and_never_the_only_serving_instance_is_restarted(
+    primary: Seen, backup: Seen, failed: Collection[Role]
+) -> None:
+    role = next_to_restart(primary, backup, failed)
+
+    if role is not None:
+        chosen, other = (primary, backup) if role == PRIMARY else (backup, primary)
+        assert not chosen.healthy
+        assert role not in failed
+        assert other.serving or not chosen.serving
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "failed", "then"),
+    [
+        (SERVING, DOWN, [BACKUP], None),
+        (SERVING, SERVING, [BACKUP], None),
+        (HEALTHY, DOWN, [BACKUP], None),
+        (DOWN, SERVING, [PRIMARY], None),
+        (DOWN, HEALTHY, [PRIMARY], None),
+        (SERVING, HEALTHY, [PRIMARY], None),
+        (DOWN, DOWN, [PRIMARY], BACKUP),
+        (DOWN, DOWN, [BACKUP], PRIMARY),
+        (DOWN, DOWN, [PRIMARY, BACKUP], None),
+    ],
+)
+def test_after_a_failure_the_other_one_is_tried_if_nothing_serves(
+    primary: Seen, backup: Seen, failed: Collection[Role], then: Role | None
+) -> None:
+    assert next_to_restart(primary, backup, failed) == then
+
+
+# What counts as approved on a host without a journal
+
+
+@pytest.mark.parametrize(
+    ("primary_runs", "current", "approved"),
+    [("A", "B", "A"), ("A", None, "A"), (None, "B", "B"), (None, None, None)],
+)
+def test_what_the_primary_runs_is_adopted_else_what_current_names(
+    primary_runs: str | None, current: str | None, approved: str | None
+) -> None:
+    assert adopted(primary_runs, current) == approved
+
+
+# Drift
+
+
+def run(
+    command: str = "deploy",
+    version: str | None = "B",
+    *,
+    past_return: bool = False,
+    ended: bool = False,
+    status: int | None = None,
+    left: Left | None = None,
+) -> LastRun:
+    return LastRun(
+        id="1", command=command, version=version, by="toby", at="2015-03-01T10:00:00Z",
+        flipped=past_return, past_return=past_return, ended=ended, status=status,
+        left=left or Left(),
+    )  # fmt: skip
+
+
+ALL_A = Left("A", "A", "A")
+
+
+@pytest.mark.parametrize(
+    ("left", "now", "drifted"),
+    [
+        (ALL_A, Left("A", "A", "A"), False),
+        (ALL_A, Left("B", "A", "A"), True),
+        (ALL_A, Left(None, "A", "A"), True),
+        (ALL_A, Left("A", "B", "A"), True),
+        (ALL_A, Left("A", "A", "B"), True),
+        (ALL_A, Left("A", "/home/clojars/other.jar", "A"), True),
+        # One that is down, or whose release is not visible, is no drift.
+        (ALL_A, Left("A", None, "A"), False),
+        (ALL_A, Left("A", None, None), False),
+        # One that was down and has come up on the current release is none, on another it is.
+        (Left("A", "A", None), Left("A", "A", "A"), False),
+        (Left("A", "A", None), Left("A", "A", "B"), True),
+        (Left("A", None, None), Left("A", "A", "A"), False),
+        # The primary runs an older release than current, and that is how it was left.
+        (Left("B", "A", "B"), Left("B", "A", "B"), False),
+        (Left("B", "A", "B"), Left("B", "B", "B"), True),
+        # Before the first deploy, and after it was reverted.
+        (Left(), Left(), False),
+        (Left(), Left("A", None, None), True),
+        (Left(), Left(None, "A", None), True),
+    ],
+)
+def test_drift_is_what_is_not_as_the_last_run_left_it(left: Left, now: Left, drifted: bool) -> None:
+    assert has_drifted(run(ended=True, left=left), now) is drifted
+
+
+def test_without_a_run_there_is_no_drift() -> None:
+    assert not has_drifted(None, ALL_A)
+
+
+def test_while_a_run_has_no_end_there_is_no_drift() -> None:
+    assert not has_drifted(run(left=ALL_A), Left("B", "B", "B"))
+
+
+# Whether a deploy may start after what earlier runs left
+
+
+def after(last: LastRun | None = None, stack: tuple[str, ...] = ("A",)) -> History:
+    return History(adopted=True, stack=stack, last=last)
+
+
+@pytest.mark.parametrize(
+    ("history", "version", "drifted", "may_start"),
+    [
+        (after(), "B", False, True),
+        (after(run(ended=True)), "C", False, True),
+        (after(run(ended=True, past_return=True, status=8)), "C", False, True),
+        # Cut off before its point of no return: it is reverted first, so any tag may follow.
+        (after(run("deploy", "B")), "C", False, True),
+        (after(run("rollback", "A")), "C", False, True),
+        # Cut off past it: only the same deploy finishes it.
+        (after(run("deploy", "B", past_return=True)), "B", False, True),
+        (after(run("deploy", "B", past_return=True)), "C", False, False),
+        (after(run("deploy", "B", past_return=True)), "A", False, False),
+        (after(run("rollback", "A", past_return=True)), "C", False, False),
+        # Drift: only a deploy of what is approved ends it.
+        (after(run(ended=True)), "B", True, False),
+        (after(run(ended=True)), "A", True, True),
+        (after(stack=()), "B", True, False),
+    ],
+)
+def test_a_deploy_of_another_tag_is_refused_over_drift_and_what_is_half_done(
+    history: History, version: str, drifted: bool, may_start: bool
+) -> None:
+    assert (deploy_obstacle(history, version, drifted) is None) is may_start
+
+
+def test_the_refusal_names_the_run_that_was_cut_off() -> None:
+    why = deploy_obstacle(after(run("deploy", "B", past_return=True)), "C", False)
+
+    assert why == "deploy B was cut off after its point of no return"
+
+
+# Where rollback without a version goes
+
+
+AB = ("A", "B")  # B is approved, A is previous
+
+
+@pytest.mark.parametrize(
+    ("history", "current", "runs", "target"),
+    [
+        # All is as approved: to the previous one.
+        (after(stack=AB), "B", ("B", "B"), "A"),
+        (after(stack=AB), "B", ("B", None), "A"),
+        (after(stack=AB), "B", (None, None), "A"),
+        (after(run(ended=True), AB), "B", ("B", "B"), "A"),
+        # Anything else is current, running or interrupted: to the approved one.
+        (after(stack=AB), "C", ("B", "B"), "B"),
+        (after(stack=AB), "B", ("B", "C"), "B"),
+        (after(stack=AB), "B", ("C", "B"), "B"),
+        (after(stack=AB), "B", ("/home/clojars/other.jar", "B"), "B"),
+        (after(run("deploy", "C"), AB), "B", ("B", "B"), "B"),
+        (after(run("deploy", "C", past_return=True), AB), "C", ("B", "C"), "B"),
+        (after(stack=("A",)), "B", ("A", "A"), "A"),
+        # Nowhere to go.
+        (after(stack=("A",)), "A", ("A", "A"), None),
+        (after(stack=()), None, (None, None), None),
+        (after(stack=()), "A", ("A", "A"), None),
+    ],
+)
+def test_where_a_rollback_without_a_version_goes(
+    history: History, current: str | None, runs: tuple[str | None, ...], target: str | None
+) -> None:
+    assert bare_rollback_target(history, history.approved, current, runs) == target
+
+
+def test_without_a_journal_it_goes_to_what_the_primary_runs_if_current_is_another() -> None:
+    assert bare_rollback_target(History(), "A", "B", ("A", "B")) == "A"
+
+
+def test_a_b_c_rolled_back_twice_has_nothing_left_to_roll_back_to() -> None:
+    rolled_back_to = ["C"]
+    stack: tuple[str, ...] = ("A", "B", "C")
+    while target := bare_rollback_target(after(stack=stack), stack[-1], stack[-1], ()):
+        rolled_back_to.append(target)
+        stack = stack[:-1]
+
+    assert rolled_back_to == ["C", "B", "A"]
+
+
+# What status says
+
+
+def situation(
+    last: LastRun | None = None,
+    *,
+    approved: str | None = "A",
+    current: str | None = "A",
+    primary_ok: bool = True,
+    backup_ok: bool = True,
+    drifted: bool = False,
+    locked: bool = False,
+) -> Situation:
+    return Situation(
+        history=History(adopted=True, stack=(approved,) if approved else (), last=last),
+        approved=approved,
+        current=current,
+        primary_ok=primary_ok,
+        backup_ok=backup_ok,
+        drifted=drifted,
+        locked=locked,
+    )
+
+
+CUT_OFF = run("deploy", "B")
+CUT_OFF_PAST_RETURN = run("deploy", "B", past_return=True)
+
+
+@pytest.mark.parametrize(
+    ("seen", "ok"),
+    [
+        (situation(), True),
+        (situation(run(ended=True)), True),
+        (situation(primary_ok=False), False),
+        (situation(backup_ok=False), False),
+        (situation(current="B"), False),
+        (situation(current=None), False),
+        (situation(CUT_OFF), False),
+        (situation(CUT_OFF_PAST_RETURN), False),
+        (situation(approved=None), False),
+        (situation(approved=None, current=None, primary_ok=False, backup_ok=False), False),
+        # While the lock is held only the primary on the approved release counts.
+        (situation(CUT_OFF, locked=True), True),
+        (situation(CUT_OFF, current="B", backup_ok=False, locked=True), True),
+        (situation(CUT_OFF, primary_ok=False, locked=True), False),
+        (situation(CUT_OFF, approved=None, primary_ok=False, locked=True), False),
+    ],
+)
+def test_ok_means_that_nothing_needs_a_person(seen: Situation, ok: bool) -> None:
+    assert seen.ok is ok
+
+
+@pytest.mark.parametrize(
+    ("seen", "interrupted"),
+    [
+        (situation(), False),
+        (situation(run(ended=True)), False),
+        (situation(CUT_OFF), True),
+        (situation(CUT_OFF_PAST_RETURN), True),
+        (situation(CUT_OFF, locked=True), False),
+    ],
+)
+def test_interrupted_means_that_the_lock_is_free_and_the_last_run_has_no_end(
+    seen: Situation, interrupted: bool
+) -> None:
+    assert seen.interrupted is interrupted
+
+
+HALF_ROLLED_BACK = run("rollback", "B", past_return=True, ended=True, status=Status.HALF_DONE)
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        # Nothing to do, or a run is at work.
+        (situation(), None),
+        (situation(primary_ok=False, locked=True), None),
+        (situation(CUT_OFF, current="B", locked=True), None),
+        # Back to what is approved.
+        (situation(primary_ok=False), ("rollback", "A")),
+        (situation(backup_ok=False), ("rollback", "A")),
+        (situation(current="B"), ("rollback", "A")),
+        (situation(current=None), ("rollback", "A")),
+        (situation(current="B", drifted=True), ("rollback", "A")),
+        # A run that was cut off: reverted before its point of no return, finished after it.
+        (situation(CUT_OFF), ("rollback", "A")),
+        (situation(CUT_OFF, current="B", backup_ok=False), ("rollback", "A")),
+        (situation(CUT_OFF_PAST_RETURN, current="B"), ("deploy", "B")),
+        (situation(run("rollback", "B", past_return=True), current="B"), ("rollback", "B")),
+        # A rollback of which an instance did not come up is typed again.
+        (situation(HALF_ROLLED_BACK, current="B", primary_ok=False), ("rollback", "B")),
+        (situation(HALF_ROLLED_BACK, primary_ok=False), ("rollback", "A")),
+        # A promotion that failed.
+        (situation(run("deploy", "B", past_return=True, ended=True, status=8), current="B",
+                   primary_ok=False), ("rollback", "A")),
+        # The first deploy was cut off; nothing was approved before it.
+        (situation(CUT_OFF, approved=None, primary_ok=False), ("deploy", "B")),
+        (situation(CUT_OFF_PAST_RETURN, approved=None, primary_ok=False), ("deploy", "B")),
+    ],
+)  # fmt: skip
+def test_the_command_to_type_next(seen: Situation, words: tuple[str, str] | None) -> None:
+    assert seen.next_words == words
+
+
+@pytest.mark.parametrize("last", [None, run(ended=True), CUT_OFF, CUT_OFF_PAST_RETURN])
+@pytest.mark.parametrize("current", ["A", "B", None])
+@pytest.mark.parametrize(("primary_ok", "backup_ok"), list(product([True, False], repeat=2)))
+def test_whatever_is_wrong_with_an_approved_release_there_is_a_command_with_a_version(
+    last: LastRun | None, current: str | None, primary_ok: bool, backup_ok: bool
+) -> None:
+    seen = situation(last, current=current, primary_ok=primary_ok, backup_ok=backup_ok)
+
+    assert seen.ok or seen.next_words in (("rollback", "A"), ("deploy", "B"))

@@ -1,0 +1,600 @@
+"""The releases' directory: the link, installing, and what a jar says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shlex
+import stat
+import subprocess
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deploy_clojars.errors import DeployError, NotReady, Status
+from deploy_clojars.releases import UNFINISHED, Current, JarFacts, Releases, facts_of
+
+NAME = "clojars-web"
+MANIFEST = "META-INF/MANIFEST.MF"
+POM = f"META-INF/maven/{NAME}/{NAME}/pom.properties"
+POM_OF_A_LIBRARY = "META-INF/maven/ring/ring-core/pom.properties"
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    """A directory with the releases A and B and no link."""
+    directory = tmp_path / "releases"
+    directory.mkdir()
+    releases = Releases(directory, NAME)
+    for version in ("A", "B"):
+        releases.path(version).write_bytes(version.encode())
+    return releases
+
+
+def link_to(releases: Releases, target: str | Path) -> None:
+    releases.link.unlink(missing_ok=True)
+    releases.link.symlink_to(target)
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+# What is there
+
+
+def test_releases_are_regular_files_of_the_form_that_the_contract_has(releases: Releases) -> None:
+    for name in (
+        "clojars-web-A.jar",
+        "clojars-web-standalone.jar",
+        "clojars-web--standalone.jar",
+        "clojars-web-x y-standalone.jar",
+        "clojars-web-..-standalone.jar",
+        "other-web-C-standalone.jar",
+        "clojars-web-C-standalone.jar.part",
+        f"{UNFINISHED}0123.jar",
+    ):
+        (releases.directory / name).touch()
+    releases.path("link").symlink_to(releases.path("A"))
+    releases.path("directory").mkdir()
+
+    assert releases.versions() == ["A", "B"]
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "109", "0.8.1~1", "1.0-standalone", "é"])
+def test_the_name_of_a_release_has_its_version_in_it(releases: Releases, version: str) -> None:
+    assert releases.version_in(releases.path(version).name) == version
+
+
+def test_without_a_directory_there_are_no_releases(tmp_path: Path) -> None:
+    releases = Releases(tmp_path / "nowhere", NAME)
+
+    assert releases.versions() == []
+    assert releases.current() == Current()
+    assert not releases.has("A")
+
+
+def test_a_release_is_there_only_as_a_regular_file(releases: Releases) -> None:
+    releases.path("link").symlink_to(releases.path("A"))
+    releases.path("directory").mkdir()
+
+    assert releases.has("A")
+    assert not releases.has("link")
+    assert not releases.has("directory")
+    assert not releases.has("C")
+
+
+# What the link is
+
+
+def test_before_the_first_deploy_there_is_no_link(releases: Releases) -> None:
+    assert releases.current() == Current()
+    assert releases.refuse_broken_link() == Current()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "clojars-web-A-standalone.jar",
+        "./clojars-web-A-standalone.jar",
+        "../releases/clojars-web-A-standalone.jar",
+        "{directory}/clojars-web-A-standalone.jar",
+        "{directory}/../releases//clojars-web-A-standalone.jar",
+        "{other_name}/clojars-web-A-standalone.jar",
+    ],
+)
+def test_the_link_names_a_release_however_its_target_is_spelt(
+    releases: Releases, tmp_path: Path, target: str
+) -> None:
+    other_name = tmp_path / "other-name"
+    other_name.symlink_to(releases.directory)
+    text = target.format(directory=releases.directory, other_name=other_name)
+    link_to(releases, text)
+
+    assert releases.current() == Current("A", text)
+    assert releases.refuse_broken_link().version == "A"
+
+
+def is_a_file(releases: Releases) -> None:
+    releases.link.write_text("a jar that somebody copied\n")
+
+
+def is_a_directory(releases: Releases) -> None:
+    releases.link.mkdir()
+
+
+def dangles(releases: Releases) -> None:
+    link_to(releases, releases.path("gone").name)
+
+
+def dangles_far_away(releases: Releases) -> None:
+    link_to(releases, "/nowhere/at/all.jar")
+
+
+def names_itself(releases: Releases) -> None:
+    link_to(releases, releases.link.name)
+
+
+def names_no_release(releases: Releases) -> None:
+    (releases.directory / "notes.txt").touch()
+    link_to(releases, "notes.txt")
+
+
+def names_a_file_elsewhere(releases: Releases) -> None:
+    other = releases.directory.parent / releases.path("A").name
+    other.touch()
+    link_to(releases, other)
+
+
+def names_a_link(releases: Releases) -> None:
+    releases.path("C").symlink_to(releases.path("A").name)
+    link_to(releases, releases.path("C").name)
+
+
+BREAKAGES = [
+    is_a_file,
+    is_a_directory,
+    dangles,
+    dangles_far_away,
+    names_itself,
+    names_no_release,
+    names_a_file_elsewhere,
+    names_a_link,
+]
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_link_is_refused_until_the_command_that_mends_it_is_typed(
+    releases: Releases, breakage: Callable[[Releases], None]
+) -> None:
+    breakage(releases)
+
+    with pytest.raises(NotReady) as refused:
+        releases.refuse_broken_link()
+    assert str(releases.link) in refused.value.message
+    assert releases.current().version is None
+    assert refused.value.status == Status.NOT_READY
+
+    subprocess.run(shlex.split(refused.value.remedy), check=True)
+    assert releases.refuse_broken_link().broken is None
+
+
+@pytest.mark.parametrize("breakage", [dangles, names_itself, names_no_release])
+def test_a_broken_link_is_mended_with_the_release_that_was_approved(
+    releases: Releases, breakage: Callable[[Releases], None]
+) -> None:
+    breakage(releases)
+
+    command = releases.mended_by(releases.current(), "A")
+    subprocess.run(shlex.split(command), check=True)
+
+    assert releases.current().version == "A"
+
+
+# Flipping
+
+
+def test_the_link_names_the_release_it_was_flipped_to(releases: Releases) -> None:
+    releases.flip("A")
+    releases.flip("B")
+
+    assert releases.current() == Current("B", "clojars-web-B-standalone.jar")
+    assert names_in(releases.directory) == {
+        "clojars-web-A-standalone.jar", "clojars-web-B-standalone.jar", "clojars-web-current.jar",
+    }  # fmt: skip
+
+
+def test_an_absolute_link_becomes_relative_at_the_first_flip(releases: Releases) -> None:
+    link_to(releases, releases.path("A"))
+    assert releases.current().version == "A"
+
+    releases.flip("A")
+
+    assert os.readlink(releases.link) == "clojars-web-A-standalone.jar"
+
+
+def test_the_link_is_never_absent_and_never_names_anything_else(releases: Releases) -> None:
+    releases.flip("A")
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                seen.add(os.readlink(releases.link))
+            except OSError as error:
+                seen.add(repr(error))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            releases.flip("B")
+            releases.flip("A")
+    finally:
+        done.set()
+        looking.join()
+
+    assert seen <= {releases.path("A").name, releases.path("B").name}
+
+
+def test_the_temporary_link_has_a_name_of_its_own(releases: Releases) -> None:
+    """Two at the same time do not meet, so neither does one meet what a killed run left."""
+    failures: list[Exception] = []
+
+    def flip_often(version: str) -> None:
+        try:
+            for _ in range(100):
+                releases.flip(version)
+        except DeployError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=flip_often, args=(version,)) for version in ("A", "B")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not failures
+    assert not [name for name in names_in(releases.directory) if name.startswith(UNFINISHED)]
+
+
+@pytest.mark.parametrize("version", ["C", "link", "directory"])
+def test_the_link_is_not_flipped_to_a_release_that_is_not_there(
+    releases: Releases, version: str
+) -> None:
+    releases.path("link").symlink_to(releases.path("A").name)
+    releases.path("directory").mkdir()
+    releases.flip("A")
+    before = names_in(releases.directory)
+
+    with pytest.raises(DeployError, match=f"release {version} is not in"):
+        releases.flip(version)
+
+    assert releases.current().version == "A"
+    assert names_in(releases.directory) == before
+
+
+def test_a_flip_that_fails_leaves_nothing_behind(releases: Releases) -> None:
+    releases.link.mkdir()
+    before = names_in(releases.directory)
+
+    with pytest.raises(DeployError, match="cannot be changed"):
+        releases.flip("A")
+
+    assert names_in(releases.directory) == before
+
+
+def test_a_link_can_be_removed_and_removed_again(releases: Releases) -> None:
+    releases.flip("A")
+
+    releases.remove_link()
+    releases.remove_link()
+
+    assert releases.current() == Current()
+    assert releases.has("A")
+
+
+# Which release an open file is
+
+
+def identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def test_an_open_file_is_the_release_with_its_inode(releases: Releases) -> None:
+    assert releases.version_of(identity(releases.path("A")), releases.path("A").name) == "A"
+    assert releases.version_of(identity(releases.path("A")), "clojars-web-current.jar") == "A"
+
+
+def test_an_open_file_that_was_renamed_is_the_release_that_it_is_now(releases: Releases) -> None:
+    opened = identity(releases.path("A"))
+    releases.path("A").rename(releases.path("C"))
+
+    assert releases.version_of(opened, releases.path("A").name) == "C"
+
+
+def test_an_open_file_that_was_replaced_under_its_name_is_no_release(releases: Releases) -> None:
+    with releases.path("A").open("rb") as file:
+        opened = os.fstat(file.fileno())
+        releases.path("A").unlink()
+        releases.path("A").write_bytes(b"another one")
+
+        found = releases.version_of((opened.st_dev, opened.st_ino), releases.path("A").name)
+
+    assert found is None
+
+
+def test_an_open_file_that_was_moved_away_is_no_release(releases: Releases, tmp_path: Path) -> None:
+    moved = releases.path("A").rename(tmp_path / releases.path("A").name)
+
+    assert releases.version_of(identity(moved), moved.name) is None
+
+
+# Installing
+
+
+@pytest.fixture
+def jar(tmp_path: Path) -> Path:
+    """What a build made: larger than one chunk."""
+    jar = tmp_path / "built.jar"
+    jar.write_bytes(os.urandom(3_000_000))
+    return jar
+
+
+def test_a_release_is_the_jar_to_the_byte(releases: Releases, jar: Path) -> None:
+    digest = releases.install(jar, "C")
+
+    assert releases.path("C").read_bytes() == jar.read_bytes()
+    assert digest == hashlib.sha256(jar.read_bytes()).hexdigest()
+    assert names_in(releases.directory) == {
+        releases.path(version).name for version in ("A", "B", "C")
+    }
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])
+def test_everybody_can_read_a_release_and_its_owner_alone_write_it(
+    releases: Releases, jar: Path, umask: int
+) -> None:
+    jar.chmod(0o600)
+    before = os.umask(umask)
+    try:
+        releases.install(jar, "C")
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(releases.path("C").stat().st_mode) == 0o644
+
+
+def test_a_release_is_a_copy_with_an_inode_of_its_own(releases: Releases, jar: Path) -> None:
+    releases.install(jar, "C")
+
+    assert identity(releases.path("C")) != identity(jar)
+    assert releases.path("C").stat().st_nlink == 1
+
+
+def test_a_release_that_can_be_seen_is_complete(releases: Releases, tmp_path: Path) -> None:
+    jar = tmp_path / "large.jar"
+    jar.write_bytes(bytes(30_000_000))
+    sizes: set[int] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            for path in releases.directory.glob("*-C-standalone.jar"):
+                sizes.add(path.stat().st_size)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        releases.install(jar, "C")
+    finally:
+        done.set()
+        looking.join()
+
+    assert sizes <= {30_000_000}
+
+
+def file_there(path: Path) -> None:
+    path.write_text("there already")
+
+
+def link_there(path: Path) -> None:
+    path.symlink_to("there-already")
+
+
+def directory_there(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("put", [file_there, link_there, directory_there])
+def test_a_release_never_replaces_what_is_there(
+    releases: Releases, jar: Path, put: Callable[[Path], None]
+) -> None:
+    put(releases.path("C"))
+    before = identity_of_name(releases.path("C"))
+    names = names_in(releases.directory)
+
+    with pytest.raises(DeployError, match="is there already"):
+        releases.install(jar, "C")
+
+    assert identity_of_name(releases.path("C")) == before
+    assert names_in(releases.directory) == names
+
+
+def identity_of_name(path: Path) -> tuple[int, int, int]:
+    found = path.lstat()
+    return found.st_mode, found.st_ino, found.st_size
+
+
+def test_a_jar_that_is_a_link_is_not_copied(releases: Releases, jar: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.jar"
+    link.symlink_to(jar)
+
+    assert_not_installed(releases, link)
+
+
+def test_a_directory_is_not_copied(releases: Releases, tmp_path: Path) -> None:
+    assert_not_installed(releases, tmp_path)
+
+
+def test_a_jar_that_is_gone_is_not_copied(releases: Releases, tmp_path: Path) -> None:
+    assert_not_installed(releases, tmp_path / "gone.jar")
+
+
+def test_a_jar_for_which_there_is_no_room_is_not_half_copied(releases: Releases, jar: Path) -> None:
+    with files_no_larger_than(2_000_000):
+        assert_not_installed(releases, jar)
+
+
+def assert_not_installed(releases: Releases, jar: Path) -> None:
+    before = names_in(releases.directory)
+
+    with pytest.raises(DeployError, match="release C cannot be copied"):
+        releases.install(jar, "C")
+
+    assert names_in(releases.directory) == before
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """As full a disk as a test can have: writes beyond `size` bytes fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(releases: Releases) -> None:
+    releases.flip("A")
+    before = names_in(releases.directory)
+    (releases.directory / f"{UNFINISHED}0123456789abcdef.jar").write_bytes(b"half a ja")
+    (releases.directory / f"{UNFINISHED}0123456789abcdef.link").symlink_to("nowhere")
+
+    releases.clear_unfinished()
+
+    assert names_in(releases.directory) == before
+
+
+# What a jar says of itself
+
+
+@pytest.fixture
+def make_jar(tmp_path: Path) -> Callable[..., Path]:
+    def make(compression: int = zipfile.ZIP_DEFLATED, **entries: str) -> Path:
+        jar = tmp_path / "app.jar"
+        with zipfile.ZipFile(jar, "w", compression) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+        return jar
+
+    return make
+
+
+MakeJar = Callable[..., Path]
+RUNS = {MANIFEST: "Manifest-Version: 1.0\r\nMain-Class: clojars.main\r\n"}
+
+
+def test_a_jar_says_its_version_and_its_commit(make_jar: MakeJar) -> None:
+    jar = make_jar(**RUNS, **{POM: f"#Leiningen\nversion=0.1.0\nrevision={'a' * 40}\n"})
+
+    assert facts_of(jar, NAME) == JarFacts("0.1.0", "a" * 40)
+
+
+@pytest.mark.parametrize(
+    ("pom", "facts"),
+    [
+        ("", JarFacts()),
+        ("version=0.1.0\n", JarFacts("0.1.0", None)),
+        ("version=0.1.0\r\nrevision=abc\r\n", JarFacts("0.1.0", "abc")),
+        ("revision=\n", JarFacts()),
+        ("versionless\n", JarFacts()),
+    ],
+)
+def test_a_jar_need_not_say_anything(make_jar: MakeJar, pom: str, facts: JarFacts) -> None:
+    assert facts_of(make_jar(**RUNS, **{POM: pom}), NAME) == facts
+
+
+def test_what_its_libraries_say_is_not_what_a_jar_says(make_jar: MakeJar) -> None:
+    library = "version=1.4.0\nrevision=" + "b" * 40
+    other = f"META-INF/maven/x/{NAME}-tools/pom.properties"
+
+    jar = make_jar(**RUNS, **{POM_OF_A_LIBRARY: library, other: library})
+    assert facts_of(jar, NAME) == JarFacts()
+
+    jar = make_jar(**RUNS, **{POM_OF_A_LIBRARY: library, POM: "version=0.1.0"})
+    assert facts_of(jar, NAME) == JarFacts("0.1.0", None)
+
+
+def test_a_zipapp_is_a_program_too(make_jar: MakeJar) -> None:
+    assert facts_of(make_jar(**{"__main__.py": "print()"}), NAME) == JarFacts()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {},
+        {"a.txt": "a"},
+        {MANIFEST: "Manifest-Version: 1.0\nCreated-By: Leiningen\n"},
+        {MANIFEST: "X-Main-Class: clojars.main\n"},
+        {"lib/__main__.py": ""},
+        {"META-INF/manifest.txt": "Main-Class: clojars.main\n"},
+    ],
+)
+def test_a_jar_that_nothing_can_run_is_refused(make_jar: MakeJar, entries: dict[str, str]) -> None:
+    with pytest.raises(DeployError, match="no Main-Class"):
+        facts_of(make_jar(**entries), NAME)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_jar_is_refused(make_jar: MakeJar, part: float) -> None:
+    jar = make_jar(**RUNS, **{f"entry-{number}": str(number) * 99 for number in range(50)})
+    content = jar.read_bytes()
+    jar.write_bytes(content[: int(len(content) * part)])
+
+    with pytest.raises(DeployError, match="is no sound jar"):
+        facts_of(jar, NAME)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
+)
+@pytest.mark.parametrize("offset", [0, 10, 30])
+def test_a_jar_with_a_wrong_checksum_is_refused(
+    make_jar: MakeJar, compression: int, offset: int
+) -> None:
+    jar = make_jar(compression, data=os.urandom(1000).hex(), **RUNS)
+    content = bytearray(jar.read_bytes())
+    content[len(b"PK....") + 28 + offset] ^= 0xFF  # behind the first entry's header and name
+    jar.write_bytes(content)
+
+    with pytest.raises(DeployError):
+        facts_of(jar, NAME)
+
+
+def test_a_jar_whose_names_are_damaged_is_refused(make_jar: MakeJar) -> None:
+    jar = make_jar(**RUNS, café="x")
+    jar.write_bytes(jar.read_bytes().replace("é".encode(), b"\xff\xfe"))
+
+    with pytest.raises(DeployError):
+        facts_of(jar, NAME)
+
+
+def test_what_is_no_jar_at_all_is_refused(tmp_path: Path, make_jar: MakeJar) -> None:
+    text = tmp_path / "text.jar"
+    text.write_text("<html>404 Not Found</html>")
+    link = tmp_path / "link.jar"
+    link.symlink_to(make_jar(**RUNS))
+
+    for path in (text, link, tmp_path, tmp_path / "gone.jar"):
+        with pytest.raises(DeployError, match=str(path)):
+            facts_of(path, NAME)

@@ -1,0 +1,253 @@
+"""Rolling back: to where, what is restarted, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from conftest import Clojure, NewHost
+from little_host import LittleHost, wait_for
+
+FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
+
+
+@pytest.fixture
+def three(light_host: LittleHost) -> LittleHost:
+    """0.1.0, 0.2.0 and 0.2.1 were promoted, one after the other."""
+    for tag in (SECOND, THIRD):
+        light_host.have(tag)
+        light_host.done(tag, "--yes")
+    return light_host
+
+
+def test_a_rollback_of_the_clojure_application(host: LittleHost, clojure: Clojure) -> None:
+    host.have(SECOND, clojure.jar(SECOND))
+    host.done(SECOND, "--yes")
+    with host.typing("rollback", "-m", "it eats uploads") as terminal:
+        terminal.asked()
+        assert host.versions == (SECOND, SECOND)
+        terminal.types("yes")
+        shown = terminal.ends(0)
+    assert "data stays as it is" in shown
+    assert "users are logged out" in shown
+    assert host.versions == (FIRST, FIRST)
+    assert host.current == f"clojars-web-{FIRST}-standalone.jar"
+    assert host.status["ok"]
+
+
+def test_back_back_back_ends_at_the_bottom(three: LittleHost) -> None:
+    for version in (SECOND, FIRST):
+        three.done("rollback", "--yes")
+        assert three.versions == (version, version)
+    result = three.run("rollback", "--yes")
+    assert result.returncode == 1
+    assert "there is no previous release" in result.stderr
+    assert three.versions == (FIRST, FIRST)
+
+
+def test_no_changes_nothing(three: LittleHost) -> None:
+    before = (three.current, three.pid("primary"), three.pid("backup"), three.events)
+    with three.typing("rollback") as terminal:
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+    assert (three.current, three.pid("primary"), three.pid("backup"), three.events) == before
+
+
+def test_ctrl_c_at_the_question_changes_nothing(three: LittleHost) -> None:
+    before = (three.current, three.pid("primary"), three.pid("backup"))
+    with three.typing("rollback") as terminal:
+        terminal.asked()
+        terminal.presses("c")
+        terminal.ends(130)
+    assert (three.current, three.pid("primary"), three.pid("backup")) == before
+    assert three.status["ok"]
+
+
+def test_ctrl_c_after_the_answer_does_not_cut_it_short(three: LittleHost) -> None:
+    with three.typing("rollback", FIRST) as terminal:
+        terminal.asked()
+        terminal.types("yes")
+        terminal.sees("flip")
+        terminal.presses("c")
+        terminal.ends(0)
+    assert three.versions == (FIRST, FIRST)
+
+
+def test_without_a_terminal_it_needs_yes(three: LittleHost) -> None:
+    result = three.run("rollback")
+    assert result.returncode == 2
+    assert "--yes" in result.stderr
+    assert three.versions == (THIRD, THIRD)
+
+
+def test_a_version_that_is_not_there_lists_those_that_are(three: LittleHost) -> None:
+    result = three.run("rollback", "0.0.1", "--yes")
+    assert result.returncode == 1
+    assert f"there are: {FIRST}, {SECOND}, {THIRD}" in result.stderr
+    assert three.versions == (THIRD, THIRD)
+
+
+def test_a_damaged_release_is_refused(three: LittleHost) -> None:
+    path = three.releases / f"clojars-web-{FIRST}-standalone.jar"
+    path.write_bytes(path.read_bytes()[:-100])
+    result = three.run("rollback", FIRST, "--yes")
+    assert result.returncode == 1
+    assert "no sound jar" in result.stderr
+    assert three.versions == (THIRD, THIRD)
+
+
+def test_what_is_there_already_is_not_restarted(three: LittleHost) -> None:
+    before = (three.pid("primary"), three.pid("backup"))
+    three.done("rollback", THIRD, "--yes")
+    assert (three.pid("primary"), three.pid("backup")) == before
+
+
+def test_only_what_does_not_run_the_target_is_restarted(three: LittleHost) -> None:
+    primary = three.pid("primary")
+    three.control("stop", three.backup)
+    three.done("rollback", THIRD, "--yes")
+    assert three.pid("primary") == primary
+    assert three.versions == (THIRD, THIRD)
+    assert three.status["ok"]
+
+
+def test_with_the_primary_down_it_is_started_first(three: LittleHost) -> None:
+    three.control("stop", three.primary)
+    result = three.done("rollback", FIRST, "--yes")
+    assert result.stderr.index("restart clojars ") < result.stderr.index("restart clojars-backup")
+    assert three.versions == (FIRST, FIRST)
+
+
+def test_with_both_down_both_are_started(three: LittleHost) -> None:
+    three.control("stop", three.primary)
+    three.control("stop", three.backup)
+    status = three.status
+    assert status["next"] == f"deploy-clojars rollback {THIRD}"
+    three.done("rollback", THIRD, "--yes")
+    assert three.versions == (THIRD, THIRD)
+    assert three.status["ok"]
+
+
+def test_a_first_instance_that_does_not_come_up_puts_current_back(three: LittleHost) -> None:
+    three.have("0.0.9", three.jar(FIRST))
+    three.does_not_start("0.0.9", "primary", "backup")
+    before = (three.current, three.versions, three.pid("primary"))
+    result = three.run("rollback", "0.0.9", "--yes")
+    assert result.returncode == 6
+    assert "as before" in result.stderr
+    assert (three.current, three.versions, three.pid("primary")) == before
+    assert three.status["ok"]
+
+
+def test_a_second_instance_that_does_not_come_up_is_8_while_the_backup_serves(
+    three: LittleHost,
+) -> None:
+    three.does_not_start(FIRST, "primary")
+    result = three.run("rollback", FIRST, "--yes")
+    assert result.returncode == 8
+    assert three.version("backup") == FIRST
+    status = three.status
+    assert status["approved"] == THIRD
+    assert status["next"] == f"deploy-clojars rollback {FIRST}"
+    three.done("rollback", THIRD, "--yes")
+    assert three.versions == (THIRD, THIRD)
+    assert three.status["ok"]
+
+
+def test_the_next_deploy_says_who_rolled_it_back_and_why(three: LittleHost) -> None:
+    three.environment["SUDO_USER"] = "alice"
+    three.done("rollback", "--yes", "-m", "it eats uploads")
+    with three.typing(THIRD) as terminal:
+        terminal.asked()
+        assert f"{THIRD} was rolled back on 20" in terminal.shown
+        assert "by alice: it eats uploads" in terminal.shown
+        terminal.types("no")
+        terminal.ends(7)
+
+
+def test_foreign_jars_can_be_rolled_back_to(light_host: LittleHost) -> None:
+    light_host.have("0.0.7", light_host.jar(FIRST))
+    light_host.done("rollback", "0.0.7", "--yes")
+    assert light_host.status["approved"] == "0.0.7"
+    assert light_host.status["previous"] == FIRST
+
+
+def test_a_link_changed_by_hand_is_drift_and_the_bare_rollback_ends_it(three: LittleHost) -> None:
+    three.link.unlink()
+    three.link.symlink_to(f"clojars-web-{FIRST}-standalone.jar")
+    status = three.status
+    assert (status["drift"], status["ok"]) == (True, False)
+    assert status["next"] == f"deploy-clojars rollback {THIRD}"
+    refused = three.run(SECOND, "--yes")
+    assert refused.returncode == 4
+    assert f"rollback {THIRD}" in refused.stderr
+    pids = (three.pid("primary"), three.pid("backup"))
+    three.done("rollback", "--yes")
+    assert (three.pid("primary"), three.pid("backup")) == pids
+    assert three.status["ok"]
+
+
+def test_a_rollback_does_not_need_a_journal_that_can_be_written(three: LittleHost) -> None:
+    journal = three.deploy / "journal.jsonl"
+    with journal.open("a") as file:
+        file.write("\n" * 100_000)
+    size = journal.stat().st_size
+    result = three.run("rollback", FIRST, "--yes", largest_file=50_000)
+    assert result.returncode == 0, result.stderr
+    assert f"warning: the journal {journal} cannot be written" in result.stderr
+    assert journal.stat().st_size == size
+    assert three.versions == (FIRST, FIRST)
+
+
+def test_a_revert_does_not_need_a_journal_that_can_be_written(three: LittleHost) -> None:
+    three.have("0.3.0-failing-tests")
+    with three.typing("0.3.0-failing-tests") as terminal:
+        terminal.asked()
+        with (three.deploy / "journal.jsonl").open("a") as file:
+            file.write("\n" * 100_000)
+        resource.prlimit(terminal.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+        terminal.types("no")
+        shown = terminal.ends(7)
+    assert "warning: the journal" in shown
+    assert three.versions == (THIRD, THIRD)
+
+
+def test_a_deploy_needs_a_journal_that_can_be_written(three: LittleHost) -> None:
+    with (three.deploy / "journal.jsonl").open("a") as file:
+        file.write("\n" * 100_000)
+    result = three.run(SECOND, "--yes", largest_file=50_000)
+    assert result.returncode == 1
+    assert "cannot be written" in result.stderr
+    assert three.versions == (THIRD, THIRD)
+
+
+def test_a_rollback_killed_half_way_is_finished_by_the_same_rollback(
+    host: LittleHost, clojure: Clojure
+) -> None:
+    host.have(SECOND, clojure.jar(SECOND))
+    host.done(SECOND, "--yes")
+    with host.typing("rollback", FIRST) as terminal:
+        terminal.asked()
+        before = host.pid("backup")
+        terminal.types("yes")
+        wait_for(lambda: host.pid("backup") not in (before, None), "the backup restarts")
+        terminal.kill(signal.SIGKILL)
+        terminal.ends(137)
+    assert host.status["interrupted"]
+    assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
+    host.done("rollback", FIRST, "--yes")
+    assert host.versions == (FIRST, FIRST)
+    assert host.status["ok"]
+
+
+def test_no_release_at_all(new_light_host: NewHost) -> None:
+    host = new_light_host()
+    for words in (("rollback",), ("rollback", FIRST)):
+        result = host.run(*words, "--yes")
+        assert result.returncode == 1
+        assert "there is no release at all" in result.stderr
+    assert os.listdir(host.releases) == []

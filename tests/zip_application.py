@@ -1,0 +1,63 @@
+"""A release in Python instead of Clojure: a jar is a zip, and `python3 FILE` runs one.
+
+It stands in where a test is about the tool and not about the JVM: it starts in a tenth of the
+time. What it serves is what the Clojure application serves.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+MAIN = """
+import http.server, os, socketserver, sys, threading
+from pathlib import Path
+
+# Python reads a zipapp and closes it; a JVM keeps its jar open, and so does this.
+JAR = open(os.path.realpath(sys.argv[0]), "rb")
+VERSION = "{version}"
+
+# A file beside the release names the ports that it does not start on.
+refused = Path(JAR.name + ".refused")
+if refused.exists() and os.environ["PORT"] in refused.read_text().split():
+    sys.exit("refused to start")
+
+class Web(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = VERSION.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words):
+        pass
+
+class Nailgun(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(b"nailgun\\n")
+
+class Server(http.server.ThreadingHTTPServer):
+    pass
+
+class Tcp(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+tcp = Tcp(("127.0.0.1", int(os.environ["NAILGUN_PORT"])), Nailgun)
+threading.Thread(target=tcp.serve_forever, daemon=True).start()
+Server(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
+"""
+
+
+def zip_jar(version: str, commit: str, directory: Path, name: str = "clojars-web") -> Path:
+    """Makes the release jar of `version`, with the coordinates that Leiningen writes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    jar = directory / f"{name}-{version}-standalone.jar"
+    with zipfile.ZipFile(jar, "w") as archive:
+        archive.writestr("__main__.py", MAIN.replace("{version}", version))
+        archive.writestr(
+            f"META-INF/maven/{name}/{name}/pom.properties",
+            f"groupId={name}\nartifactId={name}\nversion={version}\nrevision={commit}\n",
+        )
+    return jar
