@@ -336,7 +336,7 @@ class Terminal:
 
     def hangs_up(self) -> None:
         """Closes the window; the kernel tells the tool."""
-        self._child.ptyproc.fileobj.close()
+        self._child.ptyproc.fileobj.close()  # type: ignore[attr-defined] # not in the stubs
 
     def kill(self, signum: int) -> None:
         """Sends a signal to the tool alone."""

@@ -62,7 +62,7 @@ def rollback(
         host.releases.refuse_broken_link()
         look = preflight.ready_to_restart(host)
         target = run.version = target_of_rollback(run, look, version)
-        if is_settled_on(look, target):
+        if look.history.unfinished is None and is_settled_on(look, target):
             console.say(f"{target} is current, approved and runs on both instances already")
             return
         ask_to_roll_back(run, look, target, yes=yes)
@@ -253,12 +253,11 @@ def is_done_already(run: Run, version: str) -> bool:
 
 
 def is_settled_on(look: Look, version: str) -> bool:
-    """Whether the release is current and approved, both run it, and nothing is left to end."""
+    """Whether the release is current and approved, and both instances are healthy on it."""
     return (
         look.approved == version
         and look.current.version == version
         and look.both_healthy_on(version)
-        and (look.history.unfinished is None or not look.history.unfinished.past_return)
         and not look.drifted
     )
 
