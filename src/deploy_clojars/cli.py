@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploy_clojars import __version__, versions
-from deploy_clojars.errors import DeployError, Status
+from deploy_clojars.errors import Defect, DeployError, Status
 
 # Imported where they are used: `--help` needs click alone.
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def status(settings: Settings, as_json: bool) -> None:
 
     report = status.report(settings.host())
     text = status.as_json(report) if as_json else status.as_text(report)
-    click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    with suppress(BrokenPipeError):  # `status | head` has seen enough
+        click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)
 
 
@@ -165,19 +167,16 @@ def _show(error: DeployError) -> None:
 
 
 def _defect(error: Exception) -> int:
-    """A defect of this tool: the traceback is in the log; here, where the host stands."""
+    """A defect outside a run: nothing was changed, and there is no log for the traceback."""
     import traceback
 
-    from deploy_clojars.console import Console
-
-    console = Console()
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    shown = DeployError(
-        f"a defect of deploy-clojars: {error!r} at {where.filename}:{where.lineno}",
-        remedy="the traceback is in the log; where the host stands and what to type: "
-        "deploy-clojars status",
+    traceback.print_exc()
+    _show(
+        Defect(
+            f"a defect of deploy-clojars: {error!r}",
+            remedy="nothing was changed; what runs where: deploy-clojars status",
+        )
     )
-    console.error(shown)
     return Status.DEFECT
 
 

@@ -102,6 +102,11 @@ class Console:
         if not self.quiet:
             self._show(text, style)
 
+    def tell(self, text: str, style: str = "") -> None:
+        """Shows a line that belongs to a question, also if the run is quiet."""
+        self._into_log(text)
+        self._show(text, style)
+
     def warn(self, text: str) -> None:
         """Shows what the operator should know although the run goes on."""
         self._into_log(f"warning: {text}")

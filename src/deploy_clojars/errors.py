@@ -87,6 +87,12 @@ class HalfDone(DeployError):
     status = Status.HALF_DONE
 
 
+class Defect(DeployError):
+    """A defect of this tool. Its traceback is in the log."""
+
+    status = Status.DEFECT
+
+
 class Interrupted(DeployError):
     """A signal came before the point of no return."""
 

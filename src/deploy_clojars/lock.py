@@ -33,9 +33,10 @@ class Lock:
         self._holder = holder
         self._write()
 
-    def at_step(self, step: str) -> None:
-        """Tells readers which step the run is at."""
-        self._holder = msgspec.structs.replace(self._holder, step=step)
+    def at_step(self, step: str, version: str | None = None) -> None:
+        """Tells readers which step the run is at, and its version if that is known only now."""
+        version = version or self._holder.version
+        self._holder = msgspec.structs.replace(self._holder, step=step, version=version)
         self._write()
 
     def _write(self) -> None:

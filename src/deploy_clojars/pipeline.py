@@ -26,7 +26,7 @@ from deploy_clojars.errors import (
 )
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Observation, Role
-from deploy_clojars.run import Run, make_directory, started
+from deploy_clojars.run import Run, make_directory, started, where_the_host_stands
 
 DATA_STAYS = "data stays as it is: only code is put back"
 
@@ -280,7 +280,7 @@ def ask_to_promote(run: Run, version: str, backup: Observation, *, yes: bool) ->
     if look.approved == version and look.primary.is_healthy_on(version):
         return  # nothing is left to be decided: the primary keeps running what it runs
     for line in question_page(run, look, version):
-        run.console.say(line)
+        run.console.tell(line)
     watch = Watch(run, look.primary, version)
     with run.step("ask", "yes, by --yes") if yes else asking(run):
         if not yes and not run.console.ask(f"Promote {version}?", watch):
@@ -474,7 +474,9 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
     try:
         flip(run, approved)
     except DeployError as error:
-        raise HalfDone(f"the revert failed: {error.message}", remedy=_how_to_go_on(run)) from None
+        raise HalfDone(
+            f"the revert failed: {error.message}", remedy=where_the_host_stands(run.host)
+        ) from None
     failed = restart_what_is_not_healthy(run, approved)
     look = run.host.look()
     if failed or not look.both_healthy_on(approved):
@@ -482,7 +484,7 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
         raise HalfDone(
             f"the revert to {approved} is half done: {'; '.join(reasons)}",
             detail="\n".join(each.detail for each in failed.values()),
-            remedy=_how_to_go_on(run),
+            remedy=where_the_host_stands(run.host),
         )
     run.console.say(f"reverted: {approved} is current and runs on both instances")
 
@@ -503,7 +505,9 @@ def revert_to_nothing(run: Run, attempted: str) -> None:
                     host.instances[role].stop()
                 run.now_left_with(**{role: None})
     except DeployError as error:
-        raise HalfDone(f"the revert failed: {error.message}", remedy=_how_to_go_on(run)) from None
+        raise HalfDone(
+            f"the revert failed: {error.message}", remedy=where_the_host_stands(run.host)
+        ) from None
 
 
 def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]:
@@ -530,19 +534,6 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
 def _what_is_wrong(look: Look, version: str) -> str:
     reasons = (each.why_not_healthy_on(version) for each in (look.primary, look.backup))
     return "; ".join(reason for reason in reasons if reason)
-
-
-def _how_to_go_on(run: Run) -> str:
-    host = run.host
-    look = host.look()
-    lines = [
-        f"{each.job}: {each.state}, runs {each.running or 'nothing'}"
-        for each in (look.primary, look.backup)
-    ]
-    lines.append(f"current: {look.current.version or 'none'}")
-    if look.approved is not None:
-        lines.append(f"when the reason is mended: {host.command('rollback', look.approved)}")
-    return "\n".join(lines)
 
 
 # --- rollback ---------------------------------------------------------------------------------
@@ -573,14 +564,14 @@ def _listed(versions: list[str]) -> str:
 def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
     """Asks before anything is changed. Raises Declined (7), Interrupted."""
     console = run.console
-    console.say(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
+    console.tell(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
     for observation in (look.primary, look.backup):
         healthy = observation.is_healthy_on(target)
         what = "is healthy on it already" if healthy else "will be restarted"
-        console.say(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
+        console.tell(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
     if not look.primary.is_healthy_on(target):
-        console.say("  users are logged out")
-    console.say(f"  {DATA_STAYS}")
+        console.tell("  users are logged out")
+    console.tell(f"  {DATA_STAYS}")
     run.at("ask")
     if not yes and not console.ask(f"Roll back to {target}?", lambda: None):
         raise Declined(f"the rollback to {target} was declined; nothing was changed")
@@ -632,7 +623,7 @@ def put_back(run: Run, look: Look, target: str, failed: dict[Role, NotHealthy]) 
         return HalfDone(
             f"{reason.message}; and {before} could not be put back: {error.message}",
             detail=reason.detail,
-            remedy=_how_to_go_on(run),
+            remedy=where_the_host_stands(run.host),
         )
     return NotHealthy(
         f"{reason.message}; current is {before or 'absent'} as before", detail=reason.detail

@@ -26,6 +26,12 @@ def of_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | Non
         raise NotReady(f"not on PATH: {', '.join(missing)}")
     _refuse_a_full_disk(host)
     look = ready_to_restart(host)
+    if look.approved is not None and not host.releases.has(look.approved):
+        raise NotReady(
+            f"the approved release {look.approved} is not in {host.releases.directory}: "
+            "there would be nothing to revert to",
+            remedy=f"put it back, or approve another one: {host.command('rollback', 'VERSION')}",
+        )
     why = decisions.deploy_obstacle(look.history, version, look.drifted)
     if why is not None:
         situation = host.situation(look, locked=False)

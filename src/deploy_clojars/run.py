@@ -7,7 +7,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from deploy_clojars import lock, processes, signals
 from deploy_clojars.console import Console, log_name
 from deploy_clojars.errors import (
     Declined,
+    Defect,
     DeployError,
     Interrupted,
     NotReady,
@@ -66,7 +67,7 @@ class Run:
 
     def at(self, step: str) -> None:
         """Tells the lock's readers and the journal which step the run is at."""
-        self._lock.at_step(step)
+        self._lock.at_step(step, self.version)
         if self._begun:
             self.record("step", step=step)
 
@@ -147,14 +148,42 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
             if run.state_on_failure:
                 console.say(f"  {run.state_on_failure}")
             raise
-        except BaseException as error:
+        except Exception as error:
             run.end(Status.DEFECT, repr(error))
             console.trace(traceback.format_exc())
-            raise
+            defect = _defect(run, error)
+            console.error(defect)
+            raise defect from error
         else:
             run.end(Status.DONE, None)
         finally:
             processes.end_strays(run.id)
+
+
+def _defect(run: Run, error: Exception) -> Defect:
+    """The error that still says where the host stands and what to type."""
+    log = run.console.log_file
+    remedy = f"the traceback: {log}" if log else ""
+    with suppress(Exception):
+        remedy = "\n".join([remedy, where_the_host_stands(run.host)])
+    return Defect(f"a defect of deploy-clojars: {error!r}", remedy=remedy)
+
+
+def where_the_host_stands(host: Host) -> str:
+    """What both instances run, what is current, and the command to type next. Raises DeployError.
+
+    The lock is this run's own, so what counts is what holds when it is free.
+    """
+    look = host.look()
+    lines = [
+        f"{each.job}: {each.state}, runs {each.running or 'nothing'}"
+        for each in (look.primary, look.backup)
+    ]
+    lines.append(f"current: {look.current.version or 'none'}")
+    command = host.next_command(look, host.situation(look, locked=False))
+    if command is not None:
+        lines.append(f"when the reason is mended: {command}")
+    return "\n".join(lines)
 
 
 def _outcome_of(error: DeployError) -> str:

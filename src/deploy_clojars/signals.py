@@ -38,7 +38,9 @@ def handled() -> Iterator[None]:
     global _caught, _wakeup_reader
     _caught = None
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {signum: signal.signal(signum, _note) for signum in HANDLED}
+    # Under nohup a hang-up is ignored, and stays so.
+    heeded = [signum for signum in HANDLED if signal.getsignal(signum) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, _note) for signum in heeded}
     # The pipe ends a select() at once, also when the signal came just before it began.
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _wakeup_reader = reader

@@ -26,6 +26,8 @@ STATUS_LINE = re.compile(
 IS_STOPPED = "Unknown instance"
 RUNS_ALREADY = "Job is already running"
 
+NO_BUS = "Unable to connect to system bus"
+
 
 def parse_status(text: str, job: str) -> Job:
     """Reads what `status` prints: `clojars start/running, process 3`.
@@ -58,6 +60,10 @@ class Upstart:
     def status(self, job: str) -> Job:
         try:
             answer = capture([f"{self._bin}/status", job], timeout=self._timeout)
+            if self._sudo and NO_BUS in answer.err:
+                # Without D-Bus only root can ask.
+                by_root = capture(["sudo", "-n", f"{self._bin}/status", job], timeout=self._timeout)
+                answer = by_root if by_root.status == 0 else answer
         except TookTooLong as error:
             return Job("unknown", said=f"status {job}: {error}")
         except OSError as error:

@@ -1,0 +1,29 @@
+# The two commands that do everything: `make demo` and `make test`.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+
+.PHONY: test check clean
+
+test: $(VENV)/test tools  ## everything: style, types, and all tests on the real programs
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -n 2 --dist worksteal
+
+# What the tests run and a bare machine lacks. Without root it says what is missing; the tests that
+# need it are then skipped with the reason.
+tools:
+	@tests/install-tools
+
+$(VENV)/test: pyproject.toml
+	@tests/install-tools python
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: tools

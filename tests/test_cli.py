@@ -1,0 +1,191 @@
+"""The command line: what is taken for what, and what bad input gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from little_host import LittleHost
+
+from deploy_clojars import __version__
+
+FIRST, SECOND = Tags.FIRST, Tags.SECOND
+
+
+def run(*words: str | bytes, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The tool with no terminal and a configuration that must not be read."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("deploy-clojars"), *words],
+        env={**os.environ, "DEPLOY_CLOJARS_CONFIG": "/nowhere.toml", "LC_ALL": "C.UTF-8"}
+        | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["deploy", "--help"], ["-h"], ["--version"]])
+def test_help_and_version_read_no_configuration(words: list[str]) -> None:
+    result = run(*words)
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert result.stdout.startswith(
+        f"deploy-clojars, version {__version__}" if words == ["--version"] else "Usage: "
+    )
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    script = (
+        "import sys\n"
+        "from deploy_clojars.cli import group\n"
+        "group.main(['--help'], standalone_mode=False)\n"
+        "print(*(set(sys.modules) & {'git', 'sh', 'rich', 'msgspec', 'psutil', 'http.client'}),"
+        " file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False, text=True
+    )
+    assert result.stderr.strip() == ""
+
+
+def test_status_imports_neither_git_nor_sh_nor_rich(light_host: LittleHost) -> None:
+    script = (
+        "import sys\n"
+        "from deploy_clojars.cli import group\n"
+        "try:\n    group.main(['status'], standalone_mode=False)\n"
+        "except SystemExit:\n    pass\n"
+        "print(*(set(sys.modules) & {'git', 'sh', 'rich'}), file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=light_host.whole_environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert result.stderr.strip() == ""
+
+
+def test_a_mistyped_command_is_not_taken_for_a_tag() -> None:
+    result = run("statsu")
+    assert result.returncode == 2
+    assert "Did you mean 'status'?" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["deploy"], []])
+@pytest.mark.parametrize(
+    "word", ["../x1", "a1/b", "x 1", "1\n2", "1\t2", "1\x7f", "0.1..2", "1\u200b", "1" * 400]
+)
+def test_a_word_that_is_no_version_is_refused_before_anything_is_read(
+    command: list[str], word: str
+) -> None:
+    result = run(*command, word, "--yes")
+    assert result.returncode == 2
+    assert "is not a version" in result.stderr
+    assert "nowhere.toml" not in result.stderr
+
+
+@pytest.mark.parametrize("word", ["status", "rollback", "sandbox", "--", ""])
+def test_a_command_is_never_deployed(word: str) -> None:
+    result = run("deploy", "--yes", "--", word)
+    assert result.returncode == 2
+    assert "is not a version" in result.stderr
+
+
+def test_a_name_that_starts_with_a_dash_is_refused() -> None:
+    assert run("deploy", "-x1", "--yes").returncode == 2
+    result = run("deploy", "--yes", "--", "-x1")
+    assert result.returncode == 2
+    assert "starts with '-'" in result.stderr
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    result = run("deploy", b"1\xff", "--yes")
+    assert result.returncode == 2
+    assert "is not a version" in result.stderr
+
+
+@pytest.mark.parametrize("word", ["0.1.0~1", Tags.BRANCH, "HEAD1", "v9:x", "a@{1}", "1^"])
+def test_a_version_is_looked_up_as_a_tag_and_nothing_else(
+    light_host: LittleHost, word: str
+) -> None:
+    result = light_host.run(word, "--yes")
+    assert result.returncode == 1
+    assert f"error: no tag {word} in " in result.stderr
+    assert light_host.versions == (FIRST, FIRST)
+
+
+def test_a_commit_is_no_version(light_host: LittleHost) -> None:
+    commit = subprocess.run(
+        ["git", "rev-parse", f"refs/tags/{FIRST}^{{commit}}"],
+        cwd=light_host.repository_url.removeprefix("file://"),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    result = light_host.run(commit, "--yes")
+    assert result.returncode == 1
+    assert "error: no tag" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("deploy", "0.1.0"), ("0.1.0",), ("rollback",)])
+def test_without_a_terminal_yes_is_demanded_before_anything_is_read(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.returncode == 2
+    assert "--yes" in result.stderr
+    assert "nowhere.toml" not in result.stderr
+
+
+def test_a_configuration_that_is_not_there_is_an_error() -> None:
+    for words in (("status",), ("0.1.0", "--yes"), ("rollback", "--yes")):
+        result = run(*words)
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: /nowhere.toml: cannot be read")
+
+
+def test_common_options_work_before_and_after_the_subcommand(light_host: LittleHost) -> None:
+    file = str(light_host.config)
+    for words in (
+        ("-c", file, "status"),
+        ("status", "-c", file),
+        ("--config", file, "-v", "status", "-q"),
+        ("-c", file, "-q", FIRST, "--yes"),
+        (FIRST, "--yes", "-q", "-c", file),
+    ):
+        result = run(*words)
+        assert result.returncode == 0, (words, result.stderr)
+
+
+def test_quiet_shows_nothing_when_all_is_well(light_host: LittleHost) -> None:
+    light_host.have(SECOND)
+    result = light_host.done("-q", SECOND, "--yes")
+    assert result.stderr.count("\n") <= 8  # what was agreed to
+    assert "fetch" not in result.stderr
+
+
+def test_verbose_shows_the_output_of_the_build(light_host: LittleHost) -> None:
+    light_host.write_config(build='test = "echo one; echo two >&2; false"')
+    result = light_host.run("-v", SECOND, "--yes")
+    assert result.returncode == 5
+    assert "  | one\n  | two\n" in result.stderr
+    assert result.stderr.count("  | two") == 1  # not a second time as the last lines
+
+
+def test_an_ascii_locale_can_show_everything(light_host: LittleHost) -> None:
+    light_host.environment.update(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    light_host.write_config(build='test = "echo größer; false"')
+    result = light_host.run(SECOND, "--yes")
+    assert result.returncode == 5
+    assert "  | gr\\xf6\\xdfer" in result.stderr
+
+
+def test_the_mission_s_words_are_the_program_s(light_host: LittleHost) -> None:
+    result = light_host.run("deploy", SECOND, "--yes")
+    steps = ["fetch", "check out", "test", "build", "install", "flip", "backup", "primary"]
+    positions = [result.stderr.index(f"\n  {step:10} ") for step in steps]
+    assert positions == sorted(positions)

@@ -1,0 +1,199 @@
+"""What `status` tells: to people, to programs, and to users who may not see everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from conftest import NewHost
+from little_host import LittleHost, wait_for
+
+from deploy_clojars import config, status
+from deploy_clojars.host import Host
+
+FIRST, SECOND = Tags.FIRST, Tags.SECOND
+
+
+def test_the_json_has_the_keys_of_the_contract(light_host: LittleHost) -> None:
+    document = light_host.status
+    assert document == {
+        "current": FIRST,
+        "approved": FIRST,
+        "previous": None,
+        "interrupted": False,
+        "drift": False,
+        "ok": True,
+        "next": None,
+        "lock": None,
+        "instances": document["instances"],
+    }
+    assert set(document["instances"]) == {"primary", "backup"}
+    for role, instance in document["instances"].items():
+        assert set(instance) == {"job", "state", "pid", "since", "running", "serving", "checks"}
+        assert instance["job"] == getattr(light_host, role)
+        assert instance["state"] == "running"
+        assert instance["pid"] == light_host.pid(role)
+        assert instance["running"] == FIRST
+        assert instance["serving"] is True
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", instance["since"])
+        assert [set(check) for check in instance["checks"]] == [{"url", "ok", "ms", "detail"}] * 2
+
+
+def test_it_takes_no_lock_and_changes_nothing(light_host: LittleHost) -> None:
+    light_host.done("status")
+    assert not light_host.deploy.exists()
+
+
+def test_people_get_lines_and_programs_get_json_on_standard_output(light_host: LittleHost) -> None:
+    text = light_host.done("status")
+    assert text.stderr == ""
+    lines = text.stdout.splitlines()
+    assert lines[:3] == [f"current   {FIRST}", f"approved  {FIRST}", "previous  none"]
+    assert lines[-1] == "ok"
+
+
+def test_a_stopped_backup_needs_a_person_and_the_command_is_named(light_host: LittleHost) -> None:
+    light_host.control("stop", light_host.backup)
+    result = light_host.run("status")
+    assert result.returncode == 11
+    assert "clojars-backup: stopped (clojars-backup stop/waiting)" in result.stdout
+    assert f"next: deploy-clojars rollback {FIRST}" in result.stdout
+    assert light_host.status["drift"] is False
+
+
+def test_the_next_command_names_the_configuration_it_was_asked_with(
+    light_host: LittleHost,
+) -> None:
+    light_host.control("stop", light_host.backup)
+    result = light_host.run("-c", str(light_host.config), "status", "--json")
+    following = json.loads(result.stdout)["next"]
+    assert following == f"deploy-clojars -c {light_host.config} rollback {FIRST}"
+    directory = Path(light_host.command[0]).parent
+    for _ in range(2):  # typing it twice is harmless
+        subprocess.run(
+            f"{following} --yes",
+            shell=True,  # noqa: S602 # as an operator would paste it
+            check=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"},
+        )
+    assert light_host.status["ok"]
+
+
+def test_an_instance_on_another_release_is_drift(light_host: LittleHost) -> None:
+    light_host.have(SECOND)
+    light_host.done(SECOND, "--yes")
+    light_host.control("stop", light_host.primary)
+    light_host.link.unlink()
+    light_host.link.symlink_to(f"clojars-web-{FIRST}-standalone.jar")
+    light_host.control("start", light_host.primary)
+    wait_for(lambda: light_host.version("primary") == FIRST, "the primary is up")
+    document = light_host.status
+    assert (document["drift"], document["ok"]) == (True, False)
+    assert document["instances"]["primary"]["running"] == FIRST
+
+
+def test_a_jar_that_is_no_release_is_told_by_its_path(light_host: LittleHost) -> None:
+    jar = light_host.home / "hotfix.jar"
+    jar.write_bytes(light_host.jar(SECOND).read_bytes())
+    light_host.control("stop", light_host.backup)
+    light_host.link.rename(light_host.link.with_suffix(".kept"))
+    light_host.link.symlink_to(jar)
+    light_host.control("start", light_host.backup)
+    wait_for(lambda: light_host.version("backup") == SECOND, "the hotfix is up")
+    document = light_host.status
+    assert document["instances"]["backup"]["running"] == str(jar)
+    assert document["current"] is None
+
+
+def test_a_release_that_was_removed_under_its_process_is_told_by_its_path(
+    light_host: LittleHost,
+) -> None:
+    (light_host.releases / f"clojars-web-{FIRST}-standalone.jar").unlink()
+    running = light_host.status["instances"]["primary"]["running"]
+    assert running == str(light_host.releases / f"clojars-web-{FIRST}-standalone.jar")
+
+
+def test_a_check_that_fails_is_shown(light_host: LittleHost) -> None:
+    os.kill(light_host.pid("backup") or 0, 19)  # SIGSTOP: it runs and does not answer
+    try:
+        started = time.monotonic()
+        document = light_host.status
+        backup = document["instances"]["backup"]
+        assert (backup["state"], backup["serving"]) == ("running", False)
+        assert "timed out" in backup["checks"][0]["detail"]
+        assert time.monotonic() - started < 15
+    finally:
+        os.kill(light_host.pid("backup") or 0, 18)
+
+
+def test_without_upstart_the_state_is_unknown(new_light_host: NewHost, tmp_path: Path) -> None:
+    host = new_light_host(services=f'bin = "{tmp_path}"')
+    document = host.status
+    assert {each["state"] for each in document["instances"].values()} == {"unknown"}
+    assert (document["ok"], document["next"], document["drift"]) == (False, None, False)
+
+
+def test_another_user_sees_what_is_public_and_no_drift(light_host: LittleHost) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    light_host.have(SECOND)
+    light_host.done(SECOND, "--yes")
+    for directory in (light_host.home, *light_host.home.parents):
+        if directory.stat().st_uid == 0 and not directory.stat().st_mode & 0o001:
+            directory.chmod(directory.stat().st_mode | 0o001)
+    document, text = as_nobody(light_host)
+    assert document["instances"]["primary"]["running"] is None
+    assert document["instances"]["primary"]["serving"] is True
+    assert (document["approved"], document["drift"], document["ok"]) == (SECOND, False, True)
+    assert "what it runs is not visible to nobody" in text
+
+
+def as_nobody(host: LittleHost) -> tuple[dict[str, Any], str]:
+    """What `status` tells the user nobody, who may not see what root's processes have open."""
+    reader, writer = os.pipe()
+    loaded = Host(config.load(host.config))
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            report = status.report(loaded)
+            answer = json.dumps([status.as_json(report), status.as_text(report)])
+            os.write(writer, answer.encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        as_json, text = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    return json.loads(as_json), text
+
+
+def test_a_journal_that_cannot_be_read_is_one_clear_line(light_host: LittleHost) -> None:
+    light_host.deploy.mkdir()
+    (light_host.deploy / "journal.jsonl").mkdir()
+    result = light_host.run("status")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: the journal ")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(light_host: LittleHost) -> None:
+    pipeline = f"{light_host.command[0]} status | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", pipeline],
+        env=light_host.whole_environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
