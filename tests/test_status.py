@@ -78,8 +78,7 @@ def test_the_next_command_names_the_configuration_it_was_asked_with(
     directory = Path(light_host.command[0]).parent
     for _ in range(2):  # typing it twice is harmless
         subprocess.run(
-            f"{following} --yes",
-            shell=True,  # noqa: S602 # as an operator would paste it
+            ["sh", "-c", f"{following} --yes"],  # as an operator would paste it
             check=True,
             capture_output=True,
             stdin=subprocess.DEVNULL,

@@ -107,6 +107,7 @@ def stream(
             *argv[1:],
             _bg=True,
             _bg_exc=False,
+            _encoding="utf-8",  # of the words, whatever the locale
             _in=nothing,
             _out=log,
             _err_to_out=True,
