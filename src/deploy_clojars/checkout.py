@@ -78,9 +78,9 @@ class Mirror:
         asked for, a stalled server.
         """
         if not self._is_a_repository():
-            self._make()
-            self._fetch(log, timeout, silence)
-            return False
+            was_there = self.directory.exists()
+            self.make_anew(log, timeout, silence)
+            return was_there
         try:
             self._fetch(log, timeout, silence)
             return False
@@ -122,19 +122,28 @@ class Mirror:
 
     def _remote_answers(self, log: IO[bytes], timeout: float, silence: float) -> bool:
         try:
-            self._remote(["ls-remote", "--tags", "--", self._url], log, timeout, silence)
+            words = ["ls-remote", "--tags", "--", self._url]
+            # Not in the mirror, which may be what keeps git from answering.
+            self._remote(words, log, timeout, silence, self.directory.parent)
         except DeployError:
             return False
         return True
 
-    def _remote(self, words: list[str], log: IO[bytes], timeout: float, silence: float) -> None:
+    def _remote(
+        self,
+        words: list[str],
+        log: IO[bytes],
+        timeout: float,
+        silence: float,
+        cwd: Path | None = None,
+    ) -> None:
         start = os.fstat(log.fileno()).st_size
         slow = (f"http.lowSpeedLimit={SLOWEST}", f"http.lowSpeedTime={SLOW_SECONDS}")
         options = [part for setting in (*SAFE, *slow) for part in ("-c", setting)]
         try:
             status = shell.stream(
                 ["git", *options, *words],
-                log=log, cwd=self.directory, env=self._environment,
+                log=log, cwd=cwd or self.directory, env=self._environment,
                 timeout=timeout, silence=silence,
             )  # fmt: skip
         except FileNotFoundError:
@@ -150,6 +159,9 @@ class Mirror:
             )
 
     def _git(self, directory: Path) -> git.Git:
+        for name in UNWANTED:
+            # GitPython adds to the process's own environment and cannot take from it.
+            os.environ.pop(name, None)
         command = git.Git(str(directory))
         command.update_environment(**self._environment)
         command.set_persistent_git_options(c=list(SAFE))
@@ -207,7 +219,8 @@ class Mirror:
             )
         except (git.GitCommandError, ValueError):
             return None
-        subjects = tuple(shell.printable(line) for line in str(lines).splitlines())
+        # Not splitlines(): a subject may hold what that takes for the end of a line.
+        subjects = tuple(shell.printable(line) for line in str(lines).split("\n") if line)
         return Commits(count, backwards, subjects)
 
 

@@ -22,14 +22,18 @@ VARIABLE = "DEPLOY_CLOJARS_CONFIG"
 A_YEAR = 365 * 24 * 3600  # also what keeps `inf` out of a number of seconds
 
 Seconds = Annotated[float, Meta(gt=0, le=A_YEAR)]
-Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
-AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]*$")]
+Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]*\Z")]
 # Neither an option of the service manager nor a path.
-JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$")]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$")]
-VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*\Z")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}\Z")]
+VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
 # A repository that starts with '-' would be an option of git.
-Repository = Annotated[str, Meta(pattern=r"^[^-\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
+Repository = Annotated[str, Meta(pattern=r"^[^-\x00-\x20\x7f][^\x00-\x1f\x7f]*\Z")]
+
+
+# Labels of a host name or an IPv4 address, or an IPv6 address.
+HOST = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:.]+"
 
 
 def _why_no_health_url(url: str) -> str | None:
@@ -40,8 +44,10 @@ def _why_no_health_url(url: str) -> str | None:
         return f"must hold URLs ({error})"
     if parts.scheme not in ("http", "https", "tcp"):
         return "must hold URLs that start with http://, https:// or tcp://"
-    if not parts.hostname:
+    if not parts.hostname or not re.fullmatch(HOST, parts.hostname):
         return "must hold URLs with a host"
+    if port == 0 or not re.fullmatch(r"[!-~]+", url):
+        return "must hold URLs with a port over 0, in ASCII and without blanks"
     if parts.scheme == "tcp" and (port is None or parts.path or parts.query):
         return "must hold tcp URLs of the form tcp://HOST:PORT"
     return None
@@ -60,6 +66,8 @@ class Build(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.jar.startswith("/") or ".." in self.jar.split("/"):
             raise ValueError("`jar` must be a pattern inside the checkout")
+        if any("**" in part and part != "**" for part in self.jar.split("/")):
+            raise ValueError("`jar` may have ** only as a whole part of the path")
 
 
 class Services(Struct, frozen=True, forbid_unknown_fields=True):
@@ -180,6 +188,8 @@ def parse(data: dict[str, Any], source: str) -> Config:
     try:
         return msgspec.convert(_merged(defaults, data), Config)
     except msgspec.ValidationError as error:
+        if "services.manager" in _with_key_first(str(error)):
+            raise UsageError(f'{source}: services.manager: expected "upstart"') from None
         raise UsageError(f"{source}: {_with_key_first(str(error))}") from None
 
 

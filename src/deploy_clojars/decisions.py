@@ -38,17 +38,14 @@ def next_to_restart(primary: Seen, backup: Seen, failed: Collection[Role] = ()) 
     """Which instance a rollback or a revert restarts next; None if it is done or must stop.
 
     Asked anew before every restart. Only what is not healthy on the target is restarted, the
-    only serving instance never is, and after a failure the other one is tried only if nothing
-    serves.
+    only serving instance never is, and after a failure the other one only if it serves nobody.
     """
     seen = {PRIMARY: primary, BACKUP: backup}
-    if failed and (primary.serving or backup.serving):
-        return None
     order = (BACKUP, PRIMARY) if primary.serving else (PRIMARY, BACKUP)
     for role in order:
         other = BACKUP if role == PRIMARY else PRIMARY
-        only_one = seen[role].serving and not seen[other].serving
-        if not seen[role].healthy and role not in failed and not only_one:
+        needed = seen[role].serving and (not seen[other].serving or bool(failed))
+        if not seen[role].healthy and role not in failed and not needed:
             return role
     return None
 

@@ -14,6 +14,8 @@ import msgspec
 
 from deploy_clojars.errors import Status
 
+FORMAT = 1
+
 
 class Left(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a run leaves behind: versions, or None where nothing is known to run."""
@@ -46,7 +48,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes: int | None = None
     how: str | None = None
     left: Left | None = None
-    v: int = 1
+    # Of the line's format. Not a plain default: that would be left out.
+    v: int = msgspec.field(default_factory=lambda: FORMAT)
 
 
 class RolledBack(msgspec.Struct, frozen=True):
@@ -183,7 +186,7 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Writes one line and waits until it is on the disk. Raises OSError."""
-        line = msgspec.json.encode(event) + b"\n"
+        line = _as_line(event)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self.file, flags, 0o644)
         try:
@@ -202,6 +205,19 @@ class Journal:
         """Whether the last line lacks its end: a crash in the middle of a write."""
         size = os.fstat(descriptor).st_size
         return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def _as_line(event: Event) -> bytes:
+    try:
+        return msgspec.json.encode(event) + b"\n"
+    except UnicodeEncodeError:
+        # A word of the command line that is not UTF-8 must not keep an end from being written.
+        readable = {
+            key: value.encode("utf-8", "backslashreplace").decode()
+            for key, value in msgspec.structs.asdict(event).items()
+            if isinstance(value, str)
+        }
+        return msgspec.json.encode(msgspec.structs.replace(event, **readable)) + b"\n"
 
 
 def now() -> str:

@@ -101,6 +101,6 @@ def _whole_file(kind: int) -> bytes:
 def _read(descriptor: int) -> Holder:
     try:
         return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=Holder)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         # It took the lock this instant and has written nothing yet.
         return Holder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import secrets
 import shutil
@@ -233,6 +234,8 @@ def facts_of(jar: Path, name: str) -> JarFacts:
     except (
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
+        ValueError,
         OSError,
         EOFError,
         NotImplementedError,

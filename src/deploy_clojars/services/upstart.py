@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from deploy_clojars.services import Job, ServiceFailed, State
@@ -61,16 +62,22 @@ class Upstart:
         try:
             answer = capture([f"{self._bin}/status", job], timeout=self._timeout)
             if self._sudo and NO_BUS in answer.err:
-                # Without D-Bus only root can ask.
-                by_root = capture(["sudo", "-n", f"{self._bin}/status", job], timeout=self._timeout)
-                answer = by_root if by_root.status == 0 else answer
+                answer = self._status_by_root(job) or answer
         except TookTooLong as error:
             return Job("unknown", said=f"status {job}: {error}")
         except OSError as error:
             return Job("unknown", said=f"{self._bin}/status: {error.strerror}")
         if answer.status != 0:
-            return Job("unknown", said=_one_line(answer))
+            return Job("unknown", said=_one_line(answer, "status"))
         return parse_status(answer.out, job)
+
+    def _status_by_root(self, job: str) -> Answer | None:
+        """Without D-Bus only root can ask; None if this user may not become root for it."""
+        with suppress(TookTooLong, OSError):
+            words = ["sudo", "-n", f"{self._bin}/status", job]
+            answer = capture(words, timeout=self._timeout)
+            return answer if answer.status == 0 else None
+        return None
 
     def restart(self, job: str) -> None:
         # `restart` of a stopped job fails, and so does `start` of a running one.
@@ -107,9 +114,11 @@ class Upstart:
         Raises ServiceFailed for every other refusal.
         """
         answer = self._call(verb, job)
+        said = _one_line(answer, verb)
         if answer.status == 0:
+            if verb != "stop" and parse_status(answer.out, job).state in ("stopped", "stopping"):
+                raise ServiceFailed(said)  # another's stop has overtaken it
             return True
-        said = _one_line(answer)
         if because is not None and because in said:
             return False
         raise ServiceFailed(said)
@@ -125,6 +134,9 @@ class Upstart:
             raise ServiceFailed(f"{error.filename or verb}: {error.strerror}") from None
 
 
-def _one_line(answer: Answer) -> str:
+def _one_line(answer: Answer, verb: str) -> str:
+    """What the program said; sudo may have remarked something before."""
     lines = (answer.err.strip() or answer.out.strip()).splitlines()
-    return printable(lines[0]) if lines else f"exit status {answer.status}, no message"
+    own = [line for line in lines if line.startswith(f"{verb}: ")]
+    said = next(iter([*own, *lines]), f"exit status {answer.status}, no message")
+    return printable(said)
