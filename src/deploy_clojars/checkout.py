@@ -201,10 +201,14 @@ class Mirror:
                 "--shared", "--no-checkout", "--quiet", "--", str(self.directory), str(directory)
             )
             self._git(directory).checkout("--quiet", "--detach", commit)
+            # A file whose content is lost is left out, and git's exit status is 0.
+            lost = str(self._git(directory).ls_files("--deleted")).splitlines()
         except git.GitCommandError as error:
             raise Broken(f"{commit[:10]} cannot be checked out: {_words(error)}") from None
         except OSError as error:
             raise DeployError(f"{directory} cannot be made: {error.strerror}") from None
+        if lost:
+            raise Broken(f"{commit[:10]} cannot be checked out: {len(lost)} files are lost")
 
     def commits_between(self, old: str, new: str) -> Commits | None:
         """The commits between two releases, or None if one of them is not in the mirror."""
