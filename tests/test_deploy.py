@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 from dataclasses import dataclass
@@ -372,6 +373,25 @@ def test_a_primary_that_does_not_come_up_leaves_the_backup_serving(light_host: L
     assert host.versions == (SECOND, SECOND)
     assert host.pid("backup") == backup
     assert (host.status["approved"], host.status["previous"]) == (SECOND, FIRST)
+
+
+def test_a_promotion_that_cannot_be_written_down_is_half_done_and_says_so(
+    light_host: LittleHost,
+) -> None:
+    light_host.have(SECOND)
+    with light_host.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.types("yes")
+        wait_for(lambda: light_host.is_at("primary"), "the point of no return")
+        with (light_host.deploy / "journal.jsonl").open("a") as file:
+            file.write("\n" * 100_000)
+        resource.prlimit(terminal.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+        shown = terminal.ends(9)
+    assert f"{SECOND} is in production, but that could not be written down" in shown
+    assert f"deploy-clojars deploy {SECOND}" in shown
+    assert light_host.versions == (SECOND, SECOND)
+    light_host.done(SECOND, "--yes")
+    assert (light_host.status["ok"], light_host.status["approved"]) == (True, SECOND)
 
 
 def test_both_down_is_no_obstacle(light_host: LittleHost) -> None:

@@ -73,10 +73,15 @@ class Build(Struct, frozen=True, forbid_unknown_fields=True):
 class Services(Struct, frozen=True, forbid_unknown_fields=True):
     """The service manager that runs the instances."""
 
-    manager: Literal["upstart"] = "upstart"
+    manager: Literal["upstart", "supervisor"] = "upstart"
     sudo: bool = True
     bin: AbsolutePath = "/sbin"
     timeout: Seconds = 90
+    socket: AbsolutePath | None = None
+
+    def __post_init__(self) -> None:
+        if self.manager == "supervisor" and self.socket is None:
+            raise ValueError("`socket` is needed where the manager is supervisor")
 
 
 class Instance(Struct, frozen=True, forbid_unknown_fields=True):
@@ -189,7 +194,7 @@ def parse(data: dict[str, Any], source: str) -> Config:
         return msgspec.convert(_merged(defaults, data), Config)
     except msgspec.ValidationError as error:
         if "services.manager" in _with_key_first(str(error)):
-            raise UsageError(f'{source}: services.manager: expected "upstart"') from None
+            raise UsageError(f'{source}: services.manager: expected "upstart" or "supervisor"') from None
         raise UsageError(f"{source}: {_with_key_first(str(error))}") from None
 
 

@@ -403,6 +403,8 @@ def promote(run: Run, version: str) -> None:
     Raises PrimaryDown (8) or, if the backup does not serve either, HalfDone (9).
     """
     host = run.host
+    # A full disk must not keep the primary from being waited for.
+    run.journal_may_fail = True
     with signals.seen_through(seen_through_notice(run)):
         try:
             if host.instances[PRIMARY].observe().is_healthy_on(version):
@@ -413,6 +415,7 @@ def promote(run: Run, version: str) -> None:
                 restart(run, PRIMARY, version)
         except NotHealthy as error:
             raise failed_promotion(run, version, error) from None
+        run.journal_may_fail = False
         try:
             run.record("promoted", version=version)
         except DeployError as error:

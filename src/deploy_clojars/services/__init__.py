@@ -48,7 +48,13 @@ class Services(Protocol):
 
 def services_of(config: Config) -> Services:
     """The configured service manager."""
+    settings = config.services
+    if settings.manager == "supervisor":
+        from deploy_clojars.services.supervisor import Supervisor
+
+        assert settings.socket is not None  # the configuration demands it
+        return Supervisor(path=settings.socket, timeout=settings.timeout)
+
     from deploy_clojars.services.upstart import Upstart
 
-    settings = config.services
     return Upstart(bin=settings.bin, sudo=settings.sudo, timeout=settings.timeout)
