@@ -568,7 +568,7 @@ def test_a_truncated_jar_is_refused(make_jar: MakeJar, part: float) -> None:
     "compression",
     [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
 )
-@pytest.mark.parametrize("offset", [0, 10, 30])
+@pytest.mark.parametrize("offset", [10, 30, 90])
 def test_a_jar_with_a_wrong_checksum_is_refused(
     make_jar: MakeJar, compression: int, offset: int
 ) -> None:

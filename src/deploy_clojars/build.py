@@ -113,6 +113,8 @@ class Builder:
             )
         except shell.TookTooLong as error:
             raise self._failed(f"{what} ({command}) took too long: {error}", start) from None
+        except OSError as error:
+            raise self._failed(f"{what} ({command}): {error.strerror}", start) from None
         finally:
             if follow is not None:
                 follow()

@@ -26,6 +26,7 @@ SAFE = (
     "core.fsmonitor=false",
     "protocol.ext.allow=never",
     "core.askPass=",
+    "log.showSignature=false",
     "gc.auto=0",
 )
 # A stalled server: less than 1,000 bytes a second for 30 s, or no word at all for 60 s.
@@ -146,8 +147,8 @@ class Mirror:
                 log=log, cwd=cwd or self.directory, env=self._environment,
                 timeout=timeout, silence=silence,
             )  # fmt: skip
-        except FileNotFoundError:
-            raise DeployError("git is not on PATH") from None
+        except OSError as error:
+            raise DeployError(f"git: {error.strerror}") from None
         except (shell.TookTooLong, shell.Silent) as error:
             raise DeployError(f"{self._url}: the server has stalled: {error}") from None
         if status != 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,8 +49,9 @@ class Settings:
         from deploy_clojars.host import Host
 
         words: tuple[str, ...] = ("deploy-clojars",)
-        if self.config_file:
-            words = (*words, "-c", self.config_file)
+        if self.config_file is not None:
+            # Absolute: the commands that are printed may be typed elsewhere.
+            words = (*words, "-c", os.path.abspath(self.config_file))
         return Host(config.load(config.file_named(self.config_file)), words)
 
     def console(self) -> Console:
@@ -61,7 +63,7 @@ class Settings:
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
-        if value:
+        if value or value == "":
             setattr(ctx.find_object(Settings), name, value)
 
     return callback
@@ -182,8 +184,6 @@ def _defect(error: Exception) -> int:
 
 def _leave(status: int) -> None:
     """Ends the process; a terminal or a pipe that is gone does not change the exit status."""
-    import os
-
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import tomllib
 from difflib import get_close_matches
@@ -81,7 +82,7 @@ class Services(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.manager == "supervisor" and self.socket is None:
-            raise ValueError("`socket` is needed where the manager is supervisor")
+            raise ValueError("`socket` must be set where the manager is supervisor")
 
 
 class Instance(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +154,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def file_named(option: str | None) -> Path | None:
-    """The configuration file to read: the option's, the environment's, or the host's if there."""
+    """The configuration file to read: the option's, the environment's, or the host's if there.
+
+    Raises UsageError (2) for an empty name.
+    """
+    if option == "":
+        # An unset variable behind -c must not mean the production host.
+        raise UsageError("-c needs the name of a file, and got an empty one")
     named = option or os.environ.get(VARIABLE)
     if named:
         return Path(named).absolute()
@@ -181,7 +188,7 @@ def load(file: Path | None) -> Config:
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
             f"{file}: others than its owner can write it (mode {stat.S_IMODE(mode):04o})",
-            remedy=f"chmod go-w {file}",
+            remedy=shlex.join(["chmod", "go-w", str(file)]),
         )
     return parse(data, str(file))
 
@@ -194,7 +201,9 @@ def parse(data: dict[str, Any], source: str) -> Config:
         return msgspec.convert(_merged(defaults, data), Config)
     except msgspec.ValidationError as error:
         if "services.manager" in _with_key_first(str(error)):
-            raise UsageError(f'{source}: services.manager: expected "upstart" or "supervisor"') from None
+            raise UsageError(
+                f'{source}: services.manager: expected "upstart" or "supervisor"'
+            ) from None
         raise UsageError(f"{source}: {_with_key_first(str(error))}") from None
 
 
@@ -223,5 +232,8 @@ def _with_key_first(message: str) -> str:
     """Turns msgspec's "Expected `int`, got `str` - at `$.build.nice`" round."""
     what, _, path = message.partition(" - at `$")
     key = re.sub(r"^\.", "", path.rstrip("`"))
+    own = re.match(r"`(\w+)` (?=m)", what)  # a key named by a check of the whole table
+    if own is not None:
+        key, what = ".".join(part for part in (key, own[1]) if part), what[own.end() :]
     what = what[:1].lower() + what[1:]
     return f"{key}: {what}" if key else what

@@ -155,4 +155,5 @@ def user_name(uid: int | None = None) -> str:
 
 def operator() -> str:
     """Who asked: the user behind sudo, not the production user."""
-    return os.environ.get("SUDO_USER") or user_name()
+    name = os.environ.get("SUDO_USER") or user_name()
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -244,7 +244,7 @@ def check(url: str) -> Check:
     """Asks one health URL: 2xx or 3xx is well; for tcp a connection is."""
     started = time.monotonic()
     try:
-        ok, detail = _connects(url) if url.startswith("tcp:") else _answers(url)
+        ok, detail = _connects(url) if urlsplit(url).scheme == "tcp" else _answers(url)
     except (OSError, http.client.HTTPException) as error:
         ok, detail = False, str(error) or type(error).__name__
     return Check(url, ok, round((time.monotonic() - started) * 1000, 1), detail)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from deploy_clojars.errors import Locked
+from deploy_clojars.errors import Locked, NotReady
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -40,11 +40,11 @@ class Lock:
         self._write()
 
     def _write(self) -> None:
-        text = msgspec.json.encode(self._holder) + b"\n"
         try:
+            text = msgspec.json.encode(self._holder) + b"\n"
             os.pwrite(self._descriptor, text, 0)
             os.ftruncate(self._descriptor, len(text))
-        except OSError:
+        except (OSError, UnicodeEncodeError):
             # On a full disk the lock still locks; a revert must not fail for its label.
             pass
 
@@ -55,9 +55,12 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
 
     An open-file-description lock: it ends with the process, children do not inherit it, and
     F_OFD_GETLK lets `status` look without taking it (taking it to look makes a run that starts
-    at that instant fail). Raises Locked (3).
+    at that instant fail). Raises Locked (3), NotReady (4).
     """
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise NotReady(f"the lock {file} cannot be opened: {error.strerror}") from None
     try:
         try:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))

@@ -6,6 +6,7 @@ while the question is open must not break the revert.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -232,7 +233,7 @@ def reuse(run: Run, version: str, commit: str) -> None:
     users = [each.job for each in (look.primary, look.backup) if version in each.open_releases]
     used = f"run by {' and '.join(users)}" if users else "run by no instance"
     removable = not users and version not in (look.current.version, look.approved)
-    removal = f"mv {path} {path}.old, and deploy again"
+    removal = f"{shlex.join(['mv', str(path), f'{path}.old'])}, and deploy again"
     raise DeployError(
         f"release {version} was built from {known[:10] if known else 'an unknown commit'}, "
         f"the tag is at {commit[:10]} now; the release is {used}",

@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import os
 import secrets
+import shlex
 import shutil
 import stat
 import zipfile
@@ -20,6 +21,8 @@ from deploy_clojars.versions import why_no_version
 # Begins the names of what is being written; no `*-standalone.jar` before it is complete.
 UNFINISHED = ".deploy-clojars-"
 
+RELEASE = "RELEASE"  # stands for a release's name in a command
+
 CHUNK = 1024 * 1024  # bytes
 
 
@@ -30,7 +33,7 @@ class Current:
     version: str | None = None
     text: str | None = None  # of the link, to the letter
     broken: str | None = None  # what is wrong with it
-    mend: str | None = None  # the command that mends it
+    mend: tuple[str, ...] = ()  # the words of the command that mends it
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Releases:
         if not stat.S_ISLNK(found.st_mode):
             return Current(
                 broken=f"{self.link} is no symbolic link",
-                mend=f"mv {self.link} {self.link}.old",
+                mend=("mv", str(self.link), f"{self.link}.old"),
             )
         text = os.readlink(self.link)
         target = Path(os.path.normpath(self.directory / text))
@@ -115,7 +118,7 @@ class Releases:
             broken = f"{self.link} names {text}, which is not there"
         else:
             return Current(version, text)
-        return Current(text=text, broken=broken, mend=f"ln -sfn RELEASE {self.link}")
+        return Current(text=text, broken=broken, mend=("ln", "-sfn", RELEASE, str(self.link)))
 
     def _is_here(self, directory: Path) -> bool:
         with suppress(OSError):
@@ -198,8 +201,8 @@ class Releases:
     def mended_by(self, current: Current, version: str | None = None) -> str:
         """The command that mends a broken link, with a release spelt out where one is known."""
         known = version or next(reversed(self.versions()), None)
-        name = self.path(known).name if known else "RELEASE"
-        return (current.mend or "").replace("RELEASE", name)
+        name = self.path(known).name if known else RELEASE
+        return shlex.join(name if word == RELEASE else word for word in current.mend)
 
     def _sync(self) -> None:
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -67,6 +67,10 @@ def capture(argv: Sequence[str], *, timeout: float) -> Answer:
                 # Under sudo it belongs to root and can't be ended; then it is left to itself.
                 with suppress(PermissionError, ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                for pipe in (process.stdout, process.stderr):
+                    if pipe is not None:
+                        pipe.close()
                 raise
 
 
@@ -88,11 +92,13 @@ def stream(
     comes. It gets no input. `timeout` and `silence` (no new output) are in seconds and raise
     TookTooLong and Silent; a signal raises Interrupted. Whatever ends the call, every process of
     the command's group is gone after it. `watch` is called between two looks.
-    Raises FileNotFoundError if there is no such program.
+    Raises FileNotFoundError if there is no such program, OSError if it cannot be started.
     """
     import sh
 
-    def lower_priority() -> None:
+    def started_as_wanted() -> None:
+        # sh has it ignored, and the program would inherit that.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.nice(nice)
         if oom_score_adj:
             with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -103,19 +109,23 @@ def stream(
     except sh.CommandNotFound:
         raise FileNotFoundError(2, "not found", argv[0]) from None
     with open(os.devnull, "rb") as nothing:
-        running = program(
-            *argv[1:],
-            _bg=True,
-            _bg_exc=False,
-            _encoding="utf-8",  # of the words, whatever the locale
-            _in=nothing,
-            _out=log,
-            _err_to_out=True,
-            _new_session=True,
-            _cwd=str(cwd),
-            _env=dict(env),
-            _preexec_fn=lower_priority,
-        )
+        try:
+            running = program(
+                *argv[1:],
+                _bg=True,
+                _bg_exc=False,
+                _encoding="utf-8",  # of the words, whatever the locale
+                _in=nothing,
+                _out=log,
+                _err_to_out=True,
+                _new_session=True,
+                _cwd=str(cwd),
+                _env=dict(env),
+                _preexec_fn=started_as_wanted,
+            )
+        except sh.ForkException as error:
+            last = str(error).strip().splitlines()[-1]
+            raise OSError(0, f"cannot be started: {last}", argv[0]) from None
     try:
         _wait_for_end(running, log, timeout, silence, watch)
     finally:

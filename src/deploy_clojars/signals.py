@@ -53,6 +53,7 @@ def handled() -> Iterator[None]:
             signal.signal(signum, handler)
         os.close(reader)
         os.close(writer)
+        _caught = None
 
 
 @contextmanager

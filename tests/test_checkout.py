@@ -1,0 +1,804 @@
+"""The tag, checked out: with real repositories, servers that misbehave and mirrors that broke."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import pytest
+from programs import require_program
+
+from deploy_clojars import checkout, processes, shell
+from deploy_clojars.checkout import SUBJECTS, Broken, Mirror, keep_last_failed, new_directory
+from deploy_clojars.errors import DeployError, Status
+
+require_program("git")
+
+LIMIT = 20.0  # seconds for one fetch, and that anything may take on a busy machine
+RUN_ID = f"test-{uuid4().hex}"
+
+
+class Repository:
+    """A repository that tags are fetched from."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def commit(self, subject: str, tag: str | None = None) -> str:
+        """Commits a file with the subject in it, tags it if wanted, and returns its hash."""
+        (self.directory / "file").write_text(f"{subject}\n")
+        self.git("add", "file")
+        self.git("commit", "--quiet", "--allow-empty", "--cleanup=verbatim", f"--message={subject}")
+        if tag is not None:
+            self.git("tag", tag)
+        return self.git("rev-parse", "HEAD")
+
+    def git(self, *words: str) -> str:
+        return git("-C", str(self.directory), *words)
+
+
+def git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No git and no proxy configuration but the tests' own; returns the user's .gitconfig."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in list(os.environ):
+        if name.startswith("GIT_") or name.lower().endswith("_proxy") or name == "SSH_ASKPASS":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setattr(shell, "TICK", 0.005)  # many fetches here, and each waits for its end
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "Toby")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "toby@example.org")
+    return home / ".gitconfig"
+
+
+def new_repository(directory: Path) -> Repository:
+    git("init", "--quiet", "--initial-branch=master", str(directory))
+    return Repository(directory)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the repository and its mirror are made that every test gets copies of."""
+    return tmp_path_factory.mktemp("originals")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, environment: Path, originals: Path) -> Repository:
+    """A repository with the tags 0.1.0 and 0.1.1."""
+    original = originals / "repository"
+    if not original.exists():
+        made = new_repository(original)
+        made.commit("first", "0.1.0")
+        made.commit("second", "0.1.1")
+    return Repository(shutil.copytree(original, tmp_path / "repository"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[IO[bytes]]:
+    with (tmp_path / "log").open("ab", buffering=0) as log:
+        yield log
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, repository: Repository) -> Mirror:
+    """The repository's mirror before its first fetch."""
+    return mirror_of(str(repository.directory), tmp_path)
+
+
+@pytest.fixture
+def fetched(mirror: Mirror, repository: Repository, originals: Path, log: IO[bytes]) -> Mirror:
+    """The repository's mirror after its first fetch."""
+    original = Mirror(originals / "mirror.git", str(repository.directory), RUN_ID)
+    if not original.directory.exists():
+        original.fetch(log, LIMIT)
+    shutil.copytree(original.directory, mirror.directory)
+    return mirror
+
+
+def mirror_of(url: str, tmp_path: Path) -> Mirror:
+    return Mirror(tmp_path / "deploy" / "mirror.git", url, RUN_ID)
+
+
+# Tags and nothing else
+
+
+def test_a_tag_is_its_commit(repository: Repository, fetched: Mirror) -> None:
+    assert fetched.commit_of("0.1.0") == repository.git("rev-parse", "0.1.0")
+    assert fetched.commit_of("0.1.1") == repository.git("rev-parse", "master")
+    assert fetched.tags() == ["0.1.0", "0.1.1"]
+
+
+def test_an_annotated_tag_is_its_commit_too(
+    repository: Repository, mirror: Mirror, log: IO[bytes]
+) -> None:
+    repository.git("tag", "--annotate", "--message=signed off", "0.2.0", "0.1.0")
+
+    mirror.fetch(log, LIMIT)
+
+    assert mirror.commit_of("0.2.0") == repository.git("rev-parse", "0.1.0^{commit}")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["master", "HEAD", "0.1.1~1", "0.1.1^0", "0.1.1@{0}", "0.1.1^{tree}", "0.1", "0.1.*",
+     "tags/0.1.1", "refs/tags/0.1.1", ":0", "0.1.1:file", "@"],
+)  # fmt: skip
+def test_a_branch_a_commit_or_an_expression_is_no_tag(fetched: Mirror, word: str) -> None:
+    with pytest.raises(DeployError, match=r"^no tag ") as refused:
+        fetched.commit_of(word)
+
+    assert refused.value.status == Status.FAILED
+    assert not isinstance(refused.value, Broken)
+
+
+def test_a_commits_hash_is_no_tag(repository: Repository, fetched: Mirror) -> None:
+    commit = repository.git("rev-parse", "0.1.0")
+
+    for word in (commit, commit[:10]):
+        with pytest.raises(DeployError, match=r"^no tag "):
+            fetched.commit_of(word)
+
+
+def test_the_nearest_tags_are_offered_for_one_that_is_not_there(fetched: Mirror) -> None:
+    with pytest.raises(DeployError) as refused:
+        fetched.commit_of("0.1.2")
+
+    assert refused.value.remedy.startswith("did you mean ")
+    assert "0.1.0" in refused.value.remedy
+    assert "0.1.1" in refused.value.remedy
+
+
+def test_nothing_is_offered_where_nothing_is_near(fetched: Mirror) -> None:
+    with pytest.raises(DeployError) as refused:
+        fetched.commit_of("xyz")
+
+    assert refused.value.remedy == ""
+
+
+def test_a_tag_of_something_that_is_no_commit_is_an_error(
+    repository: Repository, mirror: Mirror, log: IO[bytes]
+) -> None:
+    repository.git("tag", "0.2.0", "HEAD:file")
+    mirror.fetch(log, LIMIT)
+
+    with pytest.raises(DeployError, match=r"0\.2\.0"):
+        mirror.commit_of("0.2.0")
+
+
+# Bringing the mirror up to date
+
+
+def test_a_new_tag_is_there_after_a_fetch(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    commit = repository.commit("third", "0.1.2")
+
+    assert fetched.fetch(log, LIMIT) is False
+
+    assert fetched.commit_of("0.1.2") == commit
+
+
+def test_a_tag_that_was_moved_is_moved(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    repository.git("tag", "--force", "0.1.1", "0.1.0")
+
+    assert fetched.fetch(log, LIMIT) is False
+
+    assert fetched.commit_of("0.1.1") == fetched.commit_of("0.1.0")
+
+
+def test_a_tag_that_was_deleted_is_gone(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    repository.git("tag", "--delete", "0.1.0")
+
+    assert fetched.fetch(log, LIMIT) is False
+
+    assert fetched.tags() == ["0.1.1"]
+
+
+def test_a_tag_can_be_of_a_commit_that_is_on_no_branch(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    repository.git("checkout", "--quiet", "--detach")
+    commit = repository.commit("a hotfix", "0.1.1.1")
+    repository.git("checkout", "--quiet", "master")
+
+    fetched.fetch(log, LIMIT)
+
+    assert fetched.commit_of("0.1.1.1") == commit
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
+     "GIT_COMMON_DIR"],
+)  # fmt: skip
+def test_a_repository_that_the_environment_names_is_not_meant(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, variable: str,
+) -> None:  # fmt: skip
+    commit = repository.git("rev-parse", "0.1.0")
+    another = new_repository(tmp_path / "another").directory / ".git"
+    before = contents(another)
+    monkeypatch.setenv(variable, str(another))
+
+    mirror.fetch(log, LIMIT)
+    assert mirror.commit_of("0.1.0") == commit
+    mirror.check_out(commit, tmp_path / "checkout")
+
+    assert (tmp_path / "checkout" / "file").read_text() == "first\n"
+    assert contents(another) == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# Mirrors that broke
+
+
+def lose_the_objects(mirror: Path) -> None:
+    for path in files_in(mirror / "objects"):
+        path.unlink()
+
+
+def damage_the_objects(mirror: Path) -> None:
+    for path in files_in(mirror / "objects"):
+        path.chmod(0o644)
+        path.write_bytes(b"\x00" * path.stat().st_size)
+
+
+def truncate_the_objects(mirror: Path) -> None:
+    for path in files_in(mirror / "objects"):
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:10])
+
+
+def lose_the_directory_of_objects(mirror: Path) -> None:
+    shutil.rmtree(mirror / "objects")
+
+
+def lose_the_refs(mirror: Path) -> None:
+    shutil.rmtree(mirror / "refs")
+
+
+def damage_a_ref(mirror: Path) -> None:
+    (mirror / "refs" / "tags").mkdir(parents=True, exist_ok=True)
+    (mirror / "refs" / "tags" / "0.1.0").write_bytes(b"\x00" * 41)
+
+
+def damage_the_packed_refs(mirror: Path) -> None:
+    (mirror / "packed-refs").write_bytes(b"\x00" * 200)
+
+
+def lose_the_head(mirror: Path) -> None:
+    (mirror / "HEAD").unlink()
+
+
+def damage_the_head(mirror: Path) -> None:
+    (mirror / "HEAD").write_bytes(b"\x00" * 23)
+
+
+def lose_the_configuration(mirror: Path) -> None:
+    (mirror / "config").unlink()
+
+
+def damage_the_configuration(mirror: Path) -> None:
+    (mirror / "config").write_bytes(b"\x00\xff[[[\n")
+
+
+def empty_it(mirror: Path) -> None:
+    shutil.rmtree(mirror)
+    mirror.mkdir()
+
+
+def put_a_file_in_its_place(mirror: Path) -> None:
+    shutil.rmtree(mirror)
+    mirror.write_text("not a directory\n")
+
+
+def put_a_dangling_link_in_its_place(mirror: Path) -> None:
+    shutil.rmtree(mirror)
+    mirror.symlink_to("nowhere")
+
+
+def put_a_working_copy_in_its_place(mirror: Path) -> None:
+    shutil.rmtree(mirror)
+    git("init", "--quiet", str(mirror))
+
+
+def leave_locks_as_a_killed_git_does(mirror: Path) -> None:
+    (mirror / "refs" / "tags").mkdir(parents=True, exist_ok=True)
+    for name in ("packed-refs.lock", "shallow.lock", "config.lock", "refs/tags/0.1.2.lock"):
+        (mirror / name).touch()
+
+
+def files_in(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+DAMAGES = [
+    lose_the_objects,
+    damage_the_objects,
+    truncate_the_objects,
+    lose_the_directory_of_objects,
+    lose_the_refs,
+    damage_a_ref,
+    damage_the_packed_refs,
+    lose_the_head,
+    damage_the_head,
+    lose_the_configuration,
+    damage_the_configuration,
+    empty_it,
+    put_a_file_in_its_place,
+    put_a_dangling_link_in_its_place,
+    put_a_working_copy_in_its_place,
+    leave_locks_as_a_killed_git_does,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("tag", ["0.1.0", "0.1.2"])
+def test_a_mirror_that_broke_is_made_anew(
+    repository: Repository, fetched: Mirror, log: IO[bytes], tmp_path: Path,
+    damage: Callable[[Path], None], tag: str,
+) -> None:  # fmt: skip
+    """For a tag that it had, and for one that came later."""
+    repository.commit("third", "0.1.2")
+    damage(fetched.directory)
+
+    directory = obtained(fetched, log, tag, tmp_path)
+
+    assert (directory / "file").read_text() == {"0.1.0": "first\n", "0.1.2": "third\n"}[tag]
+
+
+def obtained(mirror: Mirror, log: IO[bytes], tag: str, tmp_path: Path) -> Path:
+    """What a deploy does: a mirror that turns out to be broken on the way is made anew once."""
+    mirror.fetch(log, LIMIT)
+    try:
+        mirror.check_out(mirror.commit_of(tag), tmp_path / "checkout")
+        return tmp_path / "checkout"
+    except Broken:
+        mirror.make_anew(log, LIMIT)
+        mirror.check_out(mirror.commit_of(tag), tmp_path / "again")
+        return tmp_path / "again"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00" * 20])
+def test_a_file_that_is_lost_or_damaged_in_the_mirror_is_noticed_when_it_is_checked_out(
+    repository: Repository, fetched: Mirror, tmp_path: Path, content: bytes | None
+) -> None:
+    """git prints an error, exits with 0 and leaves the file out: that must not be built."""
+    commit = fetched.commit_of("0.1.1")
+    unpack_the_objects(fetched.directory)
+    blob = repository.git("rev-parse", "0.1.1:file")
+    file = fetched.directory / "objects" / blob[:2] / blob[2:]
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(Broken, match=commit[:10]):
+        fetched.check_out(commit, tmp_path / "checkout")
+
+
+def unpack_the_objects(mirror: Path) -> None:
+    for pack in list((mirror / "objects" / "pack").glob("*.pack")):
+        moved = pack.rename(mirror / pack.name)
+        with moved.open("rb") as file:
+            subprocess.run(
+                ["git", "-C", str(mirror), "unpack-objects", "-q"], stdin=file, check=True
+            )
+
+
+def test_a_sound_mirror_is_not_made_anew(fetched: Mirror, log: IO[bytes]) -> None:
+    before = fetched.directory.stat().st_ino
+
+    assert fetched.fetch(log, LIMIT) is False
+
+    assert fetched.directory.stat().st_ino == before
+
+
+def test_a_mirror_that_was_never_there_is_not_said_to_be_made_anew(
+    mirror: Mirror, log: IO[bytes]
+) -> None:
+    assert mirror.fetch(log, LIMIT) is False
+
+
+@pytest.mark.parametrize("damage", [lose_the_head, put_a_file_in_its_place, damage_the_packed_refs])
+def test_a_mirror_that_was_made_anew_is_said_to_be(
+    fetched: Mirror, log: IO[bytes], damage: Callable[[Path], None]
+) -> None:
+    damage(fetched.directory)
+
+    assert fetched.fetch(log, LIMIT) is True
+
+
+# Servers
+
+
+def failure(mirror: Mirror, log: IO[bytes], silence: float = LIMIT) -> DeployError:
+    started = time.monotonic()
+    with pytest.raises(DeployError) as failed:
+        mirror.fetch(log, LIMIT, silence)
+    assert time.monotonic() - started < LIMIT
+    assert failed.value.status == Status.FAILED
+    assert processes.strays(RUN_ID) == []
+    return failed.value
+
+
+def test_a_repository_that_is_not_there_is_an_error_in_gits_words(
+    log: IO[bytes], tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+
+    failed = failure(mirror_of(str(nowhere), tmp_path), log)
+
+    assert failed.message == f"{nowhere}: git fetch failed (exit status 128)"
+    assert "does not appear to be a git repository" in failed.detail
+
+
+def test_a_repository_that_went_away_leaves_the_mirror_as_it_was(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    repository.directory.rename(repository.directory.with_name("moved"))
+
+    failed = failure(fetched, log)
+
+    assert "does not appear to be a git repository" in failed.detail
+    assert fetched.tags() == ["0.1.0", "0.1.1"]
+
+
+def test_gits_words_drive_no_terminal(log: IO[bytes], tmp_path: Path) -> None:
+    failed = failure(mirror_of(str(tmp_path / "\x1b[2Jnowhere"), tmp_path), log)
+
+    assert all(line.isprintable() for line in failed.detail.splitlines())
+
+
+def test_a_server_that_is_not_there_is_an_error(log: IO[bytes], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    failed = failure(mirror_of(f"git://127.0.0.1:{port}/x.git", tmp_path), log)
+
+    assert "Connection refused" in failed.detail
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("protocol", ["git", "http"])
+def test_a_server_that_never_answers_has_stalled(
+    silent_server: str, log: IO[bytes], tmp_path: Path, protocol: str
+) -> None:
+    mirror = mirror_of(f"{protocol}://{silent_server}/x.git", tmp_path)
+
+    failed = failure(mirror, log, silence=0.3)
+
+    assert "the server has stalled" in failed.message
+
+
+def test_a_server_that_stalls_leaves_the_mirror_as_it_was(
+    fetched: Mirror, silent_server: str, log: IO[bytes], tmp_path: Path
+) -> None:
+    failed = failure(mirror_of(f"git://{silent_server}/x.git", tmp_path), log, silence=0.3)
+
+    assert "the server has stalled" in failed.message
+    assert fetched.tags() == ["0.1.0", "0.1.1"]
+
+
+def test_a_fetch_has_a_time_limit_however_talkative_the_server_is(
+    silent_server: str, log: IO[bytes], tmp_path: Path
+) -> None:
+    mirror = mirror_of(f"git://{silent_server}/x.git", tmp_path)
+
+    with pytest.raises(DeployError, match=r"not done within 0\.3 s"):
+        mirror.fetch(log, 0.3)
+
+    assert processes.strays(RUN_ID) == []
+
+
+class AskForAPassword(BaseHTTPRequestHandler):
+    """Answers every request with 401."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="private"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_server_that_asks_for_a_password_is_an_error(log: IO[bytes], tmp_path: Path) -> None:
+    with http_server(AskForAPassword) as url:
+        failed = failure(mirror_of(f"{url}/private.git", tmp_path), log)
+
+    assert "password" in failed.remedy
+
+
+@pytest.mark.parametrize("asks", ["GIT_ASKPASS", "SSH_ASKPASS", "core.askPass"])
+def test_no_program_is_run_to_ask_for_a_password(
+    log: IO[bytes], tmp_path: Path, environment: Path, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    witness = Witness(tmp_path)
+    if asks == "core.askPass":
+        git("config", "--file", str(environment), asks, str(witness.program))
+    else:
+        monkeypatch.setenv(asks, str(witness.program))
+
+    with http_server(AskForAPassword) as url:
+        failure(mirror_of(f"{url}/private.git", tmp_path), log)
+
+    assert not witness.was_run
+
+
+# The checkout
+
+
+def test_a_checkout_is_a_repository_at_the_tags_commit(
+    repository: Repository, fetched: Mirror, tmp_path: Path
+) -> None:
+    directory = tmp_path / "deep" / "down" / "checkout"
+
+    fetched.check_out(fetched.commit_of("0.1.0"), directory)
+
+    assert (directory / "file").read_text() == "first\n"
+    assert git("-C", str(directory), "rev-parse", "HEAD") == repository.git("rev-parse", "0.1.0")
+    assert git("-C", str(directory), "describe", "--tags") == "0.1.0"
+    assert git("-C", str(directory), "status", "--porcelain") == ""
+
+
+def test_a_commit_that_the_mirror_does_not_have_cannot_be_checked_out(
+    fetched: Mirror, tmp_path: Path
+) -> None:
+    with pytest.raises(Broken, match="0123456789 cannot be checked out"):
+        fetched.check_out("0123456789" * 4, tmp_path / "checkout")
+
+
+def test_a_directory_that_is_there_is_not_overwritten(fetched: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "file").write_text("mine\n")
+
+    with pytest.raises(DeployError):
+        fetched.check_out(fetched.commit_of("0.1.0"), tmp_path / "checkout")
+
+    assert (tmp_path / "checkout" / "file").read_text() == "mine\n"
+
+
+class Witness:
+    """A program that leaves a mark if anybody runs it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._mark = directory / "was-run"
+        self.program = directory / "witness"
+        self.program.write_text(f'#!/bin/sh\necho "$0" >>{shlex.quote(str(self._mark))}\ncat\n')
+        self.program.chmod(0o755)
+
+    @property
+    def was_run(self) -> bool:
+        return self._mark.exists()
+
+    def hooks(self, directory: Path) -> Path:
+        """A directory in which it is every hook."""
+        directory.mkdir(parents=True)
+        for name in ("post-checkout", "reference-transaction", "post-index-change", "pre-auto-gc"):
+            shutil.copy(self.program, directory / name)
+        return directory
+
+
+def hooks_of_a_template(witness: Witness, tmp_path: Path) -> dict[str, str]:
+    witness.hooks(tmp_path / "template" / "hooks")
+    return {"init.templateDir": str(tmp_path / "template")}
+
+
+def hooks_of_the_user(witness: Witness, tmp_path: Path) -> dict[str, str]:
+    return {"core.hooksPath": str(witness.hooks(tmp_path / "hooks"))}
+
+
+def file_system_monitor(witness: Witness, tmp_path: Path) -> dict[str, str]:
+    return {"core.fsmonitor": str(witness.program)}
+
+
+@pytest.mark.parametrize(
+    "configuration", [hooks_of_a_template, hooks_of_the_user, file_system_monitor]
+)
+def test_no_program_that_the_users_configuration_names_is_run(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
+    configuration: Callable[[Witness, Path], dict[str, str]],
+) -> None:  # fmt: skip
+    witness = Witness(tmp_path)
+    for key, value in configuration(witness, tmp_path).items():
+        git("config", "--file", str(environment), key, value)
+
+    directory = obtained(mirror, log, "0.1.0", tmp_path)
+    assert (directory / "file").read_text() == "first\n"
+    assert not witness.was_run
+
+    # It would have been: git by itself runs it.
+    git("clone", "--quiet", str(repository.directory), str(tmp_path / "clone"))
+    git("-C", str(tmp_path / "clone"), "status")
+    assert witness.was_run
+
+
+# The directories
+
+
+@pytest.fixture
+def checkouts(tmp_path: Path) -> Path:
+    directory = tmp_path / "checkouts"
+    directory.mkdir()
+    return directory
+
+
+def test_no_two_checkouts_have_the_same_directory_and_they_are_in_the_order_of_time(
+    checkouts: Path,
+) -> None:
+    names = [new_directory(checkouts, version).name for version in ("9", "10", "1", "9")]
+
+    assert len(set(names)) == 4
+    assert names == sorted(names)
+    assert [name.rpartition("-")[2] for name in names] == ["9", "10", "1", "9"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 7])
+def test_the_last_three_failed_checkouts_are_kept(checkouts: Path, count: int) -> None:
+    directories = [new_directory(checkouts, "0.1.0") for _ in range(count)]
+    for directory in directories:
+        (directory / "target").mkdir(parents=True)
+
+    keep_last_failed(checkouts)
+
+    assert sorted(checkouts.iterdir()) == directories[-3:]
+
+
+def test_a_link_among_the_checkouts_is_not_followed(checkouts: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (checkouts / "0").symlink_to(other)
+    for _ in range(5):
+        new_directory(checkouts, "0.1.0").mkdir()
+
+    keep_last_failed(checkouts)
+
+    assert other.is_dir()
+
+
+def test_where_no_checkout_ever_failed_there_is_nothing_to_remove(tmp_path: Path) -> None:
+    keep_last_failed(tmp_path / "nowhere")
+    checkout.remove(tmp_path / "nowhere")
+
+
+# The commits between two releases
+
+
+def test_the_commits_between_two_releases_are_counted_and_listed_newest_first(
+    repository: Repository, mirror: Mirror, log: IO[bytes]
+) -> None:
+    repository.commit("a change")
+    repository.commit("another change", "0.2.0")
+    mirror.fetch(log, LIMIT)
+
+    commits = mirror.commits_between(mirror.commit_of("0.1.1"), mirror.commit_of("0.2.0"))
+
+    assert commits is not None
+    assert (commits.count, commits.backwards) == (2, False)
+    assert [subject.partition(" ")[2] for subject in commits.subjects] == [
+        "another change", "a change",
+    ]  # fmt: skip
+    assert repository.git("rev-parse", "0.2.0").startswith(commits.subjects[0].split()[0])
+
+
+def test_an_older_release_is_backwards(fetched: Mirror) -> None:
+    commits = fetched.commits_between(fetched.commit_of("0.1.1"), fetched.commit_of("0.1.0"))
+
+    assert commits is not None
+    assert (commits.count, commits.backwards) == (1, True)
+    assert commits.subjects[0].endswith(" second")
+
+
+def test_between_a_release_and_itself_there_is_no_commit(fetched: Mirror) -> None:
+    commit = fetched.commit_of("0.1.0")
+
+    commits = fetched.commits_between(commit, commit)
+
+    assert commits is not None
+    assert (commits.count, commits.backwards, commits.subjects) == (0, False, ())
+
+
+def test_of_two_branches_the_new_ones_commits_count(
+    repository: Repository, mirror: Mirror, log: IO[bytes]
+) -> None:
+    repository.git("checkout", "--quiet", "--detach", "0.1.0")
+    repository.commit("a hotfix", "0.1.0.1")
+    mirror.fetch(log, LIMIT)
+
+    commits = mirror.commits_between(mirror.commit_of("0.1.1"), mirror.commit_of("0.1.0.1"))
+
+    assert commits is not None
+    assert (commits.count, commits.backwards) == (1, False)
+
+
+def test_between_a_release_and_one_that_is_not_in_the_mirror_nothing_is_known(
+    fetched: Mirror,
+) -> None:
+    assert fetched.commits_between("0" * 40, fetched.commit_of("0.1.0")) is None
+    assert fetched.commits_between(fetched.commit_of("0.1.0"), "0" * 40) is None
+
+
+def test_no_more_than_a_screenful_of_subjects_is_listed(
+    repository: Repository, mirror: Mirror, log: IO[bytes]
+) -> None:
+    for number in range(SUBJECTS + 2):
+        repository.commit(f"change {number}", "0.2.0" if number == SUBJECTS + 1 else None)
+    mirror.fetch(log, LIMIT)
+
+    commits = mirror.commits_between(mirror.commit_of("0.1.1"), mirror.commit_of("0.2.0"))
+
+    assert commits is not None
+    assert (commits.count, len(commits.subjects)) == (SUBJECTS + 2, SUBJECTS)
+
+
+def test_a_subject_is_one_line_without_control_characters(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    characters = [
+        "\x1b", "\x07", "\x7f", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\x9b",
+        "\N{LINE SEPARATOR}", "\N{PARAGRAPH SEPARATOR}", "\N{RIGHT-TO-LEFT OVERRIDE}",
+    ]  # fmt: skip
+    for number, character in enumerate(characters):
+        repository.commit(f"harm{character}[2Jless", f"1.{number}")
+    fetched.fetch(log, LIMIT)
+
+    shown = {
+        character: subjects_of(fetched, f"1.{number}^", f"1.{number}")
+        for number, character in enumerate(characters)
+    }
+
+    assert all(subject.isprintable() for subjects in shown.values() for subject in subjects)
+    assert {character: len(subjects) for character, subjects in shown.items()} == dict.fromkeys(
+        characters, 1
+    )
+
+
+def subjects_of(mirror: Mirror, old: str, new: str) -> tuple[str, ...]:
+    commits = mirror.commits_between(old, new)
+    assert commits is not None
+    return commits.subjects
