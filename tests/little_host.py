@@ -102,7 +102,7 @@ class LittleHost:
             "services": f'bin = "{self.upstart.bin}"\nsudo = false\ntimeout = 20',
             "instances.primary": self._instance(self.primary, *self.ports[0::2]),
             "instances.backup": self._instance(self.backup, *self.ports[1::2]),
-            "health": "timeout = 20\nsettle = 0.3\ninterval = 0.05",
+            "health": "timeout = 20\nsettle = 0.3\ninterval = 0.1",
         }
         for table, more in {**self.options, **options}.items():
             keys = {line.split("=")[0].strip() for line in more.splitlines()}

@@ -14,10 +14,18 @@ FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 
 
 @pytest.fixture
-def ready(host: LittleHost, clojure: Clojure) -> LittleHost:
-    """0.1.0 is in production, and the releases 0.2.0 and 0.2.1 are there."""
-    for tag in (SECOND, THIRD):
-        host.have(tag, clojure.jar(tag))
+def ready(request: pytest.FixtureRequest) -> LittleHost:
+    """0.1.0 is in production, 0.2.0 and 0.2.1 are there; on JVMs where it is marked so."""
+    host: LittleHost
+    if request.node.get_closest_marker("jvm"):
+        host = request.getfixturevalue("host")
+        clojure: Clojure = request.getfixturevalue("clojure")
+        host.have(SECOND, clojure.jar(SECOND))
+        host.have(THIRD, clojure.jar(THIRD))
+    else:
+        host = request.getfixturevalue("light_host")
+        host.have(SECOND)
+        host.have(THIRD)
     return host
 
 
@@ -40,6 +48,7 @@ def kill_in_the_promotion(host: LittleHost) -> None:
         terminal.ends(137)
 
 
+@pytest.mark.jvm
 def test_killed_at_the_question_status_names_the_way_back(ready: LittleHost) -> None:
     kill_at_the_question(ready)
     status = ready.status
@@ -67,6 +76,7 @@ def test_killed_at_the_question_the_same_deploy_reverts_first(ready: LittleHost)
     assert (ready.status["ok"], ready.status["previous"]) == (True, FIRST)
 
 
+@pytest.mark.jvm
 def test_killed_at_the_question_another_deploy_reverts_first(ready: LittleHost) -> None:
     kill_at_the_question(ready)
     result = ready.done(THIRD, "--yes")
@@ -86,6 +96,7 @@ def test_killed_at_the_question_a_bare_rollback_goes_to_the_approved_release(
     assert ready.status["ok"]
 
 
+@pytest.mark.jvm
 def test_killed_in_the_promotion_the_same_deploy_finishes_it(ready: LittleHost) -> None:
     kill_in_the_promotion(ready)
     status = ready.status
@@ -108,7 +119,9 @@ def test_killed_in_the_promotion_another_deploy_is_refused(ready: LittleHost) ->
     assert ready.status["interrupted"]
 
 
-@pytest.mark.parametrize("words", [("rollback", FIRST), ("rollback",)])
+@pytest.mark.parametrize(
+    "words", [pytest.param(("rollback", FIRST), marks=pytest.mark.jvm), ("rollback",)]
+)
 def test_killed_in_the_promotion_a_rollback_ends_it(
     ready: LittleHost, words: tuple[str, ...]
 ) -> None:
@@ -183,6 +196,7 @@ def test_a_signal_after_the_point_of_no_return_is_noted_and_seen_through(
     assert ready.status["ok"]
 
 
+@pytest.mark.jvm
 def test_signals_never_cut_a_revert_short(ready: LittleHost) -> None:
     before = (ready.current, ready.versions, ready.pid("primary"))
     with ready.typing(SECOND) as terminal:

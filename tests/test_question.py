@@ -1,4 +1,4 @@
-"""What a person can answer, and what can happen meanwhile; real JVMs, on a real terminal."""
+"""What a person can answer, and what can happen meanwhile; on a real terminal."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ def site(host: LittleHost) -> Site:
 
 
 @pytest.fixture
-def ready(host: LittleHost, clojure: Clojure) -> LittleHost:
-    """0.1.0 is in production, and the release 0.2.0 is there."""
-    host.have(SECOND, clojure.jar(SECOND))
+def ready(request: pytest.FixtureRequest) -> LittleHost:
+    """0.1.0 is in production, and the release 0.2.0 is there; on JVMs where it is marked so."""
+    host: LittleHost
+    if request.node.get_closest_marker("jvm"):
+        host = request.getfixturevalue("host")
+        clojure: Clojure = request.getfixturevalue("clojure")
+        host.have(SECOND, clojure.jar(SECOND))
+    else:
+        host = request.getfixturevalue("light_host")
+        host.have(SECOND)
     return host
 
 
@@ -65,9 +72,9 @@ def rubbish_then_no(terminal: Terminal) -> None:
     ("answer", "status"),
     [
         (no, 7),
-        (rubbish_then_no, 7),
-        (end_of_input, 7),
-        (ctrl_c, 130),
+        pytest.param(rubbish_then_no, 7, marks=pytest.mark.jvm),
+        pytest.param(end_of_input, 7, marks=pytest.mark.jvm),
+        pytest.param(ctrl_c, 130, marks=pytest.mark.jvm),
         (interrupt_the_tool_alone, 130),
         (terminate, 143),
         # The kernel has no order for two that come at once.
@@ -87,6 +94,7 @@ def test_everything_but_yes_reverts(
     assert ready.status["ok"]
 
 
+@pytest.mark.jvm
 def test_a_hang_up_reverts_although_nothing_can_be_shown(ready: LittleHost) -> None:
     before = site(ready)
     with ready.typing(SECOND) as terminal:
@@ -112,6 +120,7 @@ def test_an_answer_typed_before_the_question_does_not_count(ready: LittleHost) -
     assert ready.versions == (FIRST, FIRST)
 
 
+@pytest.mark.jvm
 def test_a_primary_that_came_back_on_the_new_release_is_seen_and_put_back(
     ready: LittleHost,
 ) -> None:
@@ -153,6 +162,7 @@ def test_a_primary_that_is_stopped_meanwhile_is_started_again_by_the_revert(
     assert ready.status["ok"]
 
 
+@pytest.mark.jvm
 def test_yes_is_refused_when_the_backup_died_meanwhile(ready: LittleHost) -> None:
     before = site(ready)
     with ready.typing(SECOND) as terminal:

@@ -226,9 +226,10 @@ def test_a_deploy_needs_a_journal_that_can_be_written(three: LittleHost) -> None
 
 
 def test_a_rollback_killed_half_way_is_finished_by_the_same_rollback(
-    host: LittleHost, clojure: Clojure
+    light_host: LittleHost,
 ) -> None:
-    host.have(SECOND, clojure.jar(SECOND))
+    host = light_host
+    host.have(SECOND)
     host.done(SECOND, "--yes")
     with host.typing("rollback", FIRST) as terminal:
         terminal.asked()
