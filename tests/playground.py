@@ -29,6 +29,7 @@ def main() -> None:
         variables = {**host.environment, "DEPLOY_CLOJARS_CONFIG": str(host.config)}
         for name, value in variables.items():
             print(f"export {name}={shlex.quote(value)}")
+        print(f"# Upstart's programs: {upstart.bin}, the repository: {repository.directory}")
         print(f"# tags: {' '.join(repository.git('tag').split())}")
         print(f"# try: {host.command[0]} 0.2.0", flush=True)
         signal.sigwait([signal.SIGINT, signal.SIGTERM])

@@ -190,20 +190,20 @@ def test_an_unknown_key_that_is_near_no_other_is_refused_with_all_known_ones(
         ("[health]\ntimeout = true", "health.timeout", "float"),
         ("[services]\nsudo = 1", "services.sudo", "bool"),
         ('[services]\nsudo = "no"', "services.sudo", "bool"),
-        ('[build]\nenv = "PATH"', "build.env", "array"),
+        ('[build]\nenv = "PATH"', "build.env", "a list"),
         ("[build]\nenv = [3]", "build.env", "str"),
-        ('[instances.backup]\nhealth = "http://127.0.0.1/"', "instances.backup.health", "array"),
+        ('[instances.backup]\nhealth = "http://127.0.0.1/"', "instances.backup.health", "a list"),
         ("[instances.backup]\nhealth = [80]", "instances.backup.health", "str"),
-        ("build = 3", "build", "object"),
-        ("instances = []", "instances", "object"),
-        ('[instances]\nprimary = "clojars"', "instances.primary", "object"),
+        ("build = 3", "build", "a table"),
+        ("instances = []", "instances", "a table"),
+        ('[instances]\nprimary = "clojars"', "instances.primary", "a table"),
     ],
 )
 def test_a_wrong_type_is_refused_with_what_was_expected(toml: str, key: str, expected: str) -> None:
     message = refusal(toml)
 
     assert message.startswith(f"site.toml: {key}")
-    assert f"expected `{expected}`" in message
+    assert f"expected {expected}" in message.replace("`", "")
 
 
 @pytest.mark.parametrize("value", ["-1", "-0.5", "inf", "-inf", "nan", "1e400", "10" * 20])

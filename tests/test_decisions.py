@@ -339,6 +339,7 @@ def situation(
         backup_ok=backup_ok,
         drifted=drifted,
         locked=locked,
+        way_back=approved,
     )
 
 
@@ -386,7 +387,7 @@ def test_interrupted_means_that_the_lock_is_free_and_the_last_run_has_no_end(
     assert seen.interrupted is interrupted
 
 
-HALF_ROLLED_BACK = run("rollback", "B", past_return=True, ended=True, status=Status.HALF_DONE)
+HALF_ROLLED_BACK = run("rollback", "B", past_return=True, ended=True, status=Status.PRIMARY_DOWN)
 
 
 @pytest.mark.parametrize(

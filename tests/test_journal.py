@@ -222,7 +222,7 @@ def test_the_last_run_is_the_one_that_began_last() -> None:
     ("command", "past_return", "status", "half"),
     [
         ("rollback", True, Status.PRIMARY_DOWN, True),
-        ("rollback", True, Status.HALF_DONE, True),
+        ("rollback", True, Status.HALF_DONE, False),
         ("rollback", True, Status.DONE, False),
         ("rollback", True, Status.NOT_HEALTHY, False),
         ("rollback", False, Status.HALF_DONE, False),

@@ -174,7 +174,7 @@ def test_a_signal_while_building_ends_the_build(
         wait_for(lambda: len(host.processes_of_runs()) == 3, "all of them run")
         terminal.kill(signum)
         shown = terminal.ends(status)
-    assert f"nothing that runs was changed; {FIRST} is in production" in shown
+    assert f"nothing that runs was changed; clojars runs {FIRST} as before" in shown
     assert host.processes_of_runs() == []
     assert host.status["ok"]
     assert list((host.deploy / "checkouts").iterdir()) == []
@@ -207,4 +207,47 @@ def test_signals_never_cut_a_revert_short(ready: LittleHost) -> None:
             terminal.kill(signum)
         terminal.ends(130)
     assert (ready.current, ready.versions, ready.pid("primary")) == before
+    assert ready.status["ok"]
+
+
+def test_a_run_that_fails_early_does_not_hide_one_that_was_cut_off(ready: LittleHost) -> None:
+    kill_in_the_promotion(ready)
+    wait_for(lambda: ready.version("primary") == SECOND, "the primary is up")
+    ready.write_config(top=f'repository = "file://{ready.directory}/nowhere"')
+    result = ready.run(SECOND, "--yes")
+    assert result.returncode == 1
+    assert f"nothing that runs was changed; clojars runs {SECOND} as before" in result.stderr
+    status = ready.status
+    assert status["interrupted"]
+    assert status["next"] == f"deploy-clojars deploy {SECOND}"
+    assert ready.run(THIRD, "--yes").returncode == 4
+    ready.write_config()
+    ready.done(SECOND, "--yes")
+    assert ready.status["ok"]
+
+
+def test_a_run_that_fails_early_does_not_end_drift(ready: LittleHost) -> None:
+    ready.done(SECOND, "--yes")
+    ready.link.unlink()
+    ready.link.symlink_to(f"clojars-web-{FIRST}-standalone.jar")
+    ready.write_config(top=f'repository = "file://{ready.directory}/nowhere"')
+    assert ready.run(SECOND, "--yes").returncode == 1
+    assert ready.status["drift"]
+    assert ready.run(THIRD, "--yes").returncode == 4
+
+
+def test_with_the_approved_release_gone_a_named_rollback_still_works(ready: LittleHost) -> None:
+    ready.done(SECOND, "--yes")
+    with ready.typing(THIRD) as terminal:
+        terminal.asked()
+        terminal.kill(signal.SIGKILL)
+        terminal.ends(137)
+    approved = ready.releases / f"clojars-web-{SECOND}-standalone.jar"
+    approved.rename(ready.directory / "gone")
+    assert ready.status["next"] == f"deploy-clojars rollback {FIRST}"
+    refused = ready.run(THIRD, "--yes")
+    assert refused.returncode == 4
+    assert f"rollback {FIRST}" in refused.stderr
+    ready.done("rollback", FIRST, "--yes")
+    assert ready.versions == (FIRST, FIRST)
     assert ready.status["ok"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
@@ -174,3 +176,92 @@ def test_yes_is_refused_when_the_backup_died_meanwhile(ready: LittleHost) -> Non
     assert "clojars-backup did not stay healthy until the answer" in shown
     assert site(ready) == before
     assert ready.status["ok"]
+
+
+def test_yes_is_refused_when_somebody_changed_the_link_meanwhile(ready: LittleHost) -> None:
+    before = site(ready)
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        ready.have(Tags.THIRD)
+        ready.link.unlink()
+        ready.link.symlink_to(f"clojars-web-{Tags.THIRD}-standalone.jar")
+        terminal.sees("current was changed by somebody else meanwhile")
+        terminal.asked()
+        terminal.types("yes")
+        terminal.ends(6)
+    assert site(ready) == before
+    assert ready.status["ok"]
+
+
+def test_a_primary_that_only_stalled_is_not_restarted_by_the_revert(ready: LittleHost) -> None:
+    before = site(ready)
+    primary = ready.pid("primary") or 0
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        os.kill(primary, signal.SIGSTOP)
+        try:
+            terminal.types("no")
+            terminal.sees("flip")
+            terminal.sees("0.2.0 -> 0.1.0")
+        finally:
+            # Longer than one check may take.
+            threading.Timer(6, os.kill, [primary, signal.SIGCONT]).start()
+        terminal.ends(7)
+    assert site(ready) == before
+
+
+def test_the_locked_message_says_how_to_stop_a_suspended_run(ready: LittleHost) -> None:
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.kill(signal.SIGSTOP)
+        wait_for(lambda: is_suspended(terminal.pid), "it sleeps")
+        result = ready.run("rollback", FIRST, "--yes")
+        assert result.returncode == 3
+        assert f"kill -INT {terminal.pid}; kill -CONT {terminal.pid}" in result.stderr
+        terminal.kill(signal.SIGINT)
+        terminal.kill(signal.SIGCONT)
+        terminal.ends(130)
+    assert ready.versions == (FIRST, FIRST)
+
+
+def is_suspended(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_ctrl_backslash_reverts_as_ctrl_c_does(ready: LittleHost) -> None:
+    before = site(ready)
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.presses("\\")
+        terminal.ends(131)
+    assert site(ready) == before
+
+
+def test_the_page_of_a_deploy_that_goes_on_says_what_the_answers_do(ready: LittleHost) -> None:
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        os.kill(ready.pid("primary") or 0, signal.SIGKILL)
+        wait_for(lambda: ready.version("primary") == SECOND, "the primary is back")
+        terminal.kill(signal.SIGKILL)
+        terminal.ends(137)
+    # Cut off before the point of no return: reverted first, then asked about the usual.
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        assert f"yes  restarts clojars on {SECOND}; users are logged out" in terminal.shown
+        assert f"no   puts current back to {FIRST} and restarts clojars-backup;" in terminal.shown
+        terminal.types("no")
+        terminal.ends(7)
+
+
+def test_no_leaves_a_primary_that_was_down_on_the_approved_release_down(
+    ready: LittleHost,
+) -> None:
+    ready.control("stop", ready.primary)
+    with ready.typing(FIRST) as terminal:
+        terminal.asked()
+        assert f"yes  starts clojars on {FIRST}" in terminal.shown
+        assert "no   leaves clojars as it is" in terminal.shown
+        terminal.types("no")
+        terminal.ends(7)
+    assert ready.pid("primary") is None
+    assert ready.version("backup") == FIRST

@@ -118,7 +118,7 @@ def test_only_what_does_not_run_the_target_is_restarted(three: LittleHost) -> No
 def test_with_the_primary_down_it_is_started_first(three: LittleHost) -> None:
     three.control("stop", three.primary)
     result = three.done("rollback", FIRST, "--yes")
-    assert result.stderr.index("restart clojars ") < result.stderr.index("restart clojars-backup")
+    assert result.stderr.index("start clojars ") < result.stderr.index("restart clojars-backup")
     assert three.versions == (FIRST, FIRST)
 
 
@@ -252,3 +252,64 @@ def test_no_release_at_all(new_light_host: NewHost) -> None:
         assert result.returncode == 1
         assert "there is no release at all" in result.stderr
     assert os.listdir(host.releases) == []
+
+
+def test_an_instance_that_comes_back_after_a_failed_rollback_is_no_drift(
+    three: LittleHost,
+) -> None:
+    three.have("0.0.9", three.jar(FIRST))
+    three.does_not_start("0.0.9", "primary", "backup")
+    three.control("stop", three.primary)
+    assert three.run("rollback", "0.0.9", "--yes").returncode == 6
+    if three.pid("primary") is None:  # the stand-in had given it up
+        three.control("start", three.primary)
+    wait_for(lambda: three.version("primary") == THIRD, "the primary is back")
+    status = three.status
+    assert (status["drift"], status["ok"]) == (False, True)
+    three.done(SECOND, "--yes")
+    assert three.versions == (SECOND, SECOND)
+
+
+def test_with_both_down_a_release_that_does_not_start_is_not_the_only_way_on(
+    three: LittleHost,
+) -> None:
+    three.does_not_start(FIRST, "primary", "backup")
+    three.control("stop", three.primary)
+    three.control("stop", three.backup)
+    result = three.run("rollback", FIRST, "--yes")
+    assert result.returncode == 9
+    assert f"to go back: deploy-clojars rollback {THIRD}" in result.stderr
+    assert three.status["next"] == f"deploy-clojars rollback {THIRD}"
+    three.done("rollback", THIRD, "--yes")
+    assert three.versions == (THIRD, THIRD)
+
+
+def test_a_dangling_link_is_never_mended_with_a_release_that_nobody_approved(
+    three: LittleHost,
+) -> None:
+    three.have(Tags.DIES)
+    with three.typing(Tags.DIES) as terminal:
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+    (three.releases / f"clojars-web-{THIRD}-standalone.jar").unlink()
+    mend = f"ln -sfn clojars-web-{SECOND}-standalone.jar {three.link}"
+    for words in ((Tags.DIES, "--yes"), ("rollback", SECOND, "--yes")):
+        result = three.run(*words)
+        assert result.returncode == 4
+        assert mend in result.stderr
+    assert three.status["next"] == mend
+
+
+def test_a_primary_that_serves_no_release_is_not_deployed_over(light_host: LittleHost) -> None:
+    light_host.have(SECOND)
+    (light_host.releases / f"clojars-web-{FIRST}-standalone.jar").rename(
+        light_host.directory / "elsewhere.jar"
+    )
+    light_host.link.unlink()
+    light_host.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
+    before = light_host.pid("primary")
+    result = light_host.run(THIRD, "--yes")
+    assert result.returncode == 4
+    assert "which is no release" in result.stderr
+    assert light_host.pid("primary") == before

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +181,17 @@ def as_nobody(host: LittleHost) -> tuple[dict[str, Any], str]:
     return json.loads(as_json), text
 
 
-def test_a_journal_that_cannot_be_read_is_one_clear_line(light_host: LittleHost) -> None:
+def test_a_journal_that_cannot_be_read_does_not_hide_the_rest(light_host: LittleHost) -> None:
     light_host.deploy.mkdir()
-    (light_host.deploy / "journal.jsonl").mkdir()
+    journal = light_host.deploy / "journal.jsonl"
+    journal.mkdir()
     result = light_host.run("status")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: the journal ")
+    assert result.returncode == 11
+    assert f"the journal {journal} cannot be read: Is a directory" in result.stdout
+    assert f"clojars: {FIRST}, serving" in result.stdout
+    refused = light_host.run(SECOND, "--yes")
+    assert refused.returncode == 1
+    assert f"error: the journal {journal} cannot be read" in refused.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(light_host: LittleHost) -> None:
@@ -196,3 +204,53 @@ def test_a_reader_that_has_seen_enough_is_no_error(light_host: LittleHost) -> No
         text=True,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_server_that_drips_bytes_is_not_waited_for(light_host: LittleHost) -> None:
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=drip, args=(server, stop), daemon=True).start()
+        url = f"http://127.0.0.1:{port}/"
+        light_host.write_config(**{"instances.backup": f'health = ["{url}"]'})
+        checks = light_host.status["instances"]["backup"]["checks"]
+        stop.set()
+    assert [(check["ok"], check["detail"]) for check in checks] == [(False, "timed out")]
+    assert 4000 < checks[0]["ms"] < 9000
+
+
+def drip(server: socket.socket, stop: threading.Event) -> None:
+    """Answers a byte every half second."""
+    connection, _ = server.accept()
+    with connection, suppress(OSError):
+        while not stop.wait(0.5):
+            connection.sendall(b"H")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status"), [(">&-", 0), ("2>&-", 0), ("<&-", 0), (">/dev/full", 1)]
+)
+def test_closed_and_full_streams_are_no_defects(
+    light_host: LittleHost, redirection: str, status: int
+) -> None:
+    result = subprocess.run(
+        ["sh", "-c", f"{light_host.command[0]} status {redirection}"],
+        env=light_host.whole_environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert result.returncode == status
+    assert "Traceback" not in result.stderr
+
+
+def test_a_deploy_with_a_closed_input_needs_yes(light_host: LittleHost) -> None:
+    result = subprocess.run(
+        ["sh", "-c", f"{light_host.command[0]} {SECOND} <&-"],
+        env=light_host.whole_environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "standard input is no terminal" in result.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,7 +51,8 @@ class Settings:
         if self.config_file is not None:
             # Absolute: the commands that are printed may be typed elsewhere.
             words = (*words, "-c", os.path.abspath(self.config_file))
-        return Host(config.load(config.file_named(self.config_file)), words)
+        file = config.file_named(self.config_file)
+        return Host(config.load(file), words, file)
 
     def console(self) -> Console:
         """Where progress goes."""
@@ -140,13 +140,18 @@ def status(settings: Settings, as_json: bool) -> None:
 
     report = status.report(settings.host())
     text = status.as_json(report) if as_json else status.as_text(report)
-    with suppress(BrokenPipeError):  # `status | head` has seen enough
+    try:
         click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    except BrokenPipeError:
+        pass  # `status | head` has seen enough
+    except OSError as error:
+        raise DeployError(f"standard output cannot be written: {error.strerror}") from None
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)
 
 
 def main() -> None:
     """The program. Ends with the exit status of the contract."""
+    _open_what_is_closed()
     try:
         status = group.main(standalone_mode=False)
     except click.ClickException as error:
@@ -160,6 +165,15 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 # whatever it is, the operator gets a line
         status = _defect(error)
     _leave(int(status or 0))
+
+
+def _open_what_is_closed() -> None:
+    """Standard streams that the caller closed: no file that is opened later may take their place."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            while os.open(os.devnull, os.O_RDWR) < descriptor:
+                pass
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 # for good
 
 
 def _show(error: DeployError) -> None:

@@ -176,6 +176,8 @@ def load(file: Path | None) -> Config:
     if file is None:
         return Config()
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UsageError(f"{file}: is no file")  # a FIFO would be waited for
         with file.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
             text = stream.read().decode()
@@ -232,6 +234,13 @@ def _with_key_first(message: str) -> str:
     """Turns msgspec's "Expected `int`, got `str` - at `$.build.nice`" round."""
     what, _, path = message.partition(" - at `$")
     key = re.sub(r"^\.", "", path.rstrip("`"))
+    if "matching regex" in what:
+        # The patterns are in the annotations above; people get their meaning.
+        kinds = {"^/": "an absolute path", "^[A-Za-z_]": "the name of a variable"}
+        pattern = what.partition("matching regex '")[2]
+        found = (words for start, words in kinds.items() if pattern.startswith(start))
+        what = f"expected {next(found, 'a word without control characters or a leading sign')}"
+    what = what.replace("`object`", "a table").replace("`array`", "a list")
     own = re.match(r"`(\w+)` (?=m)", what)  # a key named by a check of the whole table
     if own is not None:
         key, what = ".".join(part for part in (key, own[1]) if part), what[own.end() :]

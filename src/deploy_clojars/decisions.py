@@ -116,6 +116,8 @@ class Situation:
     backup_ok: bool
     drifted: bool
     locked: bool
+    # The release to go back to: the approved one, or if its jar is gone the last one before it.
+    way_back: str | None
 
     @property
     def interrupted(self) -> bool:
@@ -150,8 +152,8 @@ class Situation:
             and last.version
         ):
             return "rollback", last.version
-        if self.approved is not None:
-            return "rollback", self.approved
+        if self.way_back is not None:
+            return "rollback", self.way_back
         if last is not None and last.version and (cut_off or self.current == last.version):
             return "deploy", last.version
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy_clojars import decisions
 from deploy_clojars.config import Config
-from deploy_clojars.errors import DeployError
+from deploy_clojars.errors import NotReady
 from deploy_clojars.instances import BACKUP, PRIMARY, Instance, Observation, Role
 from deploy_clojars.journal import History, Journal, Left
 from deploy_clojars.releases import Current, Releases
@@ -27,6 +27,7 @@ class Look:
     backup: Observation
     history: History
     approved: str | None
+    journal_error: str | None = None  # why the journal cannot be read
 
     def left(self) -> Left:
         """What the host would be left with now."""
@@ -51,11 +52,21 @@ class Look:
 
 
 class Host:
-    """All that a command works on. `words` are what the operator typed before the subcommand."""
+    """All that a command works on.
 
-    def __init__(self, config: Config, words: tuple[str, ...] = ("deploy-clojars",)) -> None:
+    `words` are what the operator typed before the subcommand, `file` is the configuration's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        words: tuple[str, ...] = ("deploy-clojars",),
+        file: Path | None = None,
+    ) -> None:
         self.config = config
         self.words = words
+        self.file = file
+        self._history = History()
         self.home = Path(config.home)
         self.deploy = config.deploy_directory
         self.lock_file = self.deploy / "lock"
@@ -79,24 +90,25 @@ class Host:
     def look(self) -> Look:
         """Looks at everything, both instances at the same time.
 
-        Raises DeployError if the journal is there and cannot be read.
+        A journal that cannot be read is noted; what was read of it earlier goes on to count.
         """
         with ThreadPoolExecutor(max_workers=2) as pool:
             primary = pool.submit(self.instances[PRIMARY].observe)
             backup = pool.submit(self.instances[BACKUP].observe)
             current = self.releases.current()
+            journal_error = None
             try:
-                history = self.journal.history()
+                self._history = self.journal.history()
             except OSError as error:
-                raise DeployError(
-                    f"the journal {self.journal.file} cannot be read: {error.strerror}"
-                ) from None
+                journal_error = f"the journal {self.journal.file} cannot be read: {error.strerror}"
+            history = self._history
         return Look(
             current=current,
             primary=primary.result(),
             backup=backup.result(),
             history=history,
             approved=self._approved(history, primary.result(), current),
+            journal_error=journal_error,
         )
 
     def _approved(self, history: History, primary: Observation, current: Current) -> str | None:
@@ -114,7 +126,7 @@ class Host:
         if situation.ok or situation.locked:
             return None
         if look.current.broken:
-            return self.releases.mended_by(look.current, look.approved) or None
+            return self.releases.mended_by(look.current, self.way_back(look)) or None
         words = situation.next_words
         return self.command(*words) if words else None
 
@@ -128,7 +140,26 @@ class Host:
             backup_ok=_serves(look.backup, look.approved),
             drifted=look.drifted and not locked,
             locked=locked,
+            way_back=self.way_back(look),
         )
+
+    def way_back(self, look: Look) -> str | None:
+        """The approved release, or if its jar is gone the last one approved before that is there.
+
+        Never one that nobody approved.
+        """
+        once_approved = (look.approved, *reversed(look.history.stack))
+        there = (each for each in once_approved if each is not None and self.releases.has(each))
+        return next(there, None)
+
+    def refuse_a_broken_link(self, look: Look) -> None:
+        """Raises NotReady (4) with the command that mends the link."""
+        if look.current.broken:
+            way_back = self.way_back(look)
+            remedy = self.releases.mended_by(look.current, way_back)
+            if way_back is None and remedy:
+                remedy += f"\nRELEASE is one of: {', '.join(self.releases.versions()) or 'none'}"
+            raise NotReady(look.current.broken, remedy=remedy)
 
     @property
     def id_prefix(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -185,13 +185,14 @@ class Instance:
         version: str,
         *,
         not_pid: int | None = None,
-        progress: Callable[[str], None] | None = None,
+        timeout: float | None = None,
     ) -> Observation:
         """Waits until it is healthy on the release and stays so, unchanged, while it settles.
 
         Raises NotHealthy (6): at once if the job has ended or its PID keeps changing, otherwise
-        after `health.timeout` seconds; Interrupted if a signal comes.
+        after `timeout` seconds (default: `health.timeout`); Interrupted if a signal comes.
         """
+        timeout = self._health.timeout if timeout is None else timeout
         started = time.monotonic()
         healthy_since: float | None = None
         pids: list[int] = []
@@ -209,26 +210,25 @@ class Instance:
                     return observation
             else:
                 healthy_since = None
-                self._fail_if_hopeless(observation, version, why, pids, now - started)
-            if progress is not None:
-                progress(why or "settling")
+                hopeless = self._why_hopeless(observation, pids)
+                if hopeless is None and now - started > timeout:
+                    hopeless = why
+                if hopeless is not None:
+                    raise NotHealthy(
+                        f"{self.job} did not come up on {version} within {now - started:.1f} s: "
+                        f"{hopeless}",
+                        detail=self._last_words(observation),
+                    )
             signals.wait(self._health.interval)
 
-    def _fail_if_hopeless(
-        self, observation: Observation, version: str, why: str, pids: list[int], waited: float
-    ) -> None:
+    @staticmethod
+    def _why_hopeless(observation: Observation, pids: list[int]) -> str | None:
+        """Why waiting longer is of no use, or None."""
         if observation.state in ("stopped", "stopping"):
-            reason = f"it has ended: {observation.said}"
-        elif len(pids) > DEATHS:
-            reason = f"it keeps dying (PIDs {', '.join(map(str, pids))})"
-        elif waited > self._health.timeout:
-            reason = why
-        else:
-            return
-        raise NotHealthy(
-            f"{self.job} did not come up on {version} within {waited:.1f} s: {reason}",
-            detail=self._last_words(observation),
-        )
+            return f"it has ended: {observation.said}"
+        if len(pids) > DEATHS:
+            return f"it keeps dying (PIDs {', '.join(map(str, pids))})"
+        return None
 
     def _last_words(self, observation: Observation | None = None) -> str:
         """The last answers, the job's state and the end of its log, for the operator."""
@@ -246,7 +246,8 @@ def check(url: str) -> Check:
     try:
         ok, detail = _connects(url) if urlsplit(url).scheme == "tcp" else _answers(url)
     except (OSError, http.client.HTTPException) as error:
-        ok, detail = False, str(error) or type(error).__name__
+        took_too_long = time.monotonic() - started >= CHECK_SECONDS
+        ok, detail = False, "timed out" if took_too_long else str(error) or type(error).__name__
     return Check(url, ok, round((time.monotonic() - started) * 1000, 1), detail)
 
 
@@ -261,12 +262,18 @@ def _answers(url: str) -> tuple[bool, str]:
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     host, port = _address(url)
     connection = kind(host, port, timeout=CHECK_SECONDS)
+    connection.connect()
+    # The time limit of a socket is for one read; a server that drips bytes would hold up the run.
+    deadline = threading.Timer(CHECK_SECONDS, connection.sock.shutdown, [socket.SHUT_RDWR])
+    deadline.daemon = True
+    deadline.start()
     try:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", path, headers={"User-Agent": "deploy-clojars"})
         response = connection.getresponse()
         return 200 <= response.status < 400, f"{response.status} {response.reason}".strip()
     finally:
+        deadline.cancel()
         connection.close()
 
 

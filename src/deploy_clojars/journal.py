@@ -73,12 +73,21 @@ class LastRun(msgspec.Struct, frozen=True):
     ended: bool = False
     status: int | None = None
     left: Left = Left()
+    # An earlier run that was cut off past its point of no return and that this one follows.
+    follows: LastRun | None = None
+
+    @property
+    def cut_off(self) -> LastRun | None:
+        """The run that was cut off past its point of no return: this one, or one it follows."""
+        if self.ended:
+            return None
+        return self if self.past_return else self.follows
 
     @property
     def half_rolled_back(self) -> bool:
-        """A rollback of which one instance, and perhaps the other, did not come up."""
-        half = (Status.PRIMARY_DOWN, Status.HALF_DONE)
-        return self.command == "rollback" and self.past_return and self.status in half
+        """A rollback of which the primary did not come up, and the backup did."""
+        primary_down = self.status == Status.PRIMARY_DOWN
+        return self.command == "rollback" and self.past_return and primary_down
 
 
 class History(msgspec.Struct, frozen=True):
@@ -131,14 +140,15 @@ def history_of(events: Iterable[Event]) -> History:
             case "adopted":
                 adopted, stack = True, (version,) if version else ()
             case "begin":
-                left = event.left or Left()
+                cut_off = last.cut_off if last is not None else None
                 last = LastRun(
                     id=event.run,
                     command=event.command or "",
                     version=version,
                     by=event.by,
                     at=event.at,
-                    left=left,
+                    left=event.left or Left(),
+                    follows=cut_off,
                 )
             case "installed" if version and event.commit:
                 commits[version] = event.commit
@@ -155,9 +165,14 @@ def history_of(events: Iterable[Event]) -> History:
             case "no return" if last is not None and last.id == event.run:
                 last = msgspec.structs.replace(last, past_return=True)
             case "end" if last is not None and last.id == event.run:
-                last = msgspec.structs.replace(
-                    last, ended=True, status=event.status, left=event.left or last.left
-                )
+                changed = last.flipped or last.past_return
+                if last.follows is not None and not changed:
+                    last = last.follows
+                else:
+                    left = event.left or last.left
+                    last = msgspec.structs.replace(
+                        last, ended=True, status=event.status, left=left, follows=None
+                    )
     return History(adopted, stack, commits, rolled_back, last)
 
 

@@ -89,11 +89,25 @@ def holder_of(file: Path) -> Holder | None:
 def locked_by(holder: Holder) -> Locked:
     """The error that says who has the lock and how to make that run stop cleanly."""
     what = f"{holder.command or 'a run'} {holder.version or ''}".strip()
-    return Locked(
+    message = (
         f"locked: {what} by {holder.user or 'somebody'} since {holder.since or 'just now'}, "
-        f"step {holder.step or 'start'}, PID {holder.pid or 'unknown'}",
-        remedy=f"to stop that run cleanly: kill -INT {holder.pid}" if holder.pid else "",
+        f"step {holder.step or 'start'}, PID {holder.pid or 'unknown'}"
     )
+    if holder.pid is None:
+        return Locked(message)
+    stop = f"kill -INT {holder.pid}"
+    if _is_suspended(holder.pid):
+        # With Ctrl-Z it sleeps, and notes a signal only when it goes on.
+        message, stop = f"{message}, suspended", f"{stop}; kill -CONT {holder.pid}"
+    return Locked(message, remedy=f"nothing was changed\nto stop that run cleanly: {stop}")
+
+
+def _is_suspended(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[0] == b"T"
 
 
 def _whole_file(kind: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy_clojars import build, checkout, decisions, preflight, releases, signals
@@ -22,12 +22,16 @@ from deploy_clojars.errors import (
     HalfDone,
     Interrupted,
     NotHealthy,
+    NotReady,
     PrimaryDown,
     UsageError,
 )
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.run import Run, make_directory, started, where_the_host_stands
+
+# For an instance that runs the target of a revert or a rollback and does not answer; in seconds.
+PATIENCE = 15.0
 
 DATA_STAYS = "data stays as it is: only code is put back"
 
@@ -60,19 +64,20 @@ def rollback(
     """Puts a release that is there back into production. Raises DeployError."""
     require_an_answer(yes)
     with started(host, console, "rollback", version) as run:
-        host.releases.refuse_broken_link()
         look = preflight.ready_to_restart(host)
+        refuse_an_unreadable_journal(console, look, version)
         target = run.version = target_of_rollback(run, look, version)
         if look.history.unfinished is None and is_settled_on(look, target):
             console.say(f"{target} is current, approved and runs on both instances already")
             return
         ask_to_roll_back(run, look, target, yes=yes)
-        look = revert_a_run_that_was_cut_off(run) or look
+        if host.way_back(look) == look.approved:
+            look = revert_a_run_that_was_cut_off(run) or look
         signals.check()
         run.journal_may_fail = True
         run.begin(look)
         run.state_on_failure = ""
-        with signals.seen_through(seen_through_notice(run)):
+        with signals.seen_through(seen_through_notice(run, restarts=2)):
             roll_back(run, look, target, why)
 
 
@@ -97,11 +102,18 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
     cut_off = look.history.unfinished
     if cut_off is None or cut_off.past_return:
         return None
+    if look.approved is not None and not run.host.releases.has(look.approved):
+        way_back = run.host.way_back(look) or "VERSION"
+        raise NotReady(
+            f"the {cut_off.command} of {cut_off.version} was cut off, and the approved release "
+            f"{look.approved} that it would be reverted to is gone",
+            remedy=f"first: {run.host.command('rollback', way_back)}",
+        )
     what = f"the {cut_off.command} of {cut_off.version} by {cut_off.by}, {cut_off.at}, was cut off"
     run.left = look.left()
     if cut_off.flipped:
         run.console.say(f"{what}; it is reverted first")
-        with signals.seen_through(seen_through_notice(run)):
+        with signals.seen_through(seen_through_notice(run, restarts=2)):
             revert(run, look.approved, cut_off.version or "")
     else:
         run.console.say(f"{what} before it changed anything that runs")
@@ -124,19 +136,35 @@ def restart(run: Run, role: Role, version: str) -> Observation:
     Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
-    with run.step(role, f"restart {instance.job}") as becomes:
-        before = run.host.services.status(instance.job).pid
-        run.record("restart", instance=role, version=version, pid=before)
-        run.now_left_with(**{role: version})
+    before = run.host.services.status(instance.job)
+    verb = "start" if before.state == "stopped" else "restart"
+    with run.step(role, f"{verb} {instance.job}") as becomes:
+        refuse_a_link_that_was_changed_meanwhile(run, version)
+        run.record("restart", instance=role, version=version, pid=before.pid)
+        # Until it is healthy all that is known is that it starts on what is current.
+        run.now_left_with(**{role: None})
         instance.restart()
-        observation = instance.wait_until_healthy(version, not_pid=before)
+        observation = instance.wait_until_healthy(version, not_pid=before.pid)
+        run.now_left_with(**{role: version})
         becomes(f"healthy on {version} (PID {observation.pid})")
     return observation
 
 
-def seen_through_notice(run: Run) -> signals.Notice:
+def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
+    """Whatever is restarted starts on what current names, so that must be the release.
+
+    Raises NotHealthy (6).
+    """
+    current = run.host.releases.current()
+    if current.version != version:
+        names = current.version or current.broken or "nothing"
+        raise NotHealthy(f"current was changed by somebody else meanwhile: {names}, not {version}")
+
+
+def seen_through_notice(run: Run, restarts: int = 1) -> signals.Notice:
     """What is said, once, when a signal comes where the run must not stop."""
-    seconds = run.host.config.health.timeout + run.host.config.services.timeout
+    config = run.host.config
+    seconds = restarts * (config.health.timeout + config.services.timeout)
     return lambda: run.console.warn(f"signal noted; finishing, up to {seconds:g} s")
 
 
@@ -270,6 +298,7 @@ def bring_up_backup(run: Run, version: str, *, force: bool) -> Observation:
     if look.backup.is_healthy_on(version):
         backup = host.instances[BACKUP]
         with run.step(BACKUP, f"{backup.job} runs {version} already"):
+            run.now_left_with(backup=version)
             return backup.wait_until_healthy(version)
     preflight.cost_of_force(host, look, version, force=force)
     return restart(run, BACKUP, version)
@@ -280,8 +309,9 @@ def ask_to_promote(run: Run, version: str, backup: Observation, *, yes: bool) ->
     look = run.host.look()
     if look.approved == version and look.primary.is_healthy_on(version):
         return  # nothing is left to be decided: the primary keeps running what it runs
+    show = run.console.say if yes else run.console.tell
     for line in question_page(run, look, version):
-        run.console.tell(line)
+        show(line)
     watch = Watch(run, look.primary, version)
     with run.step("ask", "yes, by --yes") if yes else asking(run):
         if not yes and not run.console.ask(f"Promote {version}?", watch):
@@ -305,14 +335,22 @@ def question_page(run: Run, look: Look, version: str) -> list[str]:
     if rolled_back is not None:
         why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"
         lines.append(f"{version} was rolled back on {rolled_back.at} by {rolled_back.by}{why}")
-    lines += [
-        f"Try it: {host.instances[BACKUP].url} is {backup} on {version}.",
-        f"  yes  restarts {primary} on {version}; users are logged out",
-    ]
+    lines.append(f"Try it: {host.instances[BACKUP].url} is {backup} on {version}.")
+    if look.primary.is_healthy_on(version):
+        lines.append(f"  yes  keeps {primary} on {version}, which it runs already")
+    elif look.primary.serving:
+        lines.append(f"  yes  restarts {primary} on {version}; users are logged out")
+    else:
+        lines.append(f"  yes  starts {primary} on {version}")
     if look.approved is None:
         lines.append(f"  no   removes the link and stops {backup}: there is nothing to go back to")
+    elif look.approved == version:
+        lines.append(f"  no   leaves {primary} as it is")
     else:
-        lines.append(f"  no   puts current and {backup} back to {look.approved}; {DATA_STAYS}")
+        back = [] if look.primary.is_healthy_on(look.approved) else [primary]
+        names = " and ".join([*back, backup])
+        lines.append(f"  no   puts current back to {look.approved} and restarts {names};")
+        lines.append(f"       {DATA_STAYS}")
     return lines
 
 
@@ -360,13 +398,22 @@ class Watch:
 
     def __call__(self) -> str | None:
         instances = self._run.host.instances
-        news = self._of_primary(instances[PRIMARY].observe()) or self._of_backup(
-            instances[BACKUP].observe()
+        news = (
+            self._of_current()
+            or self._of_primary(instances[PRIMARY].observe())
+            or self._of_backup(instances[BACKUP].observe())
         )
         if news is None or news in self._said:
             return None
         self._said.add(news)
         return news
+
+    def _of_current(self) -> str | None:
+        try:
+            refuse_a_link_that_was_changed_meanwhile(self._run, self._version)
+        except NotHealthy as error:
+            return f"{error.message}; a yes will be refused"
+        return None
 
     def _of_primary(self, primary: Observation) -> str | None:
         if self._version in primary.open_releases and self._version not in (
@@ -390,6 +437,7 @@ def refuse_a_backup_that_failed_meanwhile(run: Run, version: str, backup: Observ
 
     Raises NotHealthy (6).
     """
+    refuse_a_link_that_was_changed_meanwhile(run, version)
     now = run.host.instances[BACKUP].observe()
     why = now.why_not_healthy_on(version)
     if why is None and now.pid != backup.pid:
@@ -432,7 +480,9 @@ def failed_promotion(run: Run, version: str, error: NotHealthy) -> DeployError:
     """What a primary that does not come up means, and the two ways on."""
     host = run.host
     look = host.look()
-    ways = [f"to try {version} again: {host.command('deploy', version)}"]
+    ways = []
+    if look.current.version == version:
+        ways.append(f"to try {version} again: {host.command('deploy', version)}")
     if look.approved is not None:
         ways.append(f"to go back: {host.command('rollback', look.approved)}")
     remedy = "\n".join(ways)
@@ -459,9 +509,11 @@ def reverted_on_failure(run: Run, version: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if approved == version and isinstance(error, Declined | Interrupted):
+            raise  # current is the approved release: nothing has to be put back
         if isinstance(error, DeployError):
             run.console.say(f"{error.message}; reverting", "bold")
-        with signals.seen_through(seen_through_notice(run)):
+        with signals.seen_through(seen_through_notice(run, restarts=2)):
             revert(run, approved, version)
         raise
 
@@ -490,6 +542,7 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
             detail="\n".join(each.detail for each in failed.values()),
             remedy=where_the_host_stands(run.host),
         )
+    run.now_left_with(current=approved, primary=approved, backup=approved)
     run.console.say(f"reverted: {approved} is current and runs on both instances")
 
 
@@ -521,6 +574,7 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
     """
     failed: dict[Role, NotHealthy] = {}
     restarted: set[Role] = set()
+    wait_for_what_runs_the_target_already(run, target)
     while True:
         look = run.host.look()
         role = decisions.next_to_restart(*look.seen(target), failed)
@@ -535,12 +589,34 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
             failed[role] = error
 
 
+def wait_for_what_runs_the_target_already(run: Run, target: str) -> None:
+    """Gives an instance that runs the target and does not answer some time.
+
+    A JVM that stalls for seconds beside a build is no reason to restart what serves the users, and
+    one that was started again by itself comes up on the target.
+    """
+    look = run.host.look()
+    for observation in (look.primary, look.backup):
+        if target in observation.open_releases and not observation.is_healthy_on(target):
+            with suppress(NotHealthy):
+                instance = run.host.instances[observation.role]
+                instance.wait_until_healthy(target, timeout=PATIENCE)
+
+
 def _what_is_wrong(look: Look, version: str) -> str:
     reasons = (each.why_not_healthy_on(version) for each in (look.primary, look.backup))
     return "; ".join(reason for reason in reasons if reason)
 
 
 # --- rollback ---------------------------------------------------------------------------------
+
+
+def refuse_an_unreadable_journal(console: Console, look: Look, version: str | None) -> None:
+    """Without the journal nobody knows where a bare rollback goes. Raises DeployError (1)."""
+    if look.journal_error and version is None:
+        raise DeployError(look.journal_error, remedy="name the release to roll back to")
+    if look.journal_error:
+        console.warn(look.journal_error)
 
 
 def target_of_rollback(run: Run, look: Look, version: str | None) -> str:
@@ -568,14 +644,15 @@ def _listed(versions: list[str]) -> str:
 def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
     """Asks before anything is changed. Raises Declined (7), Interrupted."""
     console = run.console
-    console.tell(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
+    show = console.say if yes else console.tell
+    show(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
     for observation in (look.primary, look.backup):
         healthy = observation.is_healthy_on(target)
         what = "is healthy on it already" if healthy else "will be restarted"
-        console.tell(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
-    if not look.primary.is_healthy_on(target):
-        console.tell("  users are logged out")
-    console.tell(f"  {DATA_STAYS}")
+        show(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
+    if look.primary.serving and not look.primary.is_healthy_on(target):
+        show("  users are logged out")
+    show(f"  {DATA_STAYS}")
     run.at("ask")
     if not yes and not console.ask(f"Roll back to {target}?", lambda: None):
         raise Declined(f"the rollback to {target} was declined; nothing was changed")
@@ -604,8 +681,12 @@ def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:
         run.record("rolled back", version=target, previously=previously, why=why)
     if not after.both_healthy_on(target):
         raise half_rolled_back(run, after, target, failed)
+    run.now_left_with(current=target, primary=target, backup=target)
     run.outcome = "rolled back"
     run.console.say(f"{target} is in production; {DATA_STAYS}", "bold green")
+    if run.journal_failed:
+        again = host.command("rollback", target)
+        run.console.warn(f"this is not written down; when the journal can be written: {again}")
 
 
 def put_back(run: Run, look: Look, target: str, failed: dict[Role, NotHealthy]) -> DeployError:
@@ -630,7 +711,9 @@ def put_back(run: Run, look: Look, target: str, failed: dict[Role, NotHealthy]) 
             remedy=where_the_host_stands(run.host),
         )
     return NotHealthy(
-        f"{reason.message}; current is {before or 'absent'} as before", detail=reason.detail
+        f"{reason.message}; current is {before or 'absent'} as before",
+        detail=reason.detail,
+        remedy=where_the_host_stands(run.host),
     )
 
 
@@ -640,7 +723,11 @@ def half_rolled_back(
     """What it means that the second instance did not come up."""
     reason = "; ".join(each.message for each in failed.values()) or _what_is_wrong(after, target)
     detail = "\n".join(each.detail for each in failed.values())
-    remedy = f"when the reason is mended: {run.host.command('rollback', target)}"
+    ways = [f"when the reason is mended: {run.host.command('rollback', target)}"]
+    way_back = run.host.way_back(after)
+    if way_back is not None and way_back != target:
+        ways.append(f"to go back: {run.host.command('rollback', way_back)}")
+    remedy = "\n".join(ways)
     if after.backup.is_healthy_on(target) and after.backup.serving:
         return PrimaryDown(
             f"{reason}; {after.backup.job} serves {target}", detail=detail, remedy=remedy

@@ -19,22 +19,18 @@ def of_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | Non
 
     Raises NotReady (4), and DeployError (1) for a disk that is too full.
     """
-    host.releases.refuse_broken_link()
     missing = [*(["git"] if shutil.which("git") is None else [])]
     missing += build.missing_programs(host.config.build)
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}")
     _refuse_a_full_disk(host)
     look = ready_to_restart(host)
-    if look.approved is not None and not host.releases.has(look.approved):
-        raise NotReady(
-            f"the approved release {look.approved} is not in {host.releases.directory}: "
-            "there would be nothing to revert to",
-            remedy=f"put it back, or approve another one: {host.command('rollback', 'VERSION')}",
-        )
+    if look.journal_error:
+        raise DeployError(look.journal_error)
+    _refuse_a_host_without_a_way_back(host, look)
     why = decisions.deploy_obstacle(look.history, version, look.drifted)
-    if why is not None:
-        situation = host.situation(look, locked=False)
+    situation = host.situation(look, locked=False)
+    if why is not None and not situation.ok:
         raise NotReady(why, remedy=f"first: {host.next_command(look, situation)}")
     return look, cost_of_force(host, look, version, force=force)
 
@@ -48,6 +44,7 @@ def ready_to_restart(host: Host) -> Look:
             remedy="allow exactly these commands in /etc/sudoers.d (visudo -c checks it)",
         )
     look = host.look()
+    host.refuse_a_broken_link(look)
     for observation in (look.primary, look.backup):
         if observation.state == "unknown":
             raise NotReady(f"the state of {observation.job} is not known: {observation.said}")
@@ -70,6 +67,24 @@ def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str |
         start = host.command("rollback", look.approved)
         remedy += f"\nto start {primary}: {start}"
     raise NotReady(f"{primary} is down and {backup} serves alone", remedy=remedy)
+
+
+def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:
+    """A revert needs the approved release, and needs to know that users get a release at all."""
+    if look.approved is not None and not host.releases.has(look.approved):
+        way_back = host.way_back(look) or "VERSION"
+        raise NotReady(
+            f"the approved release {look.approved} is not in {host.releases.directory}: "
+            "there would be nothing to revert to",
+            remedy=f"put it back, or approve another one: {host.command('rollback', way_back)}",
+        )
+    if look.primary.serving and look.primary.visible and not look.primary.open_releases:
+        way_back = host.way_back(look) or "VERSION"
+        raise NotReady(
+            f"{look.primary.job} serves {look.primary.running or 'no jar that it keeps open'}, "
+            "which is no release: a revert could not bring it back",
+            remedy=f"first put it on one: {host.command('rollback', way_back)}",
+        )
 
 
 def _refuse_a_full_disk(host: Host) -> None:

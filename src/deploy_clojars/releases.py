@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.errors import DeployError
 from deploy_clojars.versions import why_no_version
 
 # Begins the names of what is being written; no `*-standalone.jar` before it is complete.
@@ -133,6 +133,8 @@ class Releases:
         """
         if not self.has(version):
             raise DeployError(f"release {version} is not in {self.directory}")
+        if self.link.exists() and not self.link.is_symlink():
+            raise DeployError(f"{self.link} is no symbolic link, and is not replaced")
         temporary = self.directory / f"{UNFINISHED}{secrets.token_hex(8)}.link"
         try:
             os.symlink(self.path(version).name, temporary)
@@ -191,17 +193,9 @@ class Releases:
             with suppress(OSError):
                 path.unlink()
 
-    def refuse_broken_link(self) -> Current:
-        """Returns the link's state. Raises NotReady (4) with the command that mends it."""
-        current = self.current()
-        if current.broken:
-            raise NotReady(current.broken, remedy=self.mended_by(current))
-        return current
-
-    def mended_by(self, current: Current, version: str | None = None) -> str:
-        """The command that mends a broken link, with a release spelt out where one is known."""
-        known = version or next(reversed(self.versions()), None)
-        name = self.path(known).name if known else RELEASE
+    def mended_by(self, current: Current, version: str | None) -> str:
+        """The command that mends a broken link; RELEASE stands in it where `version` is None."""
+        name = self.path(version).name if version else RELEASE
         return shlex.join(name if word == RELEASE else word for word in current.mend)
 
     def _sync(self) -> None:

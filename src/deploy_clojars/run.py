@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from deploy_clojars import lock, processes, signals
+from deploy_clojars.config import DEFAULT_FILE
 from deploy_clojars.console import Console, log_name
 from deploy_clojars.errors import (
     Declined,
@@ -48,6 +50,7 @@ class Run:
         self.state_on_failure = ""
         # In a revert or a rollback a journal that cannot be written is a warning.
         self.journal_may_fail = False
+        self.journal_failed = False
         self._begun = False
         self._lock = held
 
@@ -76,13 +79,15 @@ class Run:
 
         Nothing on the host is changed before this.
         """
-        if not look.history.adopted:
+        if not look.history.adopted and not look.journal_error:
             self.record("adopted", version=look.approved)
-        self.left = look.left()
+        # What the last run left goes on to count: drift does not end by a run that fails.
+        self.left = look.history.last.left if look.history.last is not None else look.left()
         self.record("begin", command=self.command, version=self.version, left=self.left)
         self._begun = True
+        runs = look.primary.running or "no release"
         self.state_on_failure = (
-            f"nothing that runs was changed; {look.approved or 'no release'} is in production"
+            f"nothing that runs was changed; {look.primary.job} runs {runs} as before"
         )
 
     def record(self, event: str, **fields: Any) -> None:
@@ -94,7 +99,9 @@ class Run:
             message = f"the journal {self.host.journal.file} cannot be written: {error.strerror}"
             if not self.journal_may_fail:
                 raise DeployError(message) from error
-            self.console.warn(f"{message} (missing: {event})")
+            if not self.journal_failed:
+                self.console.warn(message)
+            self.journal_failed = True
 
     def close(self, cut_off: LastRun, left: Left) -> None:
         """Writes the end of an earlier run that was cut off and is reverted now."""
@@ -170,7 +177,7 @@ def _defect(run: Run, error: Exception) -> Defect:
 
 
 def where_the_host_stands(host: Host) -> str:
-    """What both instances run, what is current, and the command to type next. Raises DeployError.
+    """What both instances run, what is current, and the command to type next.
 
     The lock is this run's own, so what counts is what holds when it is free.
     """
@@ -215,10 +222,13 @@ def refuse_the_wrong_user(host: Host, command: str, version: str | None) -> None
             remedy=f"as root: install -d -o USER -g USER {directory}, with the user of the site",
         ) from None
     if owner != os.geteuid():
-        words = [command, version] if version else [command]
+        # sudo -i passes no variable on, DEPLOY_CLOJARS_CONFIG included.
+        named = host.file is not None and host.file != DEFAULT_FILE
+        words = ["deploy-clojars", *(["-c", str(host.file)] if named else []), command]
+        typed = shlex.join([*words, *([version] if version else [])])
         raise UsageError(
             f"{directory} belongs to {user_name(owner)}, and this is {user_name()}",
-            remedy=f"sudo -iu {user_name(owner)} {host.command(*words)}",
+            remedy=f"sudo -iu {user_name(owner)} {typed}",
         )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise NotReady(f"{directory} cannot be written by {user_name()}")

@@ -19,7 +19,7 @@ from deploy_clojars.errors import Interrupted
 
 Notice = Callable[[], None]
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 _caught: int | None = None
 _seen_through: Notice | None = None
@@ -34,7 +34,7 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Catches SIGINT, SIGTERM and SIGHUP for as long as the block runs."""
+    """Catches the signals that end a program for as long as the block runs."""
     global _caught, _wakeup_reader
     _caught = None
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -58,10 +58,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def seen_through(notice: Notice) -> Iterator[None]:
-    """Lets the block finish whatever signals come; `notice` is called once if one does.
-
-    A signal that was caught before the block is not announced again.
-    """
+    """Lets the block finish whatever signals come; `notice` is called once if a new one does."""
     global _seen_through, _caught
     outer, caught_before = _seen_through, _caught
     _caught = None
@@ -71,7 +68,7 @@ def seen_through(notice: Notice) -> Iterator[None]:
         _seen_through = _say_nothing
         notice()
 
-    _seen_through = _say_nothing if caught_before is not None else outer or once
+    _seen_through = outer or once
     try:
         yield
     finally:

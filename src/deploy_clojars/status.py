@@ -23,11 +23,11 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def ok(self) -> bool:
         """Whether nothing needs a person."""
-        return bool(self.situation.ok)
+        return bool(self.situation.ok and not self.look.journal_error)
 
 
 def report(host: Host) -> Report:
-    """Looks at the host. Raises DeployError if the journal is there and can't be read."""
+    """Looks at the host."""
     holder = lock.holder_of(host.lock_file)
     look = host.look()
     # A run may have begun, or ended, between the two.
@@ -47,7 +47,7 @@ def as_json(report: Report) -> str:
         "previous": look.history.previous,
         "interrupted": situation.interrupted,
         "drift": situation.drifted,
-        "ok": situation.ok,
+        "ok": report.ok,
         "next": report.next,
         "lock": None
         if holder is None
@@ -121,6 +121,8 @@ def _remarks(report: Report) -> list[str]:
         )
     if situation.drifted:
         remarks.append("drift: current or what an instance runs is not what the last run left")
+    if look.journal_error:
+        remarks.append(look.journal_error)
     if look.current.broken:
         remarks.append(look.current.broken)
     return remarks

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 import xmlrpc.client
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from deploy_clojars import signals
 from deploy_clojars.services import Job, ServiceFailed, State
-from deploy_clojars.shell import printable
+from deploy_clojars.shell import last_lines, printable
 
 # supervisor.xmlrpc.Faults of supervisor 4.3
 ALREADY_STARTED, NOT_RUNNING = 60, 70
+DIED_AT_ONCE = (40, 50)  # ABNORMAL_TERMINATION, SPAWN_ERROR: the reason is in the state
 
 # supervisor.states.ProcessStates of supervisor 4.3. BACKOFF waits to be started once more; EXITED
 # and FATAL are not started again.
@@ -29,8 +33,6 @@ STATES: dict[str, State] = {
     "EXITED": "stopped",
     "FATAL": "stopped",
 }
-
-LOG_BYTES = 4096
 
 
 class Supervisor:
@@ -47,12 +49,15 @@ class Supervisor:
             return Job("unknown", said=str(error))
         except xmlrpc.client.Fault as fault:
             return Job("unknown", said=_words(fault, job))
+        if not isinstance(info, dict):
+            return Job("unknown", said=printable(f"{job}: {info!r} is no state"))
         name = str(info.get("statename"))
         why = info.get("spawnerr") or info.get("description") or ""
         said = printable(f"{job} {name} {why}".strip())
         state = STATES.get(name, "unknown")
-        pid = int(info.get("pid") or 0)
-        return Job(state, pid if state == "running" and pid else None, said)
+        pid = info.get("pid")
+        runs = state == "running" and isinstance(pid, int) and pid > 0
+        return Job(state, pid if runs else None, said)
 
     def restart(self, job: str) -> None:
         # supervisord has no restart of one program.
@@ -61,23 +66,34 @@ class Supervisor:
 
     def start(self, job: str) -> None:
         # It returns when the program has run for its `startsecs`, or has failed to.
+        self._wait_while_it_stops(job)
         if not self._done_unless("startProcess", job, ALREADY_STARTED):
             self.stop(job)
             self._done_unless("startProcess", job, because=None)
 
     def stop(self, job: str) -> None:
-        self._done_unless("stopProcess", job, NOT_RUNNING)
+        # A program that is being stopped counts as not running, and lives.
+        if not self._done_unless("stopProcess", job, NOT_RUNNING):
+            self._wait_while_it_stops(job)
+
+    def _wait_while_it_stops(self, job: str) -> None:
+        deadline = time.monotonic() + self._timeout
+        while (found := self.status(job)).state == "stopping":
+            if time.monotonic() > deadline:
+                raise ServiceFailed(f"{found.said}: not stopped within {self._timeout:g} s")
+            signals.wait(0.1)
 
     def refusals(self, jobs: Iterable[str]) -> list[str]:
         # Whoever may use the socket may use all of it; `status` finds out.
         return []
 
     def last_log_lines(self, job: str) -> str:
+        # The file itself: supervisord puts a log into XML as it is, and a log need not be text.
         try:
-            text = self._call("readProcessStdoutLog", job, -LOG_BYTES, 0)
-        except (ServiceFailed, xmlrpc.client.Fault):
+            info = self._call("getProcessInfo", job)
+            return last_lines(Path(info["stdout_logfile"]), lines=10)
+        except (ServiceFailed, xmlrpc.client.Fault, LookupError, TypeError):
             return ""
-        return "\n".join(printable(line) for line in str(text).splitlines()[-10:])
 
     def _done_unless(self, method: str, job: str, because: int | None) -> bool:
         """Calls a method that changes a program; False if it was refused for that fault.
@@ -89,23 +105,37 @@ class Supervisor:
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == because:
                 return False
-            raise ServiceFailed(_words(fault, job)) from None
+            why = self.status(job).said if fault.faultCode in DIED_AT_ONCE else ""
+            raise ServiceFailed(", ".join(filter(None, (_words(fault, job), why)))) from None
         return True
 
     def _call(self, method: str, *words: Any) -> Any:
         """Raises ServiceFailed if supervisord cannot be asked, Fault if it refuses."""
         transport = _Transport(self._path, self._timeout)
         try:
+            return self._ask(transport, method, *words)
+        finally:
+            transport.close()
+
+    def _ask(self, transport: _Transport, method: str, *words: Any) -> Any:
+        try:
             with xmlrpc.client.ServerProxy("http://supervisor", transport=transport) as server:
                 return getattr(server.supervisor, method)(*words)
         except TimeoutError:
-            raise ServiceFailed(f"supervisord: no answer within {self._timeout:g} s") from None
+            request = " ".join(map(str, (method, *words)))
+            raise ServiceFailed(
+                f"supervisord: no answer within {self._timeout:g} s ({request})"
+            ) from None
         except OSError as error:
             raise ServiceFailed(
                 f"supervisord cannot be reached at {self._path}: {error.strerror or error}"
             ) from None
-        except (http.client.HTTPException, xmlrpc.client.ProtocolError, ValueError) as error:
-            raise ServiceFailed(f"{self._path}: that is no supervisord: {error!r}") from None
+        except xmlrpc.client.Fault:
+            raise
+        except Exception as error:  # noqa: BLE001 # what others answer breaks the parser in many ways
+            raise ServiceFailed(
+                printable(f"{self._path}: that is no supervisord's answer: {error!r}")
+            ) from None
 
 
 class _Connection(http.client.HTTPConnection):
@@ -116,9 +146,23 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.deadline = time.monotonic() + (self.timeout or 0)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+class _Socket(socket.socket):
+    """A socket whose time limit is for all that is received, not for each part of it."""
+
+    deadline = 0.0
+
+    def recv_into(self, *words: Any) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+        return super().recv_into(*words)
 
 
 class _Transport(xmlrpc.client.Transport):
@@ -126,9 +170,16 @@ class _Transport(xmlrpc.client.Transport):
         super().__init__()
         self._path = path
         self._seconds = timeout
+        self._made: list[_Connection] = []
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _Connection(self._path, self._seconds)
+        self._made.append(_Connection(self._path, self._seconds))
+        return self._made[-1]
+
+    def close(self) -> None:
+        """Closes what was made; ServerProxy closes only what it keeps itself."""
+        for connection in self._made:
+            connection.close()
 
 
 def _words(fault: xmlrpc.client.Fault, job: str) -> str:

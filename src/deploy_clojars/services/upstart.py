@@ -6,6 +6,7 @@ at once), so what counts is what they print.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -100,7 +101,10 @@ class Upstart:
         return [command for command in commands if not self._may(command.split())]
 
     def last_log_lines(self, job: str) -> str:
-        return last_lines(self._logs / f"{job}.log", lines=10)
+        log = self._logs / f"{job}.log"
+        if log.exists() and not os.access(log, os.R_OK):
+            return f"(root can read it: {log})"
+        return last_lines(log, lines=10)
 
     def _may(self, command: list[str]) -> bool:
         try:
