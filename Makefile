@@ -3,7 +3,10 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: test check clean
+.PHONY: demo test tools clean
+
+demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
 
 test: $(VENV)/test tools  ## everything: style, types, and all tests on the real programs
 	$(VENV)/bin/ruff check .
@@ -16,14 +19,15 @@ test: $(VENV)/test tools  ## everything: style, types, and all tests on the real
 tools:
 	@tests/install-tools
 
-$(VENV)/test: pyproject.toml
+$(VENV)/demo: EXTRA = sandbox
+$(VENV)/test: EXTRA = test
+$(VENV)/demo $(VENV)/test: pyproject.toml
 	@tests/install-tools python
 	test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	test ! -e sandbox/sandbox.json || $(VENV)/bin/deploy-clojars sandbox sandbox --stop
+	rm -rf sandbox $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
-
-.PHONY: tools

@@ -379,10 +379,14 @@ def test_a_promotion_that_cannot_be_written_down_is_half_done_and_says_so(
     light_host: LittleHost,
 ) -> None:
     light_host.have(SECOND)
+    light_host.write_config(health="settle = 2")
     with light_host.typing(SECOND) as terminal:
         terminal.asked()
         terminal.types("yes")
-        wait_for(lambda: light_host.is_at("primary"), "the point of no return")
+        wait_for(
+            lambda: any(event["event"] == "no return" for event in light_host.events),
+            "the point of no return",
+        )
         with (light_host.deploy / "journal.jsonl").open("a") as file:
             file.write("\n" * 100_000)
         resource.prlimit(terminal.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -423,7 +427,7 @@ def test_the_wrong_user_is_told_the_right_command(light_host: LittleHost) -> Non
     os.chown(host.releases, 65534, -1)
     result = host.run(SECOND, "--yes")
     assert result.returncode == 2
-    assert "sudo -iu nobody deploy-clojars deploy 0.2.0" in result.stderr
+    assert f"sudo -iu nobody deploy-clojars -c {host.config} deploy {SECOND}" in result.stderr
     assert site(host) == before
     assert not host.deploy.exists()
 

@@ -986,7 +986,7 @@ def test_the_time_limit_is_for_the_whole_call(impostor: Impostor) -> None:
     services = Supervisor(path=impostor(dribbles), timeout=SHORT)
 
     assert services.status("clojars") == Job(
-        "unknown", None, f"supervisord: no answer within {SHORT} s"
+        "unknown", None, f"supervisord: no answer within {SHORT} s (getProcessInfo clojars)"
     )
 
 

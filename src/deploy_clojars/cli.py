@@ -149,6 +149,23 @@ def status(settings: Settings, as_json: bool) -> None:
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)
 
 
+@group.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--stop", is_flag=True, help="End everything that was started in DIR.")
+@common_options
+def sandbox(directory: str, stop: bool) -> None:
+    """Make a whole little clojars.org in DIR to try this on, or go on with the one there."""
+    from pathlib import Path
+
+    from deploy_clojars import sandbox
+
+    if stop:
+        for line in sandbox.stop(Path(directory)):
+            click.echo(line)
+    else:
+        click.echo(sandbox.as_text(sandbox.start(Path(directory))))
+
+
 def main() -> None:
     """The program. Ends with the exit status of the contract."""
     _open_what_is_closed()

@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy_clojars import build, checkout, decisions, preflight, releases, signals
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Commits, Mirror
-from deploy_clojars.console import Console
+from deploy_clojars.console import Console, decimal
 from deploy_clojars.errors import (
     Declined,
     DeployError,
@@ -239,7 +239,7 @@ def install(run: Run, jar: Path, version: str, commit: str) -> None:
         run.console.warn(warning)
     size = jar.stat().st_size
     name = run.host.releases.path(version).name
-    with run.step("install", f"{name}, {size / 1e6:.1f} MB"):
+    with run.step("install", f"{name}, {decimal(size)}"):
         run.record("install", version=version, commit=commit)
         digest = run.host.releases.install(jar, version)
         run.record("installed", version=version, commit=commit, sha256=digest, bytes=size)

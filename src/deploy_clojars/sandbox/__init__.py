@@ -1,0 +1,201 @@
+"""A whole little clojars.org in one directory: no root, no JVM, nothing but Python and git.
+
+A git repository with good tags and bad ones, both instances of its application under supervisord,
+and a configuration file for this tool. Nothing of it is outside the directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from deploy_clojars import config, lock, processes
+from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.host import Host
+from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord
+from deploy_clojars.sandbox.place import Sandbox
+
+__all__ = ["Sandbox", "as_text", "start", "stop"]
+
+TO_TRY = {
+    "0.1.0": "the first deploy: nothing serves before it",
+    "0.2.0": "look at the backup, then say no or yes",
+    "0.2.1-failing-tests": "ends before anything is changed",
+    "0.2.2-does-not-build": "so does this",
+    "0.2.3-does-not-start": "the backup does not come up: all is put back",
+    "0.3.0": "another good one",
+    "rollback": "back to the release before",
+    "status": "what runs where",
+}
+
+
+def start(directory: Path) -> Sandbox:
+    """Makes a sandbox in a directory that is empty or not there, or goes on with the one there.
+
+    Raises UsageError (2) for a directory that is neither, NotReady (4) where supervisor or git is
+    not installed, DeployError (1) for a sandbox that was moved or broken and for all else.
+    """
+    directory = place.resolved(directory)
+    _require_programs()
+    with _system_errors():
+        directory.mkdir(parents=True, exist_ok=True)
+        place.refuse_another_users(directory)
+        with _one_at_a_time(directory):
+            record = place.recorded(directory)
+            if record is None or not record.made:
+                return _running(_made(directory))
+            place.refuse_moved(directory, record)
+            sandbox = Sandbox(Path(record.directory), record.ports)
+            _refuse_broken(sandbox)
+            return _running(sandbox)
+
+
+def stop(directory: Path) -> tuple[str, ...]:
+    """Ends all that runs of the sandbox, and returns the lines that say so.
+
+    What a crash has left ends, too, and what runs of a sandbox that was moved, broken or removed.
+    Raises UsageError (2) for a directory that is no sandbox, Locked (3) while a run is at work in
+    it, DeployError (1) for the copy of a sandbox.
+    """
+    directory = place.resolved(directory)
+    with _system_errors():
+        if not directory.exists():
+            return _stopped(directory, _started_in(directory))
+        place.refuse_another_users(directory)
+        with _one_at_a_time(directory):
+            return _stopped(directory, _started_in(directory))
+
+
+def as_text(sandbox: Sandbox) -> str:
+    """What is where, and what to try next, for people."""
+    tool = shlex.join(["deploy-clojars", "-c", str(sandbox.config)])
+    commands = {f"{tool} {words}": what for words, what in TO_TRY.items()}
+    commands[place.command(sandbox.directory, "--stop")] = "ends it; the files stay"
+    width = max(map(len, commands))
+    return "\n".join(
+        [
+            f"a little clojars.org in {sandbox.directory}",
+            *(f"  {line}" for line in sandbox.news),
+            f"  primary     http://127.0.0.1:{sandbox.ports.primary.web}/",
+            f"  backup      http://127.0.0.1:{sandbox.ports.backup.web}/",
+            f"  repository  {sandbox.repository}",
+            f"  logs        {sandbox.logs}",
+            "try:",
+            *(f"  {words:<{width}}  # {what}" for words, what in commands.items()),
+        ]
+    )
+
+
+def _require_programs() -> None:
+    if importlib.util.find_spec("supervisor") is None:
+        raise NotReady(
+            "a sandbox needs the Python package supervisor",
+            remedy="pip install 'deploy-clojars[sandbox]'",
+        )
+    if shutil.which("git") is None:
+        raise NotReady("not on PATH: git")
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """A full disk or a directory that cannot be written is no defect of this tool."""
+    try:
+        yield
+    except OSError as error:
+        raise DeployError(f"{error.filename or 'the sandbox'}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Lets another `sandbox` command on the same directory wait until this one is done."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # NFS locks no directories; it is a convenience
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _made(directory: Path) -> Sandbox:
+    """Writes all that stays. What is cut off in the middle is made anew by the next start."""
+    sandbox = Sandbox(directory, ports.chosen(), news=("made just now",))
+    sandbox.save(made=False)
+    repository.make(sandbox.repository)
+    configuration.write_configuration(sandbox)
+    sandbox.save(made=True)
+    return sandbox
+
+
+def _refuse_broken(sandbox: Sandbox) -> None:
+    """Raises DeployError (1) for what is gone, UsageError (2) for a configuration that is wrong."""
+    if not (sandbox.repository / ".git").exists():
+        raise place.broken(sandbox.directory, f"the repository {sandbox.repository} is gone")
+    if not sandbox.config.exists():
+        raise place.broken(sandbox.directory, f"the configuration {sandbox.config} is gone")
+    config.load(sandbox.config)
+
+
+def _running(sandbox: Sandbox) -> Sandbox:
+    """Starts what does not run yet."""
+    sandbox.releases.mkdir(parents=True, exist_ok=True)
+    sandbox.logs.mkdir(exist_ok=True)
+    news = [*sandbox.news]
+    if supervisord.living(sandbox.directory):
+        if supervisord.answers(sandbox):
+            return replace(sandbox, news=(*news, "it runs already; nothing was changed"))
+        pids = supervisord.end_all(sandbox.directory)
+        news.append(f"ended what a crash had left: {_pids(pids)}")
+    old = sandbox.ports
+    sandbox = replace(sandbox, ports=ports.chosen(old))
+    if sandbox.ports != old:
+        configuration.change_ports(sandbox, old)
+        sandbox.save(made=True)
+        moves = zip(old.all, sandbox.ports.all, strict=True)
+        news += [f"port {a} is taken by somebody else; now it is {b}" for a, b in moves if a != b]
+    supervisord.start(sandbox)
+    news.append("started" if sandbox.link.exists() else "started; nothing is deployed yet")
+    return replace(sandbox, news=tuple(news))
+
+
+def _started_in(directory: Path) -> Path:
+    """The directory in which a sandbox was when its processes were started."""
+    try:
+        record = place.recorded(directory)
+        if record is None:
+            raise place.no_sandbox(directory)
+    except DeployError:
+        if supervisord.living(directory):
+            return directory  # its processes say themselves whose they are
+        raise
+    there = Path(record.directory)
+    if not place.is_there(directory, there) and there.exists():
+        place.refuse_moved(directory, record)
+    return there
+
+
+def _stopped(directory: Path, started_in: Path) -> tuple[str, ...]:
+    home = directory / "home"
+    holder = lock.holder_of(home / "deploy" / "lock")
+    if holder is not None:
+        raise lock.locked_by(holder)
+    pids = supervisord.end_all(started_in)
+    supervisord.remove_leftovers(directory)
+    if home.exists():
+        # Of tests and builds whose run was killed; the next run would have ended them.
+        processes.end_strays(Host(config.Config(home=str(home))).id_prefix)
+    return (
+        f"stopped: {_pids(pids)}" if pids else "nothing of it was running",
+        f"to go on with it: {place.command(directory)}",
+    )
+
+
+def _pids(pids: list[int]) -> str:
+    return f"PID {', '.join(map(str, pids))}"

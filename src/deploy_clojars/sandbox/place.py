@@ -1,0 +1,233 @@
+"""What is where in a sandbox, and its own file, which keeps what was chosen once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from deploy_clojars.errors import DeployError, UsageError
+
+FILE = "sandbox.json"
+CONFIG = "deploy-clojars.toml"
+SOCKET = "supervisor.sock"
+
+# A unix socket's path has at most 107 bytes (unix(7)), and supervisord binds it under a name with
+# its PID at the end before it gets its own. The socket is in the sandbox all the same and not in a
+# short directory elsewhere: /tmp is emptied behind a daemon's back and /run/user goes with the last
+# login, and the daemon would run on with nobody to reach it.
+LONGEST = 107 - len(".4194304") - len(f"/{SOCKET}")
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Pair(Struct, frozen=True):
+    """One instance's ports on 127.0.0.1."""
+
+    web: Port
+    nailgun: Port
+
+
+class Ports(Struct, frozen=True):
+    """Both instances' ports."""
+
+    primary: Pair
+    backup: Pair
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """All four."""
+        return tuple(
+            port for pair in (self.primary, self.backup) for port in (pair.web, pair.nailgun)
+        )
+
+
+class Record(Struct, frozen=True):
+    """The sandbox's own file; keys of later versions are skipped."""
+
+    v: Literal[1]
+    directory: str  # absolute, and what everything in the sandbox was made for
+    made: bool  # False while it is being made
+    ports: Ports
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A little clojars.org: what is where. `news` are lines about what was done just now."""
+
+    directory: Path
+    ports: Ports
+    news: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> Path:
+        """What was chosen once."""
+        return self.directory / FILE
+
+    @property
+    def config(self) -> Path:
+        """The configuration for `deploy-clojars -c`."""
+        return self.directory / CONFIG
+
+    @property
+    def repository(self) -> Path:
+        """The application's git repository."""
+        return self.directory / "clojars-web"
+
+    @property
+    def home(self) -> Path:
+        """What /home/clojars is on the real host."""
+        return self.directory / "home"
+
+    @property
+    def releases(self) -> Path:
+        """The releases, and the link to the current one."""
+        return self.home / "releases"
+
+    @property
+    def link(self) -> Path:
+        """What both instances are started from."""
+        return self.releases / "clojars-web-current.jar"
+
+    @property
+    def logs(self) -> Path:
+        """What the instances and supervisord print."""
+        return self.directory / "logs"
+
+    @property
+    def supervisord(self) -> Path:
+        """supervisord's configuration."""
+        return self.directory / "supervisord.conf"
+
+    @property
+    def socket(self) -> Path:
+        """Where supervisord listens."""
+        return self.directory / SOCKET
+
+    def save(self, *, made: bool) -> None:
+        """Writes the sandbox's own file."""
+        record = Record(1, str(self.directory), made, self.ports)
+        text = msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
+        write(self.file, text + "\n")
+
+
+def resolved(directory: Path) -> Path:
+    """The directory without links on the way. Raises UsageError (2) for one that can't be used."""
+    directory = directory.resolve()
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is no directory")
+    try:
+        size = len(str(directory).encode())
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{directory!r}: a sandbox needs a directory whose name is UTF-8"
+        ) from None
+    # No configuration may have control characters; GitPython takes `$NAME` for a variable, and
+    # supervisord expands the names of logs twice.
+    if re.search(r"[\x00-\x1f\x7f$%]", str(directory)):
+        raise UsageError(f"{str(directory)!r}: a control character, $ or % in a sandbox's path")
+    if size > LONGEST:
+        raise UsageError(
+            f"{directory} is too long for a sandbox: {size} bytes, and at most {LONGEST} leave "
+            "room for the name of supervisord's socket",
+            remedy="choose a directory with a shorter path",
+        )
+    return directory
+
+
+def refuse_another_users(directory: Path) -> None:
+    """What root made in it, its owner could neither change nor end. Raises UsageError (2)."""
+    from deploy_clojars.host import user_name
+
+    owner = os.stat(directory).st_uid
+    if owner != os.geteuid():
+        raise UsageError(f"{directory} belongs to {user_name(owner)}, and this is {user_name()}")
+
+
+def recorded(directory: Path) -> Record | None:
+    """What the sandbox's own file in the directory says; None for a directory that is empty.
+
+    Raises UsageError (2) for a directory that is no sandbox, DeployError (1) for a broken one.
+    """
+    file = directory / FILE
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Record)
+    except FileNotFoundError:
+        _refuse_what_is_no_sandbox(directory)
+        return None
+    except OSError as error:
+        raise DeployError(f"{file} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise broken(directory, f"{file} is not what `sandbox` wrote: {error}") from None
+
+
+def _refuse_what_is_no_sandbox(directory: Path) -> None:
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if (directory / CONFIG).exists():
+        raise UsageError(
+            f"{directory} looks like a sandbox, but {FILE} is missing",
+            remedy="put it back, or make a new one in another directory; to end what still runs: "
+            + command(directory, "--stop"),
+        )
+    raise UsageError(
+        f"{directory} is not empty, and no sandbox",
+        remedy="name an empty directory, or one that is not there yet",
+    )
+
+
+def no_sandbox(directory: Path) -> UsageError:
+    """The error for a directory in which nothing was ever made."""
+    return UsageError(f"{directory} is no sandbox", remedy=f"to make one: {command(directory)}")
+
+
+def refuse_moved(directory: Path, record: Record) -> None:
+    """Paths in the sandbox lead to where it was made. Raises DeployError (1)."""
+    there = Path(record.directory)
+    if is_there(directory, there):
+        return
+    if (there / FILE).exists():
+        raise DeployError(
+            f"{directory} is a copy of the sandbox {there}, and what is in it leads there",
+            remedy=f"use {there}, or make a new one in another directory",
+        )
+    raise DeployError(
+        f"{directory} was made as {there}, and what is in it leads there",
+        remedy=f"move it back: {shlex.join(['mv', str(directory), str(there)])}\n"
+        f"or throw it away: {thrown_away(directory)}",
+    )
+
+
+def is_there(directory: Path, there: Path) -> bool:
+    """Whether both are one directory, under whatever names."""
+    return directory == there or (there.exists() and directory.samefile(there))
+
+
+def broken(directory: Path, what: str) -> DeployError:
+    """The error for a sandbox that was broken by hand."""
+    again = f"{thrown_away(directory)} && {command(directory)}"
+    return DeployError(what, remedy=f"put it back, or begin again: {again}")
+
+
+def thrown_away(directory: Path) -> str:
+    """The command that ends a sandbox and removes it, quoted for a shell."""
+    return f"{command(directory, '--stop')} && {shlex.join(['rm', '-r', str(directory)])}"
+
+
+def command(directory: Path, *words: str) -> str:
+    """What to type for a sandbox, quoted for a shell."""
+    return shlex.join(["deploy-clojars", "sandbox", str(directory), *words])
+
+
+def write(file: Path, text: str) -> None:
+    """Writes a file that all may read and only its owner may change, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.chmod(0o644)  # whatever the umask: a configuration that others can write is refused
+    os.replace(temporary, file)

@@ -1,0 +1,212 @@
+"""The sandbox's supervisord: its configuration, starting it, and ending all that it started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+import psutil
+
+from deploy_clojars.errors import DeployError
+from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
+from deploy_clojars.services.supervisor import Supervisor
+from deploy_clojars.shell import printable
+
+# Every process of a sandbox has the sandbox's directory in its environment under this name; it is
+# how they are told, also when a crash has left no supervisord, no PID file and no sandbox.json.
+MARK = "DEPLOY_CLOJARS_SANDBOX"
+
+# The names of the programs, and which ports are theirs.
+JOBS = {"clojars": "primary", "clojars-backup": "backup"}
+
+PATIENCE = 20  # seconds for supervisord to start, or to end; more than `stopwaitsecs`
+
+# The sandbox's path is not in the text, where `;` and `#` would begin a comment.
+DAEMON = """\
+; supervisord's own part of the sandbox. Written anew at every start.
+
+[supervisord]
+pidfile = %(here)s/supervisord.pid
+logfile = %(here)s/logs/supervisord.log
+logfile_maxbytes = 1MB
+logfile_backups = 1
+nocleanup = true
+
+[unix_http_server]
+file = %(here)s/supervisor.sock
+chmod = 0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+; For `supervisorctl -c FILE`.
+[supervisorctl]
+serverurl = unix://%(here)s/supervisor.sock
+"""
+
+PROGRAM = """
+[program:{job}]
+command = %(ENV_SANDBOX_PYTHON)s -I releases/clojars-web-current.jar
+directory = %(here)s/home
+environment = PORT="{web}",NAILGUN_PORT="{nailgun}"
+; Before the first deploy there is nothing to start.
+autostart = {autostart}
+autorestart = true
+startsecs = 1
+startretries = 2
+stopwaitsecs = 10
+stopasgroup = true
+killasgroup = true
+redirect_stderr = true
+stdout_logfile = %(here)s/logs/{job}.log
+stdout_logfile_maxbytes = 1MB
+stdout_logfile_backups = 1
+"""
+
+
+def configuration(sandbox: Sandbox, *, autostart: bool) -> str:
+    """The text of supervisord.conf."""
+    programs = [
+        PROGRAM.format(
+            job=job,
+            web=getattr(sandbox.ports, role).web,
+            nailgun=getattr(sandbox.ports, role).nailgun,
+            autostart=str(autostart).lower(),
+        )
+        for job, role in JOBS.items()
+    ]
+    return "".join([DAEMON, *programs])
+
+
+def start(sandbox: Sandbox) -> None:
+    """Starts supervisord as a daemon, and the instances if there is a current release.
+
+    Returns when its socket answers and the instances run; one that does not come up is left to
+    `status`. Raises DeployError.
+    """
+    autostart = sandbox.link.exists()
+    write(sandbox.supervisord, configuration(sandbox, autostart=autostart))
+    remove_leftovers(sandbox.directory)
+    try:
+        # It goes into the background by itself, and not before it listens on its socket.
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(sandbox.supervisord)],
+            cwd=sandbox.directory,
+            env=environment(sandbox.directory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the terminal's end is not its end
+            umask=0o077,  # between its bind() and its chmod() the socket is nobody else's either
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeployError(f"supervisord did not start within {PATIENCE} s") from None
+    if done.returncode != 0:
+        said = done.stdout.decode("utf-8", "replace").splitlines()
+        raise DeployError(
+            f"supervisord did not start (exit status {done.returncode})",
+            detail="\n".join(printable(line) for line in said),
+        )
+    if autostart:
+        _wait_until_all_run(sandbox)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What supervisord and the instances get: neither a run's mark nor another configuration."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("DEPLOY_CLOJARS_")
+    }
+    return {
+        **inherited,
+        MARK: str(directory),
+        "SANDBOX_PYTHON": shlex.quote(
+            sys.executable
+        ),  # supervisord splits the command like a shell
+    }
+
+
+def answers(sandbox: Sandbox) -> bool:
+    """Whether a supervisord answers on the sandbox's socket."""
+    return _client(sandbox).status(next(iter(JOBS))).state != "unknown"
+
+
+def _client(sandbox: Sandbox) -> Supervisor:
+    return Supervisor(path=str(sandbox.socket), timeout=5)
+
+
+def _wait_until_all_run(sandbox: Sandbox) -> None:
+    deadline = time.monotonic() + 5
+    client = _client(sandbox)
+    while any(client.status(job).state != "running" for job in JOBS):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+
+
+def living(directory: Path) -> list[psutil.Process]:
+    """The processes of the sandbox that was started in the directory."""
+    found = []
+    for process in psutil.process_iter():
+        # Ended meanwhile, or not this user's to look at.
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(directory):
+                found.append(process)
+    return found
+
+
+def end_all(directory: Path) -> list[int]:
+    """Ends every process of the sandbox and returns their PIDs.
+
+    All are asked at the same time, supervisord first, so that it starts no instance again; an
+    instance finishes the requests that it has begun. Raises DeployError if one survives.
+    """
+    found = living(directory)
+    for signum in (SIGTERM, SIGKILL):
+        _send_until_gone(directory, signum)
+    left = [process.pid for process in living(directory)]
+    if left:
+        raise DeployError(f"these processes of {directory} cannot be ended: {left}")
+    return sorted(process.pid for process in found)
+
+
+def _send_until_gone(directory: Path, signum: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    asked: set[psutil.Process] = set()
+    while (remaining := living(directory)) and time.monotonic() < deadline:
+        for process in sorted(set(remaining) - asked, key=_is_supervisord, reverse=True):
+            # psutil looks at the start time first: a PID that was given anew is not hit.
+            with suppress(psutil.Error):
+                process.send_signal(signum)
+        if set(remaining) - asked:
+            _wake(directory)
+        asked.update(remaining)
+        time.sleep(0.02)
+
+
+def _wake(directory: Path) -> None:
+    """supervisord looks at its signals once a second, and whenever somebody connects."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1)
+        connection.connect(str(directory / SOCKET))
+
+
+def _is_supervisord(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "supervisor.supervisord" in process.cmdline()
+    return False
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what a supervisord that was killed has left; only when none lives."""
+    for name in ("supervisor.sock", "supervisord.pid"):
+        with suppress(FileNotFoundError):
+            (directory / name).unlink()
