@@ -42,9 +42,9 @@ def start(directory: Path) -> Sandbox:
     Raises UsageError (2) for a directory that is neither, NotReady (4) where supervisor or git is
     not installed, DeployError (1) for a sandbox that was moved or broken and for all else.
     """
-    directory = place.resolved(directory)
-    _require_programs()
     with _system_errors():
+        directory = place.resolved(directory)
+        _require_programs()
         directory.mkdir(parents=True, exist_ok=True)
         place.refuse_another_users(directory)
         with _one_at_a_time(directory):
@@ -64,8 +64,8 @@ def stop(directory: Path) -> tuple[str, ...]:
     Raises UsageError (2) for a directory that is no sandbox, Locked (3) while a run is at work in
     it, DeployError (1) for the copy of a sandbox.
     """
-    directory = place.resolved(directory)
     with _system_errors():
+        directory = place.resolved(directory)
         if not directory.exists():
             return _stopped(directory, _started_in(directory))
         place.refuse_another_users(directory)
@@ -176,8 +176,8 @@ def _started_in(directory: Path) -> Path:
             return directory  # its processes say themselves whose they are
         raise
     there = Path(record.directory)
-    if not place.is_there(directory, there) and there.exists():
-        place.refuse_moved(directory, record)
+    if (there / place.FILE).exists():
+        place.refuse_moved(directory, record)  # of a copy nothing was ever started
     return there
 
 

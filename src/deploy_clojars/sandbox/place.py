@@ -18,12 +18,6 @@ FILE = "sandbox.json"
 CONFIG = "deploy-clojars.toml"
 SOCKET = "supervisor.sock"
 
-# A unix socket's path has at most 107 bytes (unix(7)), and supervisord binds it under a name with
-# its PID at the end before it gets its own. The socket is in the sandbox all the same and not in a
-# short directory elsewhere: /tmp is emptied behind a daemon's back and /run/user goes with the last
-# login, and the daemon would run on with nobody to reach it.
-LONGEST = 107 - len(".4194304") - len(f"/{SOCKET}")
-
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -119,25 +113,15 @@ class Sandbox:
 
 def resolved(directory: Path) -> Path:
     """The directory without links on the way. Raises UsageError (2) for one that can't be used."""
-    directory = directory.resolve()
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} is no directory")
+    directory = Path(os.path.realpath(directory))
     try:
-        size = len(str(directory).encode())
+        str(directory).encode()
     except UnicodeEncodeError:
-        raise UsageError(
-            f"{directory!r}: a sandbox needs a directory whose name is UTF-8"
-        ) from None
+        raise UsageError(f"{str(directory)!r}: the path of a sandbox must be UTF-8") from None
     # No configuration may have control characters; GitPython takes `$NAME` for a variable, and
     # supervisord expands the names of logs twice.
     if re.search(r"[\x00-\x1f\x7f$%]", str(directory)):
         raise UsageError(f"{str(directory)!r}: a control character, $ or % in a sandbox's path")
-    if size > LONGEST:
-        raise UsageError(
-            f"{directory} is too long for a sandbox: {size} bytes, and at most {LONGEST} leave "
-            "room for the name of supervisord's socket",
-            remedy="choose a directory with a shorter path",
-        )
     return directory
 
 

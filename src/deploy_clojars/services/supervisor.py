@@ -7,16 +7,20 @@ of one that runs already. What counts here are state names and the faults' numbe
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import time
 import xmlrpc.client
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from deploy_clojars import signals
 from deploy_clojars.services import Job, ServiceFailed, State
 from deploy_clojars.shell import last_lines, printable
+
+LONGEST_SOCKET = 107
 
 # supervisor.xmlrpc.Faults of supervisor 4.3
 ALREADY_STARTED, NOT_RUNNING = 60, 70
@@ -149,7 +153,22 @@ class _Connection(http.client.HTTPConnection):
         self.sock = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.deadline = time.monotonic() + (self.timeout or 0)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        with _short(self._path) as path:
+            self.sock.connect(path)
+
+
+@contextmanager
+def _short(path: str) -> Iterator[str]:
+    """A name of the socket that fits into the 107 bytes that the kernel takes (unix(7))."""
+    if len(os.fsencode(path)) <= LONGEST_SOCKET:
+        yield path
+        return
+    directory, _, name = path.rpartition("/")
+    descriptor = os.open(directory or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)
 
 
 class _Socket(socket.socket):
