@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -57,23 +56,20 @@ def first_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def short() -> Iterator[Path]:
-    """A directory with a short path; a unix socket's must be short. All that runs in it ends."""
-    directory = Path(tempfile.mkdtemp(prefix="sb-")).resolve()
-    try:
-        yield directory
-    finally:
-        for process in marked(directory):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        wait_for(lambda: not marked(directory), "all processes are gone")
-        shutil.rmtree(directory)
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A directory for sandboxes. All that runs in it is ended."""
+    place = tmp_path.resolve()
+    yield place
+    for process in marked(place):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_for(lambda: not marked(place), "all processes are gone")
 
 
 @pytest.fixture
-def empty(short: Path) -> Little:
+def empty(place: Path) -> Little:
     """A sandbox in which nothing was deployed yet."""
-    little = Little(short / "sandbox")
+    little = Little(place / "sandbox")
     little.start()
     return little
 
@@ -287,12 +283,12 @@ def connects(port: int) -> bool:
 # --- what a user does in a sandbox ------------------------------------------------------------
 
 
-def test_a_tour_through_good_and_bad_tags_in_a_directory_with_an_odd_name(short: Path) -> None:
-    little = Little(short / "Zoë's „little“ ; #1 clojars")
+def test_a_tour_through_good_and_bad_tags_in_a_directory_with_an_odd_name(place: Path) -> None:
+    little = Little(place / "Zoë's „little“ ; #1 clojars")
     text = little.start()
     assert "made just now" in text
     assert little.run("status").returncode == 11
-    assert [is_supervisord(each) for each in marked(short)] == [True]
+    assert [is_supervisord(each) for each in marked(place)] == [True]
 
     little.done("0.1.0", "--yes")
     assert little.versions == ("0.1.0", "0.1.0")
@@ -317,9 +313,9 @@ def test_a_tour_through_good_and_bad_tags_in_a_directory_with_an_odd_name(short:
 
 
 def test_two_at_once_each_with_a_deploy_at_its_question_do_not_disturb_each_other(
-    short: Path, first_release: Path
+    place: Path, first_release: Path
 ) -> None:
-    one, other = Little(short / "one"), Little(short / "other")
+    one, other = Little(place / "one"), Little(place / "other")
     for little in (one, other):
         little.start()
         little.serve(first_release)
@@ -338,7 +334,7 @@ def test_two_at_once_each_with_a_deploy_at_its_question_do_not_disturb_each_othe
     assert other.site == before
     one.crash()
     one.stop()
-    assert {each.environ()["DEPLOY_CLOJARS_SANDBOX"] for each in marked(short)} == (
+    assert {each.environ()["DEPLOY_CLOJARS_SANDBOX"] for each in marked(place)} == (
         {str(other.directory)}
     )
     assert other.site == before
@@ -410,8 +406,8 @@ def test_the_application_finishes_what_it_has_begun_and_takes_nothing_new(
 # --- starting, stopping and going on ----------------------------------------------------------
 
 
-def test_the_commands_to_try_can_be_pasted_into_a_shell(short: Path) -> None:
-    little = Little(short / "it's mine")
+def test_the_commands_to_try_can_be_pasted_into_a_shell(place: Path) -> None:
+    little = Little(place / "it's mine")
     text = little.start()
     [line] = [line for line in text.splitlines() if " status " in line]
     script = line.replace("deploy-clojars", TOOL, 1)
@@ -442,42 +438,42 @@ def test_run_again_it_changes_nothing_and_stopped_it_leaves_nothing_and_goes_on(
     assert serving.status["ok"]
 
 
-def test_what_it_starts_has_a_session_of_its_own_and_belongs_to_no_run(short: Path) -> None:
-    little = Little(short / "sandbox")
+def test_what_it_starts_has_a_session_of_its_own_and_belongs_to_no_run(place: Path) -> None:
+    little = Little(place / "sandbox")
     # As from a hook of git, in a run of the tool, by somebody who has settings.
-    settings = short / "gitconfig"
+    settings = place / "gitconfig"
     settings.write_text(
         "[core]\n\thooksPath = /nowhere\n\tautocrlf = true\n[tag]\n\tgpgSign = true\n"
     )
     little.start(
-        DEPLOY_CLOJARS_RUN="1.2.3", GIT_DIR=str(short), GIT_CONFIG_GLOBAL=str(settings), PORT="1"
+        DEPLOY_CLOJARS_RUN="1.2.3", GIT_DIR=str(place), GIT_CONFIG_GLOBAL=str(settings), PORT="1"
     )
     daemon = little.supervisord
     assert os.getsid(daemon.pid) not in (os.getsid(0), 0)
     assert daemon.terminal() is None
     assert "DEPLOY_CLOJARS_RUN" not in daemon.environ()
     assert git(little.repository, "status", "--porcelain") == ""
-    plain = short / "plain"
+    plain = place / "plain"
     repository.make(plain)
     assert git(plain, "for-each-ref") == git(little.repository, "for-each-ref")
     assert "/hooks" not in git(plain, "ls-files")
     assert not (plain / ".git" / "hooks").exists()
 
 
-def test_whatever_the_umask_nobody_else_can_change_or_drive_it(short: Path) -> None:
+def test_whatever_the_umask_nobody_else_can_change_or_drive_it(place: Path) -> None:
     old = os.umask(0)
     try:
-        made = sandbox.start(short / "sandbox")
+        made = sandbox.start(place / "sandbox")
     finally:
         os.umask(old)
     assert isinstance(made, Sandbox)
-    assert made.config == short / "sandbox" / "deploy-clojars.toml"
+    assert made.config == place / "sandbox" / "deploy-clojars.toml"
     assert f"http://127.0.0.1:{made.ports.primary.web}/" in sandbox.as_text(made)
     assert stat.S_IMODE(made.config.stat().st_mode) == 0o644
     assert stat.S_IMODE(made.socket.stat().st_mode) == 0o700
     result = Little(made.directory).run("status")
     assert (result.returncode, result.stderr) == (11, "")
-    assert sandbox.stop(short / "sandbox")[0].startswith("stopped: PID ")
+    assert sandbox.stop(place / "sandbox")[0].startswith("stopped: PID ")
 
 
 def test_a_port_that_somebody_has_taken_meanwhile_is_chosen_anew(empty: Little) -> None:
@@ -624,30 +620,30 @@ def test_a_sandbox_that_was_removed_while_it_ran_can_still_be_stopped(empty: Lit
     assert "is no sandbox" in empty.fails(2, "--stop")
 
 
-def test_no_directory_of_somebody_elses_is_touched(short: Path) -> None:
-    (short / "notes.txt").write_text("mine")
-    little = Little(short)
-    assert f"{short} is not empty, and no sandbox" in little.fails(2)
+def test_no_directory_of_somebody_elses_is_touched(place: Path) -> None:
+    (place / "notes.txt").write_text("mine")
+    little = Little(place)
+    assert f"{place} is not empty, and no sandbox" in little.fails(2)
     assert "is not empty, and no sandbox" in little.fails(2, "--stop")
-    assert os.listdir(short) == ["notes.txt"]
-    assert "notes.txt is no directory" in Little(short / "notes.txt").fails(2)
+    assert os.listdir(place) == ["notes.txt"]
+    assert "notes.txt is no directory" in Little(place / "notes.txt").fails(2)
     for name in ("100%", "$HOME", "two\nlines"):
-        assert "a control character, $ or % in a sandbox's path" in Little(short / name).fails(2)
+        assert "a control character, $ or % in a sandbox's path" in Little(place / name).fails(2)
 
 
-def test_a_directory_with_a_path_longer_than_a_sockets_address_is_fine(short: Path) -> None:
-    long = Little(short / ("x" * 120))
+def test_a_directory_with_a_path_longer_than_a_sockets_address_is_fine(place: Path) -> None:
+    long = Little(place / ("x" * 120))
     long.start()
     assert long.run("status").returncode == 11
 
 
-def test_what_is_not_installed_is_named(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda _: None)
         with pytest.raises(NotReady) as refused:
-            sandbox.start(short / "sandbox")
+            sandbox.start(place / "sandbox")
     assert refused.value.remedy == "pip install 'deploy-clojars[sandbox]'"
-    monkeypatch.setenv("PATH", str(short))
+    monkeypatch.setenv("PATH", str(place))
     with pytest.raises(NotReady, match="not on PATH: git"):
-        sandbox.start(short / "sandbox")
-    assert list(short.iterdir()) == []
+        sandbox.start(place / "sandbox")
+    assert list(place.iterdir()) == []

@@ -114,6 +114,8 @@ class Sandbox:
 def resolved(directory: Path) -> Path:
     """The directory without links on the way. Raises UsageError (2) for one that can't be used."""
     directory = Path(os.path.realpath(directory))
+    if os.path.lexists(directory) and not os.path.isdir(directory):
+        raise UsageError(f"{directory} is no directory")
     try:
         str(directory).encode()
     except UnicodeEncodeError:
@@ -122,6 +124,8 @@ def resolved(directory: Path) -> Path:
     # supervisord expands the names of logs twice.
     if re.search(r"[\x00-\x1f\x7f$%]", str(directory)):
         raise UsageError(f"{str(directory)!r}: a control character, $ or % in a sandbox's path")
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is no directory")
     return directory
 
 
