@@ -602,3 +602,19 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        ("lein test", "lein"),
+        ("LEIN_FAST=1 A=b lein test", "lein"),
+        ("'/opt/a=b/bin/python3' -m unittest", "/opt/a=b/bin/python3"),
+        ("", None),
+        ("'unfinished", None),
+    ],
+)
+def test_the_program_of_a_command_line_is_its_first_word_behind_the_assignments(
+    command: str, program: str | None
+) -> None:
+    assert build.program_of(command) == program

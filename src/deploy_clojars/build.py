@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def program_of(command: str) -> str | None:
         words = shlex.split(command)
     except ValueError:
         return None
-    named = (word for word in words if "=" not in word)
+    named = (word for word in words if not re.match(r"[A-Za-z_]\w*=", word))
     return next(named, None)
 
 

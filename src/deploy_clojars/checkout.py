@@ -99,7 +99,7 @@ class Mirror:
 
     def _is_a_repository(self) -> bool:
         try:
-            with closing(git.Repo(self.directory)) as repository:
+            with closing(git.Repo(self.directory, expand_vars=False)) as repository:
                 return bool(repository.bare)
         except (git.InvalidGitRepositoryError, git.NoSuchPathError, OSError, ValueError):
             return False

@@ -187,14 +187,13 @@ def _send_until_gone(directory: Path, signum: int) -> None:
             # psutil looks at the start time first: a PID that was given anew is not hit.
             with suppress(psutil.Error):
                 process.send_signal(signum)
-        if set(remaining) - asked:
-            _wake(directory)
         asked.update(remaining)
+        _wake(directory)
         time.sleep(0.02)
 
 
 def _wake(directory: Path) -> None:
-    """supervisord looks at its signals once a second, and whenever somebody connects."""
+    """supervisord looks at signals and at its children once a second, or if somebody connects."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1)
         connection.connect(str(directory / SOCKET))
