@@ -17,6 +17,7 @@ from clojure_jars import (
 from clojure_repository import ClojureRepository, make_repository
 from little_host import LittleHost
 from programs import require_program
+from sandbox_host import serving_sandbox
 from standin.upstart import RealUpstart, Upstart
 from zip_application import zip_jar
 
@@ -137,3 +138,28 @@ def light_host(new_light_host: NewHost) -> LittleHost:
     host = new_light_host()
     host.serving(ClojureRepository.FIRST)
     return host
+
+
+@pytest.fixture(params=["upstart", "supervisor"])
+def ready(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LittleHost]:
+    """0.1.0 is in production, 0.2.0 and 0.2.1 are there.
+
+    Under Upstart, on JVMs where the test is marked so; and in a sandbox under supervisord.
+    """
+    host: LittleHost
+    if request.param == "supervisor":
+        with serving_sandbox(tmp_path / "sandbox") as host:
+            for tag in (ClojureRepository.SECOND, ClojureRepository.THIRD):
+                host.have(tag)
+            yield host
+    elif request.node.get_closest_marker("jvm"):
+        host = request.getfixturevalue("host")
+        clojure: Clojure = request.getfixturevalue("clojure")
+        for tag in (ClojureRepository.SECOND, ClojureRepository.THIRD):
+            host.have(tag, clojure.jar(tag))
+        yield host
+    else:
+        host = request.getfixturevalue("light_host")
+        for tag in (ClojureRepository.SECOND, ClojureRepository.THIRD):
+            host.have(tag)
+        yield host

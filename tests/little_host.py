@@ -48,7 +48,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> An
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return value
 
 

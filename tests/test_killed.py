@@ -7,26 +7,9 @@ from collections.abc import Callable
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
-from conftest import Clojure
 from little_host import LittleHost, wait_for
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
-
-
-@pytest.fixture
-def ready(request: pytest.FixtureRequest) -> LittleHost:
-    """0.1.0 is in production, 0.2.0 and 0.2.1 are there; on JVMs where it is marked so."""
-    host: LittleHost
-    if request.node.get_closest_marker("jvm"):
-        host = request.getfixturevalue("host")
-        clojure: Clojure = request.getfixturevalue("clojure")
-        host.have(SECOND, clojure.jar(SECOND))
-        host.have(THIRD, clojure.jar(THIRD))
-    else:
-        host = request.getfixturevalue("light_host")
-        host.have(SECOND)
-        host.have(THIRD)
-    return host
 
 
 def kill_at_the_question(host: LittleHost) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
-from conftest import Clojure
 from little_host import LittleHost, Terminal, wait_for
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
@@ -21,20 +20,6 @@ Site = tuple[str | None, tuple[str | None, str | None], int | None]
 def site(host: LittleHost) -> Site:
     """The link's text, what both instances serve, and the primary's PID."""
     return host.current, host.versions, host.pid("primary")
-
-
-@pytest.fixture
-def ready(request: pytest.FixtureRequest) -> LittleHost:
-    """0.1.0 is in production, and the release 0.2.0 is there; on JVMs where it is marked so."""
-    host: LittleHost
-    if request.node.get_closest_marker("jvm"):
-        host = request.getfixturevalue("host")
-        clojure: Clojure = request.getfixturevalue("clojure")
-        host.have(SECOND, clojure.jar(SECOND))
-    else:
-        host = request.getfixturevalue("light_host")
-        host.have(SECOND)
-    return host
 
 
 def end_of_input(terminal: Terminal) -> None:
@@ -142,7 +127,7 @@ def test_yes_accepts_a_primary_that_came_back_on_the_new_release(ready: LittleHo
         terminal.asked()
         os.kill(ready.pid("primary") or 0, signal.SIGKILL)
         wait_for(lambda: ready.version("primary") == SECOND, "the primary is back")
-        respawned = ready.pid("primary")
+        respawned = wait_for(lambda: ready.pid("primary"), "it counts as running")
         terminal.types("yes")
         terminal.ends(0)
     assert ready.versions == (SECOND, SECOND)
