@@ -37,4 +37,4 @@ def test_a_signal_s_status_is_what_a_shell_would_say(signum: int, status: int) -
 
 
 def test_needs_a_person_is_11() -> None:
-    assert Status.ATTENTION == 11
+    assert int(Status.ATTENTION) == 11
