@@ -28,6 +28,6 @@ $(VENV)/demo $(VENV)/test: pyproject.toml
 	touch $@
 
 clean:
-	test ! -e sandbox/sandbox.json || $(VENV)/bin/deploy-clojars sandbox sandbox --stop
+	test ! -e sandbox || $(VENV)/bin/deploy-clojars sandbox sandbox --stop
 	rm -rf sandbox $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import itertools
 import json
 import os
 import re
@@ -34,13 +36,26 @@ class UpstartLike(Protocol):
     def pid(self, job: str) -> int | None: ...
 
 
+# Every worker of pytest-xdist has a thousand of its own, below what the kernel gives away by itself:
+# an instance that is down must find its port free, and nobody else on it, when it comes back.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = itertools.cycle(range(10000 + 1000 * (WORKER % 10), 11000 + 1000 * (WORKER % 10)))
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held while they are chosen, so they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports that nobody listens on, and that no other test will take for a while."""
+    return list(itertools.islice(filter(is_free, PORTS), count))
+
+
+def is_free(port: int) -> bool:
+    """Whether an instance could listen on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
@@ -256,7 +271,7 @@ class LittleHost:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/version", timeout=5) as answer:
                 return str(answer.read().decode().strip())
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return None
 
     @property

@@ -557,7 +557,7 @@ def test_a_sandbox_that_was_moved_says_where_it_belongs_and_can_be_stopped(empty
     empty.directory.rename(moved.directory)
     said = moved.fails(1)
     assert f"{moved.directory} was made as {empty.directory}" in said
-    assert f"move it back: mv {moved.directory} {empty.directory}" in said
+    assert f"move it back: mv -T {moved.directory} {empty.directory}" in said
     moved.stop()
     assert marked(empty.directory.parent) == []
     moved.directory.rename(empty.directory)

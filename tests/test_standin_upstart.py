@@ -195,7 +195,8 @@ def test_start_of_a_job_that_dies_at_once_succeeds_until_the_respawn_limit(
     starts = directory / "starts"
     upstart.install("dier", f"respawn\nexec sh -c 'echo again >> {starts}; exit 1'\n")
     answer = call(upstart, "start", "dier")
-    assert re.fullmatch(r"dier start/running, process \d+\n", answer.output)
+    # On a machine under load it is dead before the answer is written.
+    assert re.fullmatch(r"dier start/(running, process \d+|stopping)\n", answer.output)
     assert answer[1:] == ("", 0)
     wait_for_status(upstart, "dier", "dier stop/waiting\n")
     # The first start and the ten respawns of the default limit.

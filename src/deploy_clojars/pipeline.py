@@ -343,7 +343,7 @@ def question_page(run: Run, look: Look, version: str) -> list[str]:
     else:
         lines.append(f"  yes  starts {primary} on {version}")
     if look.approved is None:
-        lines.append(f"  no   removes the link and stops {backup}: there is nothing to go back to")
+        lines.append(f"  no   removes current and stops {backup}: there is nothing to go back to")
     elif look.approved == version:
         lines.append(f"  no   leaves {primary} as it is")
     else:

@@ -47,7 +47,10 @@ def ready_to_restart(host: Host) -> Look:
     host.refuse_a_broken_link(look)
     for observation in (look.primary, look.backup):
         if observation.state == "unknown":
-            raise NotReady(f"the state of {observation.job} is not known: {observation.said}")
+            raise NotReady(
+                f"the state of {observation.job} is not known: {observation.said}",
+                remedy=f"nothing was changed; is {host.config.services.manager} running?",
+            )
     return look
 
 

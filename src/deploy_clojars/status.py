@@ -90,10 +90,21 @@ def as_text(report: Report) -> str:
             f"{'':<9} {check.url}: {check.detail}" for check in observation.checks if not check.ok
         ]
     lines += _remarks(report)
-    lines.append("ok" if report.ok else "needs a person" if not report.holder else "wait")
+    lines.append(_judgement(report))
     if report.next:
         lines.append(f"next: {report.next}")
     return "\n".join(printable(line) for line in lines)
+
+
+def _judgement(report: Report) -> str:
+    if report.ok:
+        return "ok"
+    if report.holder is not None:
+        return "wait"
+    look: Look = report.look
+    if look.approved is None and look.current.text is None and look.history.unfinished is None:
+        return "nothing is deployed yet"
+    return "needs a person"
 
 
 def _instance_line(observation: Observation) -> str:

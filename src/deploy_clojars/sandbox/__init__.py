@@ -151,8 +151,10 @@ def _running(sandbox: Sandbox) -> Sandbox:
     if supervisord.living(sandbox.directory):
         if supervisord.answers(sandbox):
             return replace(sandbox, news=(*news, "it runs already; nothing was changed"))
+        _refuse_while_a_run_is_at_work(sandbox.directory)
         pids = supervisord.end_all(sandbox.directory)
         news.append(f"ended what a crash had left: {_pids(pids)}")
+    _refuse_while_a_run_is_at_work(sandbox.directory)
     old = sandbox.ports
     sandbox = replace(sandbox, ports=ports.chosen(old))
     if sandbox.ports != old:
@@ -162,7 +164,16 @@ def _running(sandbox: Sandbox) -> Sandbox:
         news += [f"port {a} is taken by somebody else; now it is {b}" for a, b in moves if a != b]
     supervisord.start(sandbox)
     news.append("started" if sandbox.link.exists() else "started; nothing is deployed yet")
+    if Host(config.load(sandbox.config)).journal.history().unfinished is not None:
+        news.append("a run was cut off: `status` says what to type first")
     return replace(sandbox, news=tuple(news))
+
+
+def _refuse_while_a_run_is_at_work(directory: Path) -> None:
+    """Raises Locked (3): the instances are that run's to restart."""
+    holder = lock.holder_of(directory / "home" / "deploy" / "lock")
+    if holder is not None:
+        raise lock.locked_by(holder)
 
 
 def _started_in(directory: Path) -> Path:
@@ -172,7 +183,7 @@ def _started_in(directory: Path) -> Path:
         if record is None:
             raise place.no_sandbox(directory)
     except DeployError:
-        if supervisord.living(directory):
+        if supervisord.living(directory) or place.looks_like_one(directory):
             return directory  # its processes say themselves whose they are
         raise
     there = Path(record.directory)
@@ -183,18 +194,16 @@ def _started_in(directory: Path) -> Path:
 
 def _stopped(directory: Path, started_in: Path) -> tuple[str, ...]:
     home = directory / "home"
-    holder = lock.holder_of(home / "deploy" / "lock")
-    if holder is not None:
-        raise lock.locked_by(holder)
+    _refuse_while_a_run_is_at_work(directory)
     pids = supervisord.end_all(started_in)
     supervisord.remove_leftovers(directory)
     if home.exists():
         # Of tests and builds whose run was killed; the next run would have ended them.
         processes.end_strays(Host(config.Config(home=str(home))).id_prefix)
-    return (
-        f"stopped: {_pids(pids)}" if pids else "nothing of it was running",
-        f"to go on with it: {place.command(directory)}",
-    )
+    done = f"stopped: {_pids(pids)}" if pids else "nothing of it was running"
+    if (directory / place.FILE).exists() and directory == started_in:
+        return done, f"to go on with it: {place.command(directory)}"
+    return (done,)
 
 
 def _pids(pids: list[int]) -> str:

@@ -170,6 +170,11 @@ def _refuse_what_is_no_sandbox(directory: Path) -> None:
     )
 
 
+def looks_like_one(directory: Path) -> bool:
+    """Whether a sandbox was made there, however broken it is now."""
+    return (directory / FILE).exists() or (directory / CONFIG).exists()
+
+
 def no_sandbox(directory: Path) -> UsageError:
     """The error for a directory in which nothing was ever made."""
     return UsageError(f"{directory} is no sandbox", remedy=f"to make one: {command(directory)}")
@@ -187,7 +192,7 @@ def refuse_moved(directory: Path, record: Record) -> None:
         )
     raise DeployError(
         f"{directory} was made as {there}, and what is in it leads there",
-        remedy=f"move it back: {shlex.join(['mv', str(directory), str(there)])}\n"
+        remedy=f"move it back: {shlex.join(['mv', '-T', str(directory), str(there)])}\n"
         f"or throw it away: {thrown_away(directory)}",
     )
 

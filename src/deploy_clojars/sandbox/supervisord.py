@@ -26,6 +26,8 @@ MARK = "DEPLOY_CLOJARS_SANDBOX"
 # The names of the programs, and which ports are theirs.
 JOBS = {"clojars": "primary", "clojars-backup": "backup"}
 
+LET_THROUGH = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "TZ", "VIRTUAL_ENV")
+
 PATIENCE = 20  # seconds for supervisord to start, or to end; more than `stopwaitsecs`
 
 # The sandbox's path is not in the text, where `;` and `#` would begin a comment.
@@ -122,9 +124,15 @@ def start(sandbox: Sandbox) -> None:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """What supervisord and the instances get: neither a run's mark nor another configuration."""
+    """What supervisord and the instances get.
+
+    Not the rest of the shell's: under Upstart a job gets none of that either, and a release must
+    not come up because a MAIL_URL happens to be there.
+    """
     inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith("DEPLOY_CLOJARS_")
+        name: value
+        for name, value in os.environ.items()
+        if name in LET_THROUGH or name.startswith("LC_")
     }
     return {
         **inherited,
