@@ -77,6 +77,7 @@ def test_the_demo_runs_in_a_fresh_clone_with_nothing_but_python_and_git(
         assert result.returncode == 0, result.stdout
         in_order = (
             f"$ deploy-clojars sandbox {clone}/sandbox",
+            "nginx is not installed",
             "$ deploy-clojars 0.1.0 --yes",
             "0.1.0 is in production",
             "$ deploy-clojars 0.2.0 --yes",

@@ -25,9 +25,9 @@ import pytest
 from little_host import Terminal, lives, wait_for
 from programs import require_program, skip_or_fail
 
-from deploy_clojars import sandbox
+from deploy_clojars import lock, processes, sandbox
 from deploy_clojars.errors import NotReady
-from deploy_clojars.sandbox import repository
+from deploy_clojars.sandbox import nginx, repository
 from deploy_clojars.sandbox.place import Sandbox
 from deploy_clojars.sandbox.ports import chosen
 from deploy_clojars.services.supervisor import Supervisor
@@ -60,10 +60,10 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """A directory for sandboxes. All that runs in it is ended."""
     place = tmp_path.resolve()
     yield place
-    for process in marked(place):
+    for process in [*marked(place), *nginx_in(place)]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    wait_for(lambda: not marked(place), "all processes are gone")
+    wait_for(lambda: not marked(place) and not nginx_in(place), "all processes are gone")
 
 
 @pytest.fixture
@@ -81,12 +81,25 @@ def serving(empty: Little, first_release: Path) -> Little:
     return empty
 
 
+MARK = "DEPLOY_CLOJARS_SANDBOX"
+
+
+def nginx_in(directory: Path) -> list[psutil.Process]:
+    """The nginx processes of all sandboxes in a directory; they carry no mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name() == "nginx" and Path(process.cwd()).is_relative_to(directory):
+                found.append(process)
+    return found
+
+
 def marked(directory: Path) -> list[psutil.Process]:
     """The living processes of all sandboxes in a directory, found past the code under test."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            mark = process.environ().get("DEPLOY_CLOJARS_SANDBOX", "")
+            mark = process.environ().get(MARK, "")
             if Path(mark).is_relative_to(directory) and lives(process.pid):
                 found.append(process)
     return found
@@ -425,8 +438,9 @@ def test_run_again_it_changes_nothing_and_stopped_it_leaves_nothing_and_goes_on(
     assert (serving.pids, serving.supervisord.pid, serving.ports) == before
     assert serving.config.read_bytes() == config
 
-    assert re.search(r"stopped: PID \d+, \d+, \d+\n", serving.stop())
+    assert re.search(r"stopped: PID \d+(, \d+){2,}\n", serving.stop())
     assert marked(serving.directory) == []
+    assert nginx_in(serving.directory) == []
     assert serving.listens() == []
     assert not (serving.directory / "supervisor.sock").exists()
     assert "nothing of it was running" in serving.stop()
@@ -510,7 +524,9 @@ def test_after_a_crash_of_supervisord_its_orphans_end_with_the_next_start_or_sto
     orphans = sorted(pid for pid in serving.pids if pid)
     serving.crash()
     assert serving.versions == ("0.1.0", "0.1.0")
-    assert f"ended what a crash had left: PID {orphans[0]}, {orphans[1]}\n" in serving.start()
+    [line] = [each for each in serving.start().splitlines() if "had left" in each]
+    assert "ended what a crash had left: PID " in line
+    assert set(map(str, orphans)) <= set(re.findall(r"\d+", line))
     assert not any(lives(pid) for pid in orphans)
     assert serving.versions == ("0.1.0", "0.1.0")
     assert serving.status["ok"]
@@ -518,6 +534,7 @@ def test_after_a_crash_of_supervisord_its_orphans_end_with_the_next_start_or_sto
     serving.crash()
     serving.stop()
     assert marked(serving.directory) == []
+    assert nginx_in(serving.directory) == []
     assert serving.listens() == []
 
 
@@ -647,3 +664,58 @@ def test_what_is_not_installed_is_named(place: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(NotReady, match="not on PATH: git"):
         sandbox.start(place / "sandbox")
     assert list(place.iterdir()) == []
+
+
+def test_nginx_in_front_sends_users_to_the_backup_only_while_the_primary_is_down(
+    serving: Little,
+) -> None:
+    if nginx.program() is None:
+        skip_or_fail("not installed: nginx")
+    record = json.loads((serving.directory / "sandbox.json").read_text())
+    site = f"http://127.0.0.1:{record['ports']['site']}/pid"
+    primary, backup = (serving.services.status(job).pid for job in ROLES.values())
+    wait_for(lambda: text_of(site) == str(primary), "the primary answers")
+    serving.services.stop("clojars")
+    assert text_of(site) == str(backup)
+    serving.services.start("clojars")
+    again = wait_for(lambda: serving.services.status("clojars").pid, "the primary runs")
+    wait_for(lambda: text_of(site) == str(again), "the users are back on the primary")
+
+
+def text_of(url: str) -> str | None:
+    """What a page says, or None if it does not answer."""
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode().strip())
+    return None
+
+
+def test_what_a_killed_supervisord_leaves_of_nginx_ends_too(serving: Little) -> None:
+    if nginx.program() is None:
+        skip_or_fail("not installed: nginx")
+    record = json.loads((serving.directory / "sandbox.json").read_text())
+    port = record["ports"]["site"]
+    wait_for(lambda: processes.listening_sockets(port), "nginx listens")
+    for process in marked(serving.directory):
+        if "supervisor.supervisord" in process.cmdline():
+            process.kill()
+    serving.stop()
+    assert not processes.listening_sockets(port)
+
+
+def test_the_shell_s_variables_do_not_reach_the_instances(empty: Little) -> None:
+    empty.stop()
+    empty.start(MAIL_URL="smtp://127.0.0.1", DATABASE_URL="live")
+    for process in marked(empty.directory):
+        assert not {"MAIL_URL", "DATABASE_URL"} & set(process.environ())
+
+
+def test_a_start_while_a_run_is_at_work_leaves_the_instances_to_it(serving: Little) -> None:
+    lock_file = serving.directory / "home" / "deploy" / "lock"
+    lock_file.parent.mkdir(exist_ok=True)
+    with lock.held(lock_file, lock.Holder(pid=os.getpid(), command="deploy", version="0.2.0")):
+        for process in marked(serving.directory):
+            if "supervisor.supervisord" in process.cmdline():
+                process.kill()
+        before = marked(serving.directory)
+        assert "locked: deploy 0.2.0" in serving.fails(3)
+        assert marked(serving.directory) == before

@@ -19,7 +19,7 @@ from pathlib import Path
 from deploy_clojars import config, lock, processes
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import Host
-from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord
+from deploy_clojars.sandbox import configuration, nginx, place, ports, repository, supervisord
 from deploy_clojars.sandbox.place import Sandbox
 
 __all__ = ["Sandbox", "as_text", "start", "stop"]
@@ -83,6 +83,7 @@ def as_text(sandbox: Sandbox) -> str:
         [
             f"a little clojars.org in {sandbox.directory}",
             *(f"  {line}" for line in sandbox.news),
+            f"  site        {_site(sandbox)}",
             f"  primary     http://127.0.0.1:{sandbox.ports.primary.web}/",
             f"  backup      http://127.0.0.1:{sandbox.ports.backup.web}/",
             f"  repository  {sandbox.repository}",
@@ -91,6 +92,12 @@ def as_text(sandbox: Sandbox) -> str:
             *(f"  {words:<{width}}  # {what}" for words, what in commands.items()),
         ]
     )
+
+
+def _site(sandbox: Sandbox) -> str:
+    if nginx.program() is None:
+        return "nginx is not installed: use the primary's address"
+    return f"http://127.0.0.1:{sandbox.ports.site}/  (nginx: the primary, or else the backup)"
 
 
 def _require_programs() -> None:
@@ -195,7 +202,10 @@ def _started_in(directory: Path) -> Path:
 def _stopped(directory: Path, started_in: Path) -> tuple[str, ...]:
     home = directory / "home"
     _refuse_while_a_run_is_at_work(directory)
-    pids = supervisord.end_all(started_in)
+    # nginx is told by where it is now, all else by where it was started.
+    pids = [*supervisord.end_all(started_in)]
+    if directory != started_in:
+        pids += supervisord.end_all(directory)
     supervisord.remove_leftovers(directory)
     if home.exists():
         # Of tests and builds whose run was killed; the next run would have ended them.

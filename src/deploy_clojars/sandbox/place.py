@@ -29,17 +29,17 @@ class Pair(Struct, frozen=True):
 
 
 class Ports(Struct, frozen=True):
-    """Both instances' ports."""
+    """Both instances' ports, and the one that users come to where nginx is in front."""
 
     primary: Pair
     backup: Pair
+    site: Port
 
     @property
     def all(self) -> tuple[int, ...]:
-        """All four."""
-        return tuple(
-            port for pair in (self.primary, self.backup) for port in (pair.web, pair.nailgun)
-        )
+        """All five."""
+        pairs = (self.primary, self.backup)
+        return (*(port for pair in pairs for port in (pair.web, pair.nailgun)), self.site)
 
 
 class Record(Struct, frozen=True):

@@ -16,14 +16,14 @@ CHOICE = range(20000, 30000)
 
 
 def chosen(old: Ports | None = None) -> Ports:
-    """Four free ports: the old ones, or others for those that are taken. Raises DeployError (1)."""
-    kept = [port if is_free(port) else None for port in old.all] if old else [None] * 4
+    """Five free ports: the old ones, or others for those that are taken. Raises DeployError (1)."""
+    kept = [port if is_free(port) else None for port in old.all] if old else [None] * 5
     avoided = old.all if old else ()
     ports: list[int] = []
     for port in kept:
         ports.append(port if port is not None else _a_free_one([*avoided, *ports]))
-    web, nailgun, backup_web, backup_nailgun = ports
-    return Ports(Pair(web, nailgun), Pair(backup_web, backup_nailgun))
+    web, nailgun, backup_web, backup_nailgun, site = ports
+    return Ports(Pair(web, nailgun), Pair(backup_web, backup_nailgun), site)
 
 
 def is_free(port: int) -> bool:

@@ -15,6 +15,7 @@ from signal import SIGKILL, SIGTERM
 import psutil
 
 from deploy_clojars.errors import DeployError
+from deploy_clojars.sandbox import nginx
 from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
 from deploy_clojars.services.supervisor import Supervisor
 from deploy_clojars.shell import printable
@@ -74,6 +75,21 @@ stdout_logfile_backups = 1
 """
 
 
+NGINX = """
+[program:nginx]
+command = {nginx} -p ./ -c nginx.conf -e logs/nginx.log
+directory = %(here)s
+autorestart = true
+startsecs = 0
+stopsignal = QUIT
+stopasgroup = true
+killasgroup = true
+redirect_stderr = true
+stdout_logfile = %(here)s/logs/nginx.log
+stdout_logfile_maxbytes = 0
+"""
+
+
 def configuration(sandbox: Sandbox, *, autostart: bool) -> str:
     """The text of supervisord.conf."""
     programs = [
@@ -85,7 +101,9 @@ def configuration(sandbox: Sandbox, *, autostart: bool) -> str:
         )
         for job, role in JOBS.items()
     ]
-    return "".join([DAEMON, *programs])
+    found = nginx.program()
+    front = [NGINX.format(nginx=shlex.quote(found))] if found else []
+    return "".join([DAEMON, *programs, *front])
 
 
 def start(sandbox: Sandbox) -> None:
@@ -96,6 +114,7 @@ def start(sandbox: Sandbox) -> None:
     """
     autostart = sandbox.link.exists()
     write(sandbox.supervisord, configuration(sandbox, autostart=autostart))
+    nginx.write_configuration(sandbox)
     remove_leftovers(sandbox.directory)
     try:
         # It goes into the background by itself, and not before it listens on its socket.
@@ -167,9 +186,15 @@ def living(directory: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         # Ended meanwhile, or not this user's to look at.
         with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(directory):
+            if process.environ().get(MARK) == str(directory) or _is_its_nginx(process, directory):
                 found.append(process)
     return found
+
+
+def _is_its_nginx(process: psutil.Process, directory: Path) -> bool:
+    """nginx writes its title over its environment; it is told by where it runs."""
+    there = process.cwd().removesuffix(" (deleted)")
+    return process.name() == "nginx" and there == str(directory)
 
 
 def end_all(directory: Path) -> list[int]:
@@ -215,6 +240,6 @@ def _is_supervisord(process: psutil.Process) -> bool:
 
 def remove_leftovers(directory: Path) -> None:
     """Removes what a supervisord that was killed has left; only when none lives."""
-    for name in ("supervisor.sock", "supervisord.pid"):
+    for name in ("supervisor.sock", "supervisord.pid", "nginx.pid"):
         with suppress(FileNotFoundError):
             (directory / name).unlink()
