@@ -10,7 +10,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pexpect
+
+from deploy_clojars.sandbox.ports import is_free
 
 ETC = Path(__file__).parents[1] / "etc"
 PROMPT = "[yes/no] "
@@ -45,17 +46,6 @@ PORTS = itertools.cycle(range(10000 + 1000 * (WORKER % 10), 11000 + 1000 * (WORK
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, and that no other test will take for a while."""
     return list(itertools.islice(filter(is_free, PORTS), count))
-
-
-def is_free(port: int) -> bool:
-    """Whether an instance could listen on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
