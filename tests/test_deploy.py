@@ -13,8 +13,9 @@ import pytest
 from clojure_repository import ClojureRepository
 from clojure_repository import ClojureRepository as Tags
 from conftest import Clojure, NewHost
-from little_host import LittleHost, lives, wait_for
+from little_host import LittleHost, wait_for
 from programs import require_program
+from system import lives
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
+from system import files_no_larger_than
 
 from deploy_clojars.errors import Status
 from deploy_clojars.journal import Event, History, Journal, Left, history_of, now
@@ -403,14 +401,3 @@ def test_a_line_for_which_there_is_no_room_is_an_error_and_harms_no_other(
     journal.append(Event(event="promoted", version="C"))
 
     assert journal.history().stack == ("A", "C")
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """As full a disk as a test can have: writes beyond `size` bytes are cut short, then fail."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

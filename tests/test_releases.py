@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import shlex
 import stat
 import subprocess
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from system import files_no_larger_than
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.releases import UNFINISHED, Current, JarFacts, Releases, facts_of
@@ -457,17 +456,6 @@ def assert_not_installed(releases: Releases, jar: Path) -> None:
         releases.install(jar, "C")
 
     assert names_in(releases.directory) == before
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """As full a disk as a test can have: writes beyond `size` bytes fail."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(releases: Releases) -> None:

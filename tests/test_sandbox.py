@@ -22,8 +22,9 @@ from typing import Any
 import pexpect
 import psutil
 import pytest
-from little_host import Terminal, lives, wait_for
+from little_host import Terminal, wait_for
 from programs import require_program, skip_or_fail
+from system import lives
 
 from deploy_clojars import lock, processes, sandbox
 from deploy_clojars.errors import NotReady

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import psutil
 import pytest
+from system import lives
 
 from deploy_clojars import build, processes, shell, signals
 from deploy_clojars.errors import Interrupted
@@ -588,13 +588,6 @@ def test_the_build_always_carries_its_runs_id_and_a_user() -> None:
 
     assert inner[RUN_VARIABLE] == "run-1"
     assert inner["USER"] == pwd.getpwuid(os.geteuid()).pw_name
-
-
-def lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

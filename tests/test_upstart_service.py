@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from system import lives
 
 from deploy_clojars.services import Job, ServiceFailed
 from deploy_clojars.services.upstart import Upstart, parse_status
@@ -554,13 +554,6 @@ def test_a_log_that_cannot_be_read_is_an_empty_one(tmp_path: Path) -> None:
     upstart = Upstart(bin="/sbin", sudo=False, timeout=DEADLINE, logs=tmp_path)
 
     assert upstart.last_log_lines("clojars") == ""
-
-
-def lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -152,6 +152,10 @@ class Host:
         there = (each for each in once_approved if each is not None and self.releases.has(each))
         return next(there, None)
 
+    def command_back(self, look: Look) -> str:
+        """The rollback to the way back; VERSION stands in it where there is none."""
+        return self.command("rollback", self.way_back(look) or "VERSION")
+
     def refuse_a_broken_link(self, look: Look) -> None:
         """Raises NotReady (4) with the command that mends the link."""
         if look.current.broken:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from deploy_clojars import processes
 from deploy_clojars.errors import Locked, NotReady
 
 
@@ -96,18 +97,11 @@ def locked_by(holder: Holder) -> Locked:
     if holder.pid is None:
         return Locked(message)
     stop = f"kill -INT {holder.pid}"
-    if _is_suspended(holder.pid):
+    state = processes.state_of(holder.pid)
+    if state is not None and state[0] == "T":
         # With Ctrl-Z it sleeps, and notes a signal only when it goes on.
         message, stop = f"{message}, suspended", f"{stop}; kill -CONT {holder.pid}"
     return Locked(message, remedy=f"nothing was changed\nto stop that run cleanly: {stop}")
-
-
-def _is_suspended(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return stat.rpartition(b")")[2].split()[0] == b"T"
 
 
 def _whole_file(kind: int) -> bytes:

@@ -48,10 +48,10 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
         if is_done_already(run, version):
             return
         run.state_on_failure = ""
-        with reverted_on_failure(run, version):
+        with reverted_on_failure(run, look.approved, version):
             flip(run, version)
             backup = bring_up_backup(run, version, force=force)
-            ask_to_promote(run, version, backup, yes=yes)
+            ask_to_promote(run, version, yes=yes)
             refuse_a_backup_that_failed_meanwhile(run, version, backup)
             signals.check()
             run.record("no return", version=version)
@@ -103,11 +103,10 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
     if cut_off is None or cut_off.past_return:
         return None
     if look.approved is not None and not run.host.releases.has(look.approved):
-        way_back = run.host.way_back(look) or "VERSION"
         raise NotReady(
             f"the {cut_off.command} of {cut_off.version} was cut off, and the approved release "
             f"{look.approved} that it would be reverted to is gone",
-            remedy=f"first: {run.host.command('rollback', way_back)}",
+            remedy=f"first: {run.host.command_back(look)}",
         )
     what = f"the {cut_off.command} of {cut_off.version} by {cut_off.by}, {cut_off.at}, was cut off"
     run.left = look.left()
@@ -304,7 +303,7 @@ def bring_up_backup(run: Run, version: str, *, force: bool) -> Observation:
     return restart(run, BACKUP, version)
 
 
-def ask_to_promote(run: Run, version: str, backup: Observation, *, yes: bool) -> None:
+def ask_to_promote(run: Run, version: str, *, yes: bool) -> None:
     """Asks whether the release goes to the users. Raises Declined (7), Interrupted."""
     look = run.host.look()
     if look.approved == version and look.primary.is_healthy_on(version):
@@ -312,18 +311,14 @@ def ask_to_promote(run: Run, version: str, backup: Observation, *, yes: bool) ->
     show = run.console.say if yes else run.console.tell
     for line in question_page(run, look, version):
         show(line)
-    watch = Watch(run, look.primary, version)
-    with run.step("ask", "yes, by --yes") if yes else asking(run):
-        if not yes and not run.console.ask(f"Promote {version}?", watch):
+    if yes:
+        with run.step("ask", "yes, by --yes"):
+            pass
+    else:
+        run.at("ask")  # the question has a page of its own instead of a step's line
+        if not run.console.ask(f"Promote {version}?", Watch(run, look.primary, version)):
             raise Declined(f"{version} was declined")
     run.record("approved", version=version, how="--yes" if yes else "question")
-
-
-@contextmanager
-def asking(run: Run) -> Iterator[None]:
-    """The step of the question: it has a page of its own instead of a line."""
-    run.at("ask")
-    yield
 
 
 def question_page(run: Run, look: Look, version: str) -> list[str]:
@@ -500,12 +495,11 @@ def failed_promotion(run: Run, version: str, error: NotHealthy) -> DeployError:
 
 
 @contextmanager
-def reverted_on_failure(run: Run, version: str) -> Iterator[None]:
+def reverted_on_failure(run: Run, approved: str | None, version: str) -> Iterator[None]:
     """Reverts if the block fails, whatever the reason, and lets the reason go on.
 
     Raises HalfDone (9) if the revert fails, too.
     """
-    approved = run.host.look().approved
     try:
         yield
     except BaseException as error:

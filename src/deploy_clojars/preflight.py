@@ -19,8 +19,9 @@ def of_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | Non
 
     Raises NotReady (4), and DeployError (1) for a disk that is too full.
     """
-    missing = [*(["git"] if shutil.which("git") is None else [])]
-    missing += build.missing_programs(host.config.build)
+    missing = build.missing_programs(host.config.build)
+    if shutil.which("git") is None:
+        missing = ["git", *missing]
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}")
     _refuse_a_full_disk(host)
@@ -75,18 +76,16 @@ def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str |
 def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:
     """A revert needs the approved release, and needs to know that users get a release at all."""
     if look.approved is not None and not host.releases.has(look.approved):
-        way_back = host.way_back(look) or "VERSION"
         raise NotReady(
             f"the approved release {look.approved} is not in {host.releases.directory}: "
             "there would be nothing to revert to",
-            remedy=f"put it back, or approve another one: {host.command('rollback', way_back)}",
+            remedy=f"put it back, or approve another one: {host.command_back(look)}",
         )
     if look.primary.serving and look.primary.visible and not look.primary.open_releases:
-        way_back = host.way_back(look) or "VERSION"
         raise NotReady(
             f"{look.primary.job} serves {look.primary.running or 'no jar that it keeps open'}, "
             "which is no release: a revert could not bring it back",
-            remedy=f"first put it on one: {host.command('rollback', way_back)}",
+            remedy=f"first put it on one: {host.command_back(look)}",
         )
 
 

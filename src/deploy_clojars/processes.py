@@ -73,6 +73,17 @@ def _look_at_open_files(pid: int, files: list[OpenFile], sockets: set[int]) -> N
             continue  # closed meanwhile
 
 
+def state_of(pid: int) -> tuple[str, int] | None:
+    """The process's state, a letter of proc(5), and its group; None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command's name may hold blanks and brackets; the last ) ends it.
+    state, _parent, group = stat.rpartition(b")")[2].split()[:3]
+    return state.decode(), int(group)
+
+
 def listening_sockets(port: int) -> frozenset[int]:
     """The inodes of all TCP sockets that listen on `port`, on whatever address."""
     inodes = set()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from deploy_clojars import signals
+from deploy_clojars import processes, signals
 
 TICK = 0.05  # seconds between two looks at a running program
 GRACE = 5.0  # seconds from TERM to KILL
@@ -174,15 +174,8 @@ def _end_group(group: int) -> None:
 def _group_lives(group: int) -> bool:
     """Whether a process of the group runs; zombies, which nobody may have reaped, do not."""
     for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry.name}/stat", "rb") as file:
-                # The command's name may hold blanks and brackets; the last ) ends it.
-                state, _parent, its_group = file.read().rpartition(b")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(its_group) == group and state not in (b"Z", b"X"):
+        state = processes.state_of(int(entry.name)) if entry.name.isdigit() else None
+        if state is not None and state[1] == group and state[0] not in "ZX":
             return True
     return False
 

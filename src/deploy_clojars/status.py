@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -12,18 +13,19 @@ from deploy_clojars.instances import Observation
 from deploy_clojars.shell import printable
 
 
-class Report(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Report:
     """All that `status` tells."""
 
-    look: Any  # a Look
-    situation: Any  # a Situation
+    look: Look
+    situation: decisions.Situation
     holder: lock.Holder | None
     next: str | None
 
     @property
     def ok(self) -> bool:
         """Whether nothing needs a person."""
-        return bool(self.situation.ok and not self.look.journal_error)
+        return self.situation.ok and not self.look.journal_error
 
 
 def report(host: Host) -> Report:
@@ -38,8 +40,7 @@ def report(host: Host) -> Report:
 
 def as_json(report: Report) -> str:
     """The report as the contract has it; keys are only ever added."""
-    look: Look = report.look
-    situation: decisions.Situation = report.situation
+    look, situation = report.look, report.situation
     holder = report.holder
     document = {
         "current": look.current.version,
@@ -80,7 +81,7 @@ def _instance(observation: Observation) -> dict[str, Any]:
 
 def as_text(report: Report) -> str:
     """The report for people: where things are, then what is wrong, then what to type."""
-    look: Look = report.look
+    look = report.look
     names = ("current", "approved", "previous")
     values = (look.current.version, look.approved, look.history.previous)
     lines = [f"{name:<9} {value or 'none'}" for name, value in zip(names, values, strict=True)]
@@ -101,7 +102,7 @@ def _judgement(report: Report) -> str:
         return "ok"
     if report.holder is not None:
         return "wait"
-    look: Look = report.look
+    look = report.look
     if look.approved is None and look.current.text is None and look.history.unfinished is None:
         return "nothing is deployed yet"
     return "needs a person"
@@ -118,8 +119,7 @@ def _instance_line(observation: Observation) -> str:
 
 
 def _remarks(report: Report) -> list[str]:
-    look: Look = report.look
-    situation: decisions.Situation = report.situation
+    look, situation = report.look, report.situation
     remarks = []
     if report.holder is not None:
         remarks.append(lock.locked_by(report.holder).message)
