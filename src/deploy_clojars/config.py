@@ -131,6 +131,22 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True):
     settle: Annotated[float, Meta(ge=0, le=A_YEAR)] = 3
 
 
+class Drain(Struct, frozen=True, forbid_unknown_fields=True):
+    """How nginx is told to prefer the backup, and when the primary counts as drained."""
+
+    flag: AbsolutePath = "/run/clojars/drain-primary"
+    probe: Text = "http://127.0.0.1:8099/pool"
+    timeout: Seconds = 60
+    quiet: Annotated[float, Meta(ge=0, le=A_YEAR)] = 1
+
+    def __post_init__(self) -> None:
+        why = _why_no_health_url(self.probe)
+        if why is None and urlsplit(self.probe).scheme != "http":
+            why = "must be a URL that starts with http://"
+        if why:
+            raise ValueError(f"`probe` {why.replace('hold URLs', 'be a URL')}, got {self.probe!r}")
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; `Config()` is the default one."""
 
@@ -141,6 +157,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     services: Services = Services()
     instances: Instances = Instances()
     health: Health = Health()
+    drain: Drain = Drain()
 
     @property
     def deploy_directory(self) -> Path:

@@ -1,0 +1,1 @@
+"""The host kit: the files, the user and the directories that make a host clojars.org's."""

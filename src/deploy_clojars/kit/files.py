@@ -1,0 +1,214 @@
+"""The host's files: what the templates say once the configuration's values are in them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import string
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from deploy_clojars.config import Config, Instance
+from deploy_clojars.errors import UsageError
+from deploy_clojars.instances import BACKUP, PRIMARY
+
+Nailgun = Literal["nginx", "balance"]
+
+# What no shell, no sudoers file, no job file and no nginx.conf takes for more than a character.
+PLAIN = re.compile(r"[A-Za-z0-9._/+-]+")
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+LOOPBACK = re.compile(r"127(\.\d+){3}|localhost|::1")
+
+PAGES = "/var/www"
+
+
+class _Template(string.Template):
+    # nginx and sh have the dollar for themselves.
+    delimiter = "@"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the host. `etc` is its place in the project's own etc/."""
+
+    path: str
+    etc: str
+    text: str
+    mode: int = 0o644
+    for_user: bool = False  # the production user's group may read it
+    once: bool = False  # a person's after it was made
+    link: str | None = None  # what leads to it
+
+
+@dataclass(frozen=True)
+class Values:
+    """All that a template can ask for."""
+
+    server_name: str
+    user: str
+    home: str
+    name: str
+    bin: str
+    site: str
+    pool: str
+    primary: str
+    backup: str
+    primary_web: str
+    primary_nailgun: str
+    backup_web: str
+    backup_nailgun: str
+    flag: str
+    probe_listen: str
+    probe_path: str
+    command: str
+    pages: str
+    listen: str = "80"
+    nailgun_host: str = "127.0.0.1"
+    nailgun_port: str = "7600"
+
+    @property
+    def flag_directory(self) -> str:
+        """Where the drain's flag is made."""
+        return str(Path(self.flag).parent)
+
+
+def user_of(config: Config) -> str:
+    """The production user: by custom the home is named after it."""
+    return Path(config.home).name
+
+
+def values_of(
+    config: Config, words: tuple[str, ...] = ("deploy-clojars",), user: str | None = None
+) -> Values:
+    """What the configuration says, as the files need it; `words` begin every command.
+
+    Raises UsageError (2) for a value that cannot stand in such a file.
+    """
+    user = user_of(config) if user is None else user
+    if not USER.fullmatch(user):
+        raise UsageError(f"{user!r} cannot be the name of a user", remedy="--user NAME names it")
+    primary, backup = config.instances.primary, config.instances.backup
+    probe = urlsplit(config.drain.probe)
+    if not LOOPBACK.fullmatch(probe.hostname or ""):
+        raise UsageError(f"drain.probe: must be on the loopback interface, got {config.drain.probe}")
+    plain = {
+        "home": config.home,
+        "services.bin": config.services.bin,
+        "drain.flag": config.drain.flag,
+        "drain.probe": probe.path,
+    }
+    for key, value in plain.items():
+        if not PLAIN.fullmatch(value) or ".." in value.split("/"):
+            raise UsageError(
+                f"{key}: {value!r} cannot stand in the host's files: "
+                "letters, digits and ._/+- can"
+            )
+    return Values(
+        server_name=urlsplit(primary.url).hostname or "localhost",
+        user=user,
+        home=config.home.rstrip("/"),
+        name=config.name,
+        bin=config.services.bin.rstrip("/"),
+        site=primary.job,
+        pool=re.sub(r"[^A-Za-z0-9]", "_", primary.job),
+        primary=primary.job,
+        backup=backup.job,
+        primary_web=_address(primary, PRIMARY, "http"),
+        primary_nailgun=_address(primary, PRIMARY, "tcp"),
+        backup_web=_address(backup, BACKUP, "http"),
+        backup_nailgun=_address(backup, BACKUP, "tcp"),
+        flag=config.drain.flag,
+        probe_listen=f"{_bracketed(probe.hostname or '')}:{probe.port or 80}",
+        probe_path=probe.path,
+        command=shlex.join(words),
+        pages=f"{PAGES}/{primary.job}",
+    )
+
+
+def _address(instance: Instance, role: str, scheme: str) -> str:
+    for url in instance.health:
+        parts = urlsplit(url)
+        if parts.scheme == scheme:
+            return f"{_bracketed(parts.hostname or '')}:{parts.port or 80}"
+    raise UsageError(
+        f"instances.{role}.health: has no {scheme}:// URL, and the host's files need its port"
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def files(values: Values, *, upstart: bool = True, sudo: bool = True) -> list[File]:
+    """All files of the host, the nailgun port's in both ways."""
+    site = values.site
+    found = [
+        File(f"/etc/nginx/sites-available/{site}", f"nginx/{site}", render("site", values),
+             link=f"/etc/nginx/sites-enabled/{site}"),
+        File(f"/etc/nginx/modules-enabled/90-{site}-nailgun.conf", f"nginx/{site}-nailgun.conf",
+             render("nailgun.conf", values)),
+        File(f"{values.pages}/503.html", "nginx/503.html", render("503.html", values)),
+        File("/etc/update-motd.d/60-deploy-clojars", "update-motd.d/60-deploy-clojars",
+             render("motd", values), mode=0o755),
+    ]  # fmt: skip
+    if upstart:
+        found += _upstart_files(values)
+    if upstart and sudo:
+        found.append(
+            File("/etc/sudoers.d/deploy-clojars", "sudoers.d/deploy-clojars",
+                 render("sudoers", values), mode=0o440)
+        )  # fmt: skip
+    return found
+
+
+def _upstart_files(values: Values) -> list[File]:
+    def job(name: str, text: str) -> File:
+        return File(f"/etc/init/{name}.conf", f"upstart/{name}.conf", text)
+
+    def instance(role: str, web: str, nailgun: str) -> str:
+        ports = {"web": _port(web), "nailgun": _port(nailgun)}
+        return render("instance.conf", values, role=role, **ports)
+
+    site = values.site
+    return [
+        job(values.primary, instance(PRIMARY, values.primary_web, values.primary_nailgun)),
+        job(values.backup, instance(BACKUP, values.backup_web, values.backup_nailgun)),
+        job(f"{site}-run", render("run.conf", values)),
+        job(f"{site}-balance", render("balance.conf", values)),
+        File(f"/etc/default/{site}", f"default/{site}", render("default", values), mode=0o640,
+             for_user=True, once=True),
+    ]  # fmt: skip
+
+
+def _port(address: str) -> str:
+    return address.rpartition(":")[2]
+
+
+def render(template: str, values: Values, **more: str) -> str:
+    """One template with the values in it."""
+    text = resources.files(__package__).joinpath("templates", template).read_text(encoding="utf-8")
+    known = {**vars(values), "flag_directory": values.flag_directory, **more}
+    return _Template(text).substitute(known)
+
+
+def is_for_other_nailgun(file: File, values: Values, nailgun: Nailgun) -> bool:
+    """Whether the file serves the nailgun port in the way that is not wanted."""
+    unwanted = f"{values.site}-balance.conf" if nailgun == "nginx" else "-nailgun.conf"
+    return file.etc.endswith(unwanted)
+
+
+def main() -> None:
+    """Writes what the default configuration renders to into a directory, the project's etc/."""
+    for file in files(values_of(Config())):
+        path = Path(sys.argv[1]) / file.etc
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file.text, encoding="utf-8")
+        path.chmod(0o755 if file.mode & 0o111 else 0o644)
+
+
+if __name__ == "__main__":
+    main()
