@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from deploy_clojars import __version__, versions
-from deploy_clojars.errors import Defect, DeployError, Status
+from deploy_clojars.errors import Defect, DeployError, Status, UsageError
 
 # Imported where they are used: `--help` needs click alone.
 if TYPE_CHECKING:
@@ -147,6 +147,39 @@ def status(settings: Settings, as_json: bool) -> None:
     except OSError as error:
         raise DeployError(f"standard output cannot be written: {error.strerror}") from None
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)
+
+
+@group.command()
+@click.option("--root", metavar="DIR", help="Below DIR instead of this host's /; needs no root.")
+@click.option(
+    "--user", metavar="NAME", help="The production user (default: what its home is named after)."
+)
+@click.option(
+    "--nailgun",
+    type=click.Choice(["nginx", "balance"]),
+    help="What serves the nailgun port (default: nginx, if it has stream).",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@common_options
+@click.pass_obj
+def setup(settings: Settings, root: str | None, user: str | None,
+          nailgun: Literal["nginx", "balance"] | None, dry_run: bool) -> None:  # fmt: skip
+    """Make the user, the directories and the files of a host. Replaces nothing."""
+    from pathlib import Path
+
+    from deploy_clojars.kit.setup import setup
+
+    if root == "":
+        raise UsageError("--root needs the name of a directory, and got an empty one")
+    host = settings.host()
+
+    def say(line: str) -> None:
+        click.echo(line.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+
+    setup(
+        host.config, host.words, say, root=None if root is None else Path(root).absolute(),
+        user=user, nailgun=nailgun, dry_run=dry_run,
+    )  # fmt: skip
 
 
 @group.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from deploy_clojars.config import Config, Instance
+from deploy_clojars.config import HOST, Config, Instance
 from deploy_clojars.errors import UsageError
 from deploy_clojars.instances import BACKUP, PRIMARY
 
@@ -89,12 +89,12 @@ def values_of(
     Raises UsageError (2) for a value that cannot stand in such a file.
     """
     user = user_of(config) if user is None else user
-    if not USER.fullmatch(user):
-        raise UsageError(f"{user!r} cannot be the name of a user", remedy="--user NAME names it")
     primary, backup = config.instances.primary, config.instances.backup
     probe = urlsplit(config.drain.probe)
     if not LOOPBACK.fullmatch(probe.hostname or ""):
-        raise UsageError(f"drain.probe: must be on the loopback interface, got {config.drain.probe}")
+        raise UsageError(
+            f"drain.probe: must be on the loopback interface, got {config.drain.probe}"
+        )
     plain = {
         "home": config.home,
         "services.bin": config.services.bin,
@@ -104,11 +104,17 @@ def values_of(
     for key, value in plain.items():
         if not PLAIN.fullmatch(value) or ".." in value.split("/"):
             raise UsageError(
-                f"{key}: {value!r} cannot stand in the host's files: "
-                "letters, digits and ._/+- can"
+                f"{key}: {value!r} cannot stand in the host's files: letters, digits and ._/+- can"
             )
+    if not USER.fullmatch(user):
+        raise UsageError(f"{user!r} cannot be the name of a user", remedy="--user NAME names it")
+    server_name = urlsplit(primary.url).hostname or "localhost"
+    if not re.fullmatch(HOST, server_name):
+        raise UsageError(
+            f"instances.primary.url: has no host that nginx can be told: {primary.url}"
+        )
     return Values(
-        server_name=urlsplit(primary.url).hostname or "localhost",
+        server_name=server_name,
         user=user,
         home=config.home.rstrip("/"),
         name=config.name,

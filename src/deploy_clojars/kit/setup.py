@@ -1,0 +1,350 @@
+"""`deploy-clojars setup`: the user, the directories and the files, on this host or below a directory.
+
+What is there is never replaced: a file that differs stays, the new one is put beside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pwd
+import shlex
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deploy_clojars.config import Config
+from deploy_clojars.errors import DeployError, NotReady, UsageError
+from deploy_clojars.kit import validation
+from deploy_clojars.kit.files import (
+    File,
+    Nailgun,
+    Values,
+    files,
+    is_for_other_nailgun,
+    values_of,
+)
+from deploy_clojars.shell import TookTooLong, capture, printable
+
+Say = Callable[[str], None]
+
+PROGRAM_SECONDS = 30.0  # for useradd
+
+
+@dataclass(frozen=True)
+class Directory:
+    """One directory of the host. `open_to` are permissions that it must have at least."""
+
+    path: str
+    mode: int
+    for_user: bool
+    open_to: int = 0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A file, where it goes, and what is there now."""
+
+    file: File
+    path: Path
+    found: Literal["absent", "same", "kept", "differs"]
+    there: bytes = b""
+
+    @property
+    def beside(self) -> Path:
+        """Where the new one goes if another is there; nothing that reads the directory takes it."""
+        return self.path.with_name(f"{self.path.name}.new")
+
+    @property
+    def diff(self) -> list[str]:
+        """What the new one would change."""
+        return list(
+            difflib.unified_diff(
+                self.there.decode("utf-8", "replace").splitlines(),
+                self.file.text.splitlines(),
+                str(self.path),
+                str(self.beside),
+                lineterm="",
+            )
+        )
+
+
+def setup(
+    config: Config,
+    words: tuple[str, ...],
+    say: Say,
+    *,
+    root: Path | None = None,
+    user: str | None = None,
+    nailgun: Nailgun | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Makes this host, or what is below `root`, ready for the first deploy.
+
+    `say` gets a line for each thing that is done or found. Raises UsageError (2), NotReady (4) for
+    files that sudo or nginx do not accept, and DeployError (1) if something there differs.
+    """
+    if root is None and os.geteuid() != 0 and not dry_run:
+        again = shlex.join(["sudo", *words, "setup"])
+        raise UsageError("setup changes /etc, and only root may", remedy=again)
+    os.umask(0o022)  # nginx and the jobs must get at what is made on the way, too
+    values = values_of(config, words, user)
+    nginx = validation.nginx()
+    nailgun = nailgun or ("nginx" if nginx is None or nginx.has_stream else "balance")
+    is_upstart = config.services.manager == "upstart"
+    wanted = [
+        file
+        for file in files(values, upstart=is_upstart, sudo=config.services.sudo)
+        if not is_for_other_nailgun(file, values, nailgun)
+    ]
+    try:
+        planned = [_planned(file, root) for file in wanted]
+        validation.of_sudoers(wanted, say, needed=root is None)
+        validation.of_nginx(values, nailgun, nginx, say)
+        work = _Work(values, say, root, dry_run)
+        work.make_user()
+        for directory in directories(values):
+            work.make_directory(directory)
+        for each in planned:
+            work.make_file(each)
+        if root is None and not dry_run:
+            work.refuse_what_the_whole_host_refuses(nginx)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise DeployError(f"{where}{error.strerror}") from None
+    if not is_upstart:
+        say("the jobs are supervisord's: no job files and no sudoers file")
+    _say_what_is_left(config, words, values, nailgun, root, say)
+    if work.attention and not dry_run:
+        raise DeployError(
+            f"not as the configuration has it, and left as it is: {', '.join(work.attention)}",
+            remedy="look at what is shown above, and change by hand what should be changed",
+        )
+
+
+def directories(values: Values) -> list[Directory]:
+    """What the jobs, nginx and the tool need."""
+    home = values.home
+    return [
+        # nginx looks through it, at /repo and at nothing else.
+        Directory(home, 0o711, for_user=True, open_to=0o011),
+        Directory(f"{home}/releases", 0o755, for_user=True),
+        Directory(f"{home}/repo", 0o755, for_user=True),
+        # After a boot the job makes it again.
+        Directory(values.flag_directory, 0o755, for_user=True, open_to=0o011),
+    ]
+
+
+def _planned(file: File, root: Path | None) -> Planned:
+    path = placed(file.path, root)
+    try:
+        there = path.read_bytes()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DeployError(f"{path} is a link that leads nowhere") from None
+        return Planned(file, path, "absent")
+    if file.once:
+        return Planned(file, path, "kept", there)
+    return Planned(file, path, "same" if there == file.text.encode() else "differs", there)
+
+
+def placed(path: str, root: Path | None) -> Path:
+    """Where a path of the host is, given the directory that stands for /.
+
+    Raises UsageError (2) if a link below `root` leads out of it.
+    """
+    if root is None:
+        return Path(path)
+    there = root / path.lstrip("/")
+    real, inside = os.path.realpath(there.parent), os.path.realpath(root)
+    if os.path.commonpath([real, inside]) != inside:
+        raise UsageError(f"{there.parent} leads out of {root}, to {real}")
+    return there
+
+
+class _Work:
+    """What is done, one thing after the other. `attention` names what differs and stays."""
+
+    def __init__(self, values: Values, say: Say, root: Path | None, dry_run: bool) -> None:
+        self._values = values
+        self._say = say
+        self._root = root
+        self._dry_run = dry_run
+        self._made: list[Path] = []
+        self.attention: list[str] = []
+
+    def make_user(self) -> None:
+        """The production user, unless it is there. Raises NotReady (4)."""
+        user, home = self._values.user, self._values.home
+        if self._root is not None:
+            self._say(f"user {user}: not made, and no owner set, below {self._root}")
+            return
+        try:
+            there = pwd.getpwnam(user).pw_dir
+        except KeyError:
+            self._make("user", user)
+            if not self._dry_run:
+                _run(["useradd", "--user-group", "--create-home", "--home-dir", home,
+                      "--shell", "/bin/bash", user])  # fmt: skip
+            return
+        if os.path.normpath(there) != home:
+            raise NotReady(
+                f"the home of {user} is {there}, and the configuration says {home}",
+                remedy="set `home` in the configuration, or name another user with --user",
+            )
+        self._say(f"same      user {user}")
+
+    def make_directory(self, directory: Directory) -> None:
+        """The directory with its owner and mode; one that is there keeps both but for `open_to`."""
+        path = placed(directory.path, self._root)
+        if not path.is_dir():
+            self._make("directory", f"{path}/")
+            if not self._dry_run:
+                path.mkdir(parents=True)
+                path.chmod(directory.mode)
+                self._give(path, directory.for_user, whole=True)
+            return
+        found = path.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & directory.open_to != directory.open_to:
+            self._say(f"mode      {path}/ {mode:04o} -> {mode | directory.open_to:04o}")
+            if not self._dry_run:
+                path.chmod(mode | directory.open_to)
+        owner = self._uid if directory.for_user else 0
+        if owner is not None and found.st_uid != owner:
+            self._say(f"OWNER     {path}/ does not belong to {self._values.user}")
+            self._say(f"          {shlex.join(['chown', self._values.user, str(path)])}")
+            self.attention.append(f"{path}/")
+        else:
+            self._say(f"same      {path}/")
+
+    def make_file(self, planned: Planned) -> None:
+        """The file, or the new one beside what is there and differs."""
+        path, file = planned.path, planned.file
+        match planned.found:
+            case "absent":
+                self._make("file", str(path))
+                if not self._dry_run:
+                    self._write(file, path)
+            case "differs":
+                self._say(f"DIFFERS   {path} is left as it is; the new one: {planned.beside}")
+                for line in planned.diff:
+                    self._say(f"  | {printable(line)}")
+                self.attention.append(str(path))
+                if not self._dry_run:
+                    with suppress(FileNotFoundError):
+                        planned.beside.unlink()  # an earlier setup's
+                    self._write(file, planned.beside)
+            case found:
+                self._say(f"{found:<9} {path}")
+        if file.link is not None:
+            self._make_link(placed(file.link, self._root), file.path)
+
+    def refuse_what_the_whole_host_refuses(self, nginx: validation.Nginx | None) -> None:
+        """Takes back what was made if sudo or nginx refuse it beside the rest of the host.
+
+        Raises NotReady (4).
+        """
+        if not self._made:
+            return
+        why = validation.of_whole_host(nginx)
+        if why is None:
+            return
+        for path in reversed(self._made):
+            path.unlink()
+        raise NotReady(
+            "the files were taken back: together with what else is on this host they are refused",
+            detail=why,
+        )
+
+    def _make(self, kind: str, what: str) -> None:
+        verb = "would make" if self._dry_run else "made"
+        self._say(f"{verb:<9} {kind} {what}" if kind == "user" else f"{verb:<9} {what}")
+
+    def _make_link(self, link: Path, target: str) -> None:
+        if link.is_symlink() and os.readlink(link) == target:
+            self._say(f"same      {link} -> {target}")
+        elif os.path.lexists(link):
+            self._say(f"DIFFERS   {link} is left as it is; it should lead to {target}")
+            self.attention.append(str(link))
+        else:
+            self._make("link", f"{link} -> {target}")
+            if not self._dry_run:
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+                self._made.append(link)
+
+    def _write(self, file: File, path: Path) -> None:
+        """Writes a file that is not there yet, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # With a dot, so that nothing that reads the directory takes it.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "xb", opener=_private) as stream:
+                stream.write(file.text.encode())
+                stream.flush()
+                os.fchmod(stream.fileno(), file.mode)
+                os.fsync(stream.fileno())
+            self._give(temporary, file.for_user, whole=False)
+            os.link(temporary, path)  # fails if somebody was quicker
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._made.append(path)
+
+    def _give(self, path: Path, for_user: bool, *, whole: bool) -> None:
+        """Gives a directory to the production user, or a file to its group, or to root."""
+        if self._root is not None:
+            return
+        user = pwd.getpwnam(self._values.user)
+        if not for_user:
+            os.chown(path, 0, 0)
+        else:
+            os.chown(path, user.pw_uid if whole else 0, user.pw_gid)
+
+    @property
+    def _uid(self) -> int | None:
+        """The production user's number; None where owners do not count."""
+        if self._root is not None:
+            return None
+        try:
+            return pwd.getpwnam(self._values.user).pw_uid
+        except KeyError:
+            return None
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _run(argv: Sequence[str]) -> None:
+    program = shutil.which(argv[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if program is None:
+        raise NotReady(f"{argv[0]} is not installed", remedy="apt-get install passwd")
+    try:
+        answer = capture([program, *argv[1:]], timeout=PROGRAM_SECONDS)
+    except TookTooLong as error:
+        raise NotReady(f"{argv[0]}: {error}") from None
+    if answer.status != 0:
+        raise NotReady(f"{shlex.join(argv)} failed", detail=answer.err.strip())
+
+
+def _say_what_is_left(
+    config: Config,
+    words: Iterable[str],
+    values: Values,
+    nailgun: Nailgun,
+    root: Path | None,
+    say: Say,
+) -> None:
+    if root is not None:
+        return
+    user, command = values.user, shlex.join(words)
+    if nailgun == "balance" and config.services.manager == "upstart":
+        say(f"next: install balance, then {values.bin}/start {values.site}-balance")
+    say("next: service nginx reload")
+    say(f"next: sudo -iu {user} {command} check")
+    say(f"next: sudo -iu {user} {command} TAG")

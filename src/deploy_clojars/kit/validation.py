@@ -1,0 +1,163 @@
+"""Whether sudo and nginx take the files: asked of visudo and nginx before anything is left in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy_clojars.errors import NotReady
+from deploy_clojars.kit.files import File, Nailgun, Values, render
+from deploy_clojars.shell import Answer, TookTooLong, capture
+
+SECONDS = 30.0  # for visudo and nginx -t
+
+# `proxy_half_close`, without which a client that has sent all never gets its answer.
+STREAM_SINCE = (1, 21, 4)
+
+MAIN = """\
+{modules}daemon off;
+pid {directory}/nginx.pid;
+error_log stderr;
+events {{
+}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/a;
+    proxy_temp_path {directory}/b;
+    fastcgi_temp_path {directory}/c;
+    uwsgi_temp_path {directory}/d;
+    scgi_temp_path {directory}/e;
+    include {directory}/site;
+}}
+{stream}
+"""
+
+
+@dataclass(frozen=True)
+class Nginx:
+    """The nginx of this machine."""
+
+    program: str
+    version: tuple[int, ...]
+    stream: str | None  # the directive that loads the module; empty if it is built in
+
+    @property
+    def has_stream(self) -> bool:
+        """Whether it can serve the nailgun port."""
+        return self.stream is not None and self.version >= STREAM_SINCE
+
+
+def program(name: str) -> str | None:
+    """The path of a program that is where only root's PATH leads to."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+
+
+def nginx() -> Nginx | None:
+    """The nginx that is installed, or None."""
+    path = program("nginx")
+    if path is None:
+        return None
+    try:
+        said = capture([path, "-V"], timeout=SECONDS).err
+    except (TookTooLong, OSError):
+        return None
+    return parse_nginx(path, said, os.path.exists)
+
+
+def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> Nginx:
+    """Reads what `nginx -V` says; `exists` tells whether a module's file is there."""
+    version = re.search(r"nginx version: \S+?/([\d.]+)", said)
+    numbers = tuple(int(part) for part in version[1].strip(".").split(".")) if version else ()
+    stream = None
+    if re.search(r"--with-stream(?=\s|$)", said):
+        stream = ""
+    modules = re.search(r"--modules-path=(\S+)", said)
+    if "--with-stream=dynamic" in said and modules:
+        module = f"{modules[1]}/ngx_stream_module.so"
+        stream = f"load_module {module};\n" if exists(module) else None
+    return Nginx(path, numbers, stream)
+
+
+def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: bool) -> None:
+    """Shows the sudoers file to visudo. Raises NotReady (4)."""
+    for file in files:
+        if "sudoers" not in file.etc:
+            continue
+        visudo = program("visudo")
+        if visudo is None:
+            if needed:
+                raise NotReady("visudo is not installed", remedy="apt-get install sudo")
+            say("visudo is not installed: the sudoers file was not checked")
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            draft = Path(directory) / "sudoers"
+            draft.write_text(file.text, encoding="utf-8")
+            draft.chmod(0o440)
+            _refuse(_asked([visudo, "-c", "-f", str(draft)]), f"visudo does not take {file.path}")
+
+
+def of_nginx(
+    values: Values, nailgun: Nailgun, nginx: Nginx | None, say: Callable[[str], None]
+) -> None:
+    """Shows the site, and the stream part if it is wanted, to nginx. Raises NotReady (4)."""
+    if nginx is None:
+        say("nginx is not installed: its files were not checked")
+        return
+    if nailgun == "nginx" and not nginx.has_stream:
+        raise NotReady(
+            "this nginx cannot serve the nailgun port",
+            remedy="apt-get install libnginx-mod-stream (nginx 1.21.4 or newer), "
+            "or --nailgun balance",
+        )
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        # The ports may be taken, or be root's to take: sockets in the directory do as well.
+        draft = dataclasses.replace(
+            values,
+            listen=f"unix:{directory}/1",
+            probe_listen=f"unix:{directory}/2",
+            nailgun_host="unix",
+            nailgun_port=f"{directory}/3",
+        )
+        (directory / "site").write_text(render("site", draft), encoding="utf-8")
+        stream = render("nailgun.conf", draft) if nailgun == "nginx" else ""
+        modules = (nginx.stream or "") if nailgun == "nginx" else ""
+        main = directory / "nginx.conf"
+        main.write_text(
+            MAIN.format(modules=modules, directory=directory, stream=stream), encoding="utf-8"
+        )
+        answer = _asked([nginx.program, "-t", "-p", name, "-c", str(main)])
+        _refuse(answer, "nginx does not take its files")
+
+
+def of_whole_host(nginx: Nginx | None) -> str | None:
+    """Why sudo or nginx refuse what is on this host now; None if they take it."""
+    visudo = program("visudo")
+    for argv in ([visudo, "-c"] if visudo else None, [nginx.program, "-t"] if nginx else None):
+        if argv is not None:
+            answer = _asked(argv)
+            if answer.status != 0:
+                return _said(answer)
+    return None
+
+
+def _asked(argv: list[str]) -> Answer:
+    try:
+        return capture(argv, timeout=SECONDS)
+    except TookTooLong as error:
+        return Answer(1, "", f"{argv[0]}: {error}")
+
+
+def _refuse(answer: Answer, what: str) -> None:
+    if answer.status != 0:
+        raise NotReady(f"{what}; nothing was changed", detail=_said(answer))
+
+
+def _said(answer: Answer) -> str:
+    return "\n".join(part for part in (answer.err.strip(), answer.out.strip()) if part)
