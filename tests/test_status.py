@@ -254,3 +254,18 @@ def test_a_deploy_with_a_closed_input_needs_yes(light_host: LittleHost) -> None:
     )
     assert result.returncode == 2
     assert "standard input is no terminal" in result.stderr
+
+
+def test_quiet_says_nothing_if_all_is_well_and_one_line_if_not(light_host: LittleHost) -> None:
+    host = light_host
+    assert host.run("status", "-q").stdout == ""
+    host.have(SECOND)
+    host.done(SECOND, "--yes")
+    host.control("stop", host.backup)
+    host.link.unlink()
+    host.link.symlink_to(f"clojars-web-{FIRST}-standalone.jar")
+    result = host.run("-q", "status")
+    assert result.returncode == 11
+    [line] = result.stdout.splitlines()
+    assert line.startswith("drift: ")
+    assert line.endswith(f"next: deploy-clojars rollback {SECOND}")

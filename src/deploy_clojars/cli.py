@@ -135,13 +135,20 @@ def rollback(settings: Settings, version: str | None, yes: bool, why: str | None
 @common_options
 @click.pass_obj
 def status(settings: Settings, as_json: bool) -> None:
-    """Say what runs where, and what to type next. Exit status 0 if all is well, else 11."""
+    """Say what runs where, and what to type next. Exit status 0 if all is well, else 11.
+
+    With -q one line, and none if all is well.
+    """
     from deploy_clojars import status
 
     report = status.report(settings.host())
-    text = status.as_json(report) if as_json else status.as_text(report)
+    if as_json:
+        text = status.as_json(report)
+    else:
+        text = status.as_one_line(report) if settings.quiet else status.as_text(report)
     try:
-        click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+        if text:
+            click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     except BrokenPipeError:
         pass  # `status | head` has seen enough
     except OSError as error:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deploy_clojars import build, checkout, decisions, preflight, releases, signals
+from deploy_clojars import build, checkout, decisions, preflight, releases, signals, system_log
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Commits, Mirror
 from deploy_clojars.console import Console, decimal
@@ -91,6 +91,17 @@ def require_an_answer(yes: bool) -> None:
             "standard input is no terminal, and this command asks a question",
             remedy="--yes answers it beforehand",
         )
+
+
+def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
+    """Asks; the system's log is told if nobody answers for long. Raises Declined, Interrupted."""
+    remind = system_log.Reminder(f"{run.by}: {question}")
+
+    def watch_and_remind() -> str | None:
+        remind()
+        return watch()
+
+    return run.console.ask(question, watch_and_remind)
 
 
 def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
@@ -316,7 +327,7 @@ def ask_to_promote(run: Run, version: str, *, yes: bool) -> None:
             pass
     else:
         run.at("ask")  # the question has a page of its own instead of a step's line
-        if not run.console.ask(f"Promote {version}?", Watch(run, look.primary, version)):
+        if not asked(run, f"Promote {version}?", Watch(run, look.primary, version)):
             raise Declined(f"{version} was declined")
     run.record("approved", version=version, how="--yes" if yes else "question")
 
@@ -648,7 +659,7 @@ def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
         show("  users are logged out")
     show(f"  {DATA_STAYS}")
     run.at("ask")
-    if not yes and not console.ask(f"Roll back to {target}?", lambda: None):
+    if not yes and not asked(run, f"Roll back to {target}?", lambda: None):
         raise Declined(f"the rollback to {target} was declined; nothing was changed")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars import lock, processes, signals
+from deploy_clojars import lock, processes, signals, system_log
 from deploy_clojars.config import DEFAULT_FILE
 from deploy_clojars.console import Console, log_name
 from deploy_clojars.errors import (
@@ -93,6 +93,9 @@ class Run:
     def record(self, event: str, **fields: Any) -> None:
         """Writes a line into the journal. Raises DeployError unless it may fail now."""
         line = Event(event=event, at=now(), run=self.id, by=self.by, **fields)
+        said = system_log.line_of(line, self.command, self.version)
+        if said is not None:
+            system_log.tell(said)
         try:
             self.host.journal.append(line)
         except OSError as error:

@@ -97,6 +97,16 @@ def as_text(report: Report) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
+def as_one_line(report: Report) -> str:
+    """What a login shows: nothing if all is well, otherwise what is the matter and what to type."""
+    if report.ok:
+        return ""
+    parts = [*(_remarks(report) or [_judgement(report)])]
+    if report.next:
+        parts.append(f"next: {report.next}")
+    return printable("; ".join(parts))
+
+
 def _judgement(report: Report) -> str:
     if report.ok:
         return "ok"

@@ -1,0 +1,68 @@
+"""The system's log: one line for every change, and for a question that nobody answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from deploy_clojars.journal import Event
+from deploy_clojars.shell import printable
+
+ADDRESS = "/dev/log"
+NOTICE = 1 * 8 + 5  # facility user, severity notice; RFC 3164
+LONGEST = 1000  # bytes; many a syslogd cuts off what is longer
+
+QUESTION_IS_LONG = 15 * 60.0  # seconds
+
+
+def tell(text: str, address: str = ADDRESS) -> None:
+    """Writes a line; a host without a system log, or one that is stuck, does without.
+
+    Not syslog(3), which waits for ever while the log's reader is stuck: no revert may.
+    """
+    line = f"<{NOTICE}>deploy-clojars[{os.getpid()}]: {printable(text)}"
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.sendto(line.encode("utf-8", "backslashreplace")[:LONGEST], address)
+
+
+def line_of(event: Event, command: str, version: str | None) -> str | None:
+    """What the journal's event says to the system's log; None if it changes nothing."""
+    what = {
+        "adopted": None,
+        "flip": f"current {event.previously or 'none'} -> {event.version or 'none'}",
+        "restart": f"restart of the {event.instance} on {event.version}",
+        "stop": f"stop of the {event.instance}",
+        "installed": f"installed {event.version}",
+        "approved": f"yes to {event.version}",
+        "promoted": f"{event.version} is in production",
+        "rolled back": f"{event.version} is in production again",
+        "end": f"{event.outcome} ({event.status})",
+    }.get(event.event)
+    if what is None:
+        return None
+    words = " ".join(word for word in (command, version) if word)
+    return f"{event.by}: {words}: {what}"
+
+
+class Reminder:
+    """Says once that a question has been open for long; called every now and then."""
+
+    def __init__(
+        self,
+        text: str,
+        tell: Callable[[str], None] = tell,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._text = text
+        self._tell = tell
+        self._clock = clock
+        self._due: float | None = clock() + QUESTION_IS_LONG
+
+    def __call__(self) -> None:
+        if self._due is not None and self._clock() >= self._due:
+            self._due = None
+            self._tell(f"{self._text} (open for {QUESTION_IS_LONG / 60:.0f} minutes)")
