@@ -131,6 +131,20 @@ def rollback(settings: Settings, version: str | None, yes: bool, why: str | None
 
 
 @group.command()
+@yes_option
+@click.option("--force", is_flag=True,
+              help="Restart the second one even if the first one does not come up.")  # fmt: skip
+@common_options
+@click.pass_obj
+def restart(settings: Settings, yes: bool, force: bool) -> None:
+    """Stop and start both instances on the same release, one after the other."""
+    from deploy_clojars import pipeline
+
+    pipeline.require_an_answer(yes)
+    pipeline.restart_both(settings.host(), settings.console(), yes=yes, force=force)
+
+
+@group.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @common_options
 @click.pass_obj

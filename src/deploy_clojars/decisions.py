@@ -50,6 +50,23 @@ def next_to_restart(primary: Seen, backup: Seen, failed: Collection[Role] = ()) 
     return None
 
 
+def next_to_start_anew(
+    primary: Seen, backup: Seen, left: Collection[Role], *, force: bool = False
+) -> Role | None:
+    """Which of the instances that are left `restart` takes next; None if it must stop.
+
+    Asked anew before each one. The order is a rollback's; the only serving instance is spared
+    unless `force` gives it up.
+    """
+    seen = {PRIMARY: primary, BACKUP: backup}
+    for role in (BACKUP, PRIMARY) if primary.serving else (PRIMARY, BACKUP):
+        other = BACKUP if role == PRIMARY else PRIMARY
+        serves_alone = seen[role].serving and not seen[other].serving
+        if role in left and (force or not serves_alone):
+            return role
+    return None
+
+
 def adopted(primary_runs: str | None, current: str | None) -> str | None:
     """What counts as approved on a host without a journal."""
     return primary_runs or current
@@ -143,7 +160,9 @@ class Situation:
             return None
         cut_off = self.history.unfinished
         if cut_off is not None and cut_off.past_return and cut_off.version:
-            return cut_off.command, cut_off.version
+            # `restart` is refused while a run is cut off; a rollback starts what it left down.
+            command = "rollback" if cut_off.command == "restart" else cut_off.command
+            return command, cut_off.version
         last = self.history.last
         if (
             last is not None

@@ -81,7 +81,21 @@ def rollback(
             roll_back(run, look, target, why)
 
 
-# --- what both need ---------------------------------------------------------------------------
+def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> None:
+    """Starts both instances anew on the approved release. Raises DeployError."""
+    require_an_answer(yes)
+    with started(host, console, "restart", None) as run:
+        look, approved = preflight.of_restart(host)
+        run.version = approved
+        ask_to_restart(run, look, approved, yes=yes, force=force)
+        signals.check()
+        run.begin(look)
+        run.state_on_failure = ""
+        with signals.seen_through(seen_through_notice(run, restarts=2)):
+            start_each_anew(run, approved, force=force)
+
+
+# --- what all need ---------------------------------------------------------------------------
 
 
 def require_an_answer(yes: bool) -> None:
@@ -140,20 +154,25 @@ def flip(run: Run, version: str) -> None:
     run.now_left_with(current=version)
 
 
-def restart(run: Run, role: Role, version: str) -> Observation:
+def restart(run: Run, role: Role, version: str, *, anew: bool = False) -> Observation:
     """Restarts an instance and waits until it is healthy on the release.
 
-    Raises NotHealthy (6), Interrupted.
+    `anew`: by stop and start, which reads a changed job file. Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
     before = run.host.services.status(instance.job)
-    verb = "start" if before.state == "stopped" else "restart"
+    verb = "stop and start" if anew else "restart"
+    if before.state == "stopped":
+        verb = "start"
     with run.step(role, f"{verb} {instance.job}") as becomes:
         refuse_a_link_that_was_changed_meanwhile(run, version)
         run.record("restart", instance=role, version=version, pid=before.pid)
         # Until it is healthy all that is known is that it starts on what is current.
         run.now_left_with(**{role: None})
-        instance.restart()
+        if anew:
+            instance.start_anew()
+        else:
+            instance.restart()
         observation = instance.wait_until_healthy(version, not_pid=before.pid)
         run.now_left_with(**{role: version})
         becomes(f"healthy on {version} (PID {observation.pid})")
@@ -740,3 +759,71 @@ def half_rolled_back(
     return HalfDone(
         f"the rollback to {target} is half done: {reason}", detail=detail, remedy=remedy
     )
+
+
+# --- restart ----------------------------------------------------------------------------------
+
+
+def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool) -> None:
+    """Asks before anything is changed. Raises Declined (7), Interrupted."""
+    console = run.console
+    show = console.say if yes else console.tell
+    show(f"restart both instances on {version}, one after the other", "bold")
+    for observation in (look.primary, look.backup):
+        state = "serves" if observation.serving else "does not serve"
+        show(f"  {observation.job} {state} and is stopped and started")
+    if look.primary.serving:
+        show("  users are logged out")
+    if force:
+        console.warn(
+            "--force: if the first one does not come up, the other one is restarted although it "
+            "serves alone; users get errors until it is up"
+        )
+    run.at("ask")
+    if not yes and not asked(run, f"Restart both on {version}?", lambda: None):
+        raise Declined("the restart was declined; nothing was changed")
+
+
+def start_each_anew(run: Run, version: str, *, force: bool) -> None:
+    """Stops and starts one instance after the other, each exactly once.
+
+    Raises NotHealthy (6) if the first one does not come up and the other one is spared,
+    PrimaryDown (8) and HalfDone (9) if the second one does not.
+    """
+    host = run.host
+    run.record("no return", version=version)
+    run.journal_may_fail = True  # an instance that is down must not wait for room on the disk
+    left: list[Role] = [PRIMARY, BACKUP]
+    failed: dict[Role, NotHealthy] = {}
+    while True:
+        role = decisions.next_to_start_anew(*host.look().seen(version), left, force=force)
+        if role is None:
+            break
+        left.remove(role)
+        try:
+            restart(run, role, version, anew=True)
+        except NotHealthy as error:
+            failed[role] = error
+    after = host.look()
+    if after.both_healthy_on(version) and not left and not failed:
+        run.outcome = "restarted"
+        run.console.say(f"both instances were restarted on {version}", "bold green")
+        return
+    raise half_restarted(run, after, version, failed, spared=bool(left))
+
+
+def half_restarted(
+    run: Run, after: Look, version: str, failed: dict[Role, NotHealthy], *, spared: bool
+) -> DeployError:
+    """What it means that an instance did not come up."""
+    reason = "; ".join(each.message for each in failed.values()) or _what_is_wrong(after, version)
+    detail = "\n".join(each.detail for each in failed.values())
+    remedy = f"when the reason is mended: {run.host.command('rollback', version)}"
+    serving = [each.job for each in (after.primary, after.backup) if each.serving]
+    if spared and serving:
+        message = f"{reason}; {serving[0]} serves alone and is left as it is"
+        return NotHealthy(message, detail=detail, remedy=remedy)
+    if not after.primary.serving and after.backup.serving:
+        message = f"{reason}; {after.backup.job} serves {version}"
+        return PrimaryDown(message, detail=detail, remedy=remedy)
+    return HalfDone(f"the restart is half done: {reason}", detail=detail, remedy=remedy)

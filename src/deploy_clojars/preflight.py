@@ -55,6 +55,33 @@ def ready_to_restart(host: Host) -> Look:
     return look
 
 
+def of_restart(host: Host) -> tuple[Look, str]:
+    """Looks at the host and returns what was seen, and the approved release.
+
+    Raises NotReady (4) unless that is what all is about, and DeployError (1).
+    """
+    look = ready_to_restart(host)
+    if look.journal_error:
+        raise DeployError(look.journal_error)
+    if look.approved is None:
+        raise NotReady("no release was ever approved", remedy=f"first: {host.command('TAG')}")
+    situation = host.situation(look, locked=False)
+    cut_off = look.history.unfinished
+    why = None
+    if cut_off is not None:
+        why = f"the {cut_off.command} of {cut_off.version} was cut off"
+    elif look.drifted:
+        why = "current or what an instance runs is not what the last run left"
+    elif look.current.version != look.approved:
+        why = f"current is {look.current.version or 'absent'}, and {look.approved} is approved"
+    elif not host.releases.has(look.approved):
+        why = f"the approved release {look.approved} is not in {host.releases.directory}"
+    if why is not None:
+        command = host.next_command(look, situation) or host.command_back(look)
+        raise NotReady(why, remedy=f"first: {command}")
+    return look, look.approved
+
+
 def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str | None:
     """Holds the table of who may be restarted against what was seen.
 
