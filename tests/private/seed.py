@@ -1,0 +1,104 @@
+"""The seed's command line on a host that `setup` made; run inside by test_seed_command_line.py."""
+
+from __future__ import annotations
+
+import json
+import pwd
+import socket
+import subprocess
+from pathlib import Path
+
+from clojure_repository import ClojureRepository as Tags
+from little_host import wait_for
+from private_machine import ANN, Machine
+
+FIRST, SECOND = Tags.FIRST, Tags.SECOND
+SITE = "http://127.0.0.1/version"
+JOURNAL = Path("/home/clojars/deploy/journal.jsonl")
+
+
+def test_from_a_bare_host_to_a_release_and_back() -> None:
+    with Machine.made() as machine:
+        machine.set_up()
+        assert pwd.getpwnam("clojars").pw_dir == "/home/clojars"
+        subprocess.run(["visudo", "-c"], check=True)
+        with machine.nginx():
+            assert machine.get(SITE) is None
+            deploy(machine, FIRST)
+            deploy(machine, SECOND)
+            with machine.ann_types("rollback", FIRST) as terminal:
+                terminal.asked()
+                terminal.types("yes")
+                terminal.ends(0)
+            assert machine.get(SITE) == FIRST
+            before = machine.upstart.pid("clojars")
+            with machine.ann_types("restart") as terminal:
+                terminal.asked()
+                terminal.types("yes")
+                terminal.ends(0)
+            assert machine.upstart.pid("clojars") != before
+            with machine.ann_types("status") as terminal:
+                assert f"approved  {FIRST}" in terminal.ends(0)
+            the_nailgun_port_answers()
+            the_java_is_upstarts_own_process(machine)
+            nothing_but_the_two_jobs_is_allowed(machine)
+            the_message_of_the_day_teaches_the_command(machine)
+        people = {json.loads(line).get("by") for line in JOURNAL.read_text().splitlines()}
+        assert people == {ANN}
+        log = "\n".join(machine.system_log)
+        assert f"{ANN}: deploy {SECOND}: {SECOND} is in production" in log
+        assert f"{ANN}: rollback {FIRST}: {FIRST} is in production again" in log
+
+
+def deploy(machine: Machine, tag: str) -> None:
+    """`sudo -iu clojars deploy-clojars TAG`, and what users get then."""
+    with machine.ann_types(tag) as terminal:
+        terminal.asked()
+        assert "lein test" in terminal.shown
+        terminal.types("yes")
+        terminal.ends(0)
+    assert machine.get(SITE) == tag
+
+
+def the_nailgun_port_answers() -> None:
+    with socket.create_connection(("127.0.0.1", 7600), timeout=5):
+        pass
+
+
+def the_java_is_upstarts_own_process(machine: Machine) -> None:
+    pid = machine.upstart.pid("clojars")
+    assert Path(f"/proc/{pid}/comm").read_text().strip() == "java"
+    assert Path(f"/proc/{pid}").owner() == "clojars"
+
+
+def nothing_but_the_two_jobs_is_allowed(machine: Machine) -> None:
+    for allowed in (["status", "clojars"], ["restart", "clojars-backup"]):
+        result = machine.as_clojars("sudo", "-n", f"/sbin/{allowed[0]}", *allowed[1:])
+        assert result.returncode == 0, result.stderr
+    wait_for(lambda: machine.get("http://127.0.0.1:8002/version"), "the backup is back", 60)
+    for refused in (
+        ["/sbin/restart", "clojars-balance"],
+        ["/sbin/restart", "clojars", "X=1"],
+        ["/sbin/restart"],
+        ["/bin/true"],
+        ["/bin/sh"],
+    ):
+        result = machine.as_clojars("sudo", "-n", *refused)
+        assert result.returncode == 1, refused
+        assert "password is required" in result.stderr
+
+
+def the_message_of_the_day_teaches_the_command(machine: Machine) -> None:
+    def shown() -> str:
+        return subprocess.run(
+            ["/etc/update-motd.d/60-deploy-clojars"], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "sudo -iu clojars deploy-clojars TAG" in shown()
+    assert "drift" not in shown()
+    link = Path("/home/clojars/releases/clojars-web-current.jar")
+    link.unlink()
+    link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
+    assert f"next: deploy-clojars rollback {FIRST}" in shown()
+    link.unlink()
+    link.symlink_to(f"clojars-web-{FIRST}-standalone.jar")

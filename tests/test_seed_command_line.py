@@ -1,0 +1,30 @@
+"""`sudo -iu clojars deploy-clojars TAG`, to the letter, on a machine that is thrown away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from private_machine import in_private_machine
+
+PRIVATE = Path(__file__).parent / "private"
+
+
+def of_the_real_machine() -> dict[str, tuple[int, bytes]]:
+    """What `setup` and the tests would change if they reached it."""
+    files = [Path("/etc/passwd"), Path("/etc/group"), Path("/etc/shadow"), Path("/etc/sudoers")]
+    directories = ("/etc", "/etc/sudoers.d", "/etc/init", "/home", "/dev/log", "/usr/local/bin",
+                   "/usr/sbin", "/var/www", "/var/log", "/etc/nginx/sites-enabled")  # fmt: skip
+    found = {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    for name in directories:
+        path = Path(name)
+        names = "\n".join(sorted(each.name for each in path.iterdir())) if path.is_dir() else ""
+        found[name] = (int(path.exists()), names.encode())
+    return found
+
+
+@pytest.mark.parametrize("file", ["seed.py"])
+def test_the_seeds_command_line(file: str, tmp_path: Path) -> None:
+    before = of_the_real_machine()
+    in_private_machine(PRIVATE / file, tmp_path)
+    assert of_the_real_machine() == before
