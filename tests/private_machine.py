@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
 import socket
 import struct
@@ -40,7 +41,9 @@ def in_private_machine(file: Path, scratch: Path) -> None:
     """Runs the tests in the file inside; fails with what they printed if one of them does."""
     if os.geteuid() != 0:
         skip_or_fail("needs root, for namespaces and for sudo's own files")
-    require_program("unshare", "sudo", "nginx", "visudo", "lein", "java", "useradd", "runuser")
+    require_program(
+        "unshare", "sudo", "nginx", "visudo", "lein", "java", "useradd", "runuser", "setpriv"
+    )
     result = subprocess.run(
         [
             *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -135,9 +138,12 @@ class Machine:
     @contextlib.contextmanager
     def ann_types(self, *words: str, timeout: float = 90) -> Iterator[Terminal]:
         """Ann at her terminal: `sudo -iu clojars deploy-clojars WORDS`."""
+        typed = shlex.join(["sudo", "-iu", "clojars", "deploy-clojars", *words])
+        # A shell of her own leads the session: the kernel tells it alone that the window was closed.
+        ann = ["--reuid", ANN, "--regid", ANN, "--init-groups", "--", "bash", "--norc", "-i", "-c"]
         child = pexpect.spawn(
-            "runuser",
-            ["-u", ANN, "--", "sudo", "-iu", "clojars", "deploy-clojars", *words],
+            "setpriv",
+            [*ann, f"{typed}; exit $?"],
             env={"PATH": os.environ["PATH"], "TERM": "xterm", "HOME": f"/home/{ANN}"},
             cwd="/",
             encoding="utf-8",

@@ -23,7 +23,7 @@ def of_the_real_machine() -> dict[str, tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("file", ["seed.py"])
+@pytest.mark.parametrize("file", ["seed.py", "hang_up.py"])
 def test_the_seeds_command_line(file: str, tmp_path: Path) -> None:
     before = of_the_real_machine()
     in_private_machine(PRIVATE / file, tmp_path)

@@ -171,6 +171,19 @@ def status(settings: Settings, as_json: bool) -> None:
 
 
 @group.command()
+@common_options
+@click.pass_obj
+def check(settings: Settings) -> None:
+    """Say whether this host is ready, and what to do if not. Exit status 0 or 11."""
+    from deploy_clojars import checks
+
+    found = checks.findings(settings.host())
+    text = checks.as_text(found, quiet=settings.quiet)
+    click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    sys.exit(Status.ATTENTION if any(each.wrong for each in found) else Status.DONE)
+
+
+@group.command()
 @click.option("--root", metavar="DIR", help="Below DIR instead of this host's /; needs no root.")
 @click.option(
     "--user", metavar="NAME", help="The production user (default: what its home is named after)."

@@ -24,7 +24,7 @@ def of_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | Non
         missing = ["git", *missing]
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}")
-    _refuse_a_full_disk(host)
+    refuse_a_full_disk(host)
     look = ready_to_restart(host)
     if look.journal_error:
         raise DeployError(look.journal_error)
@@ -116,7 +116,7 @@ def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:
         )
 
 
-def _refuse_a_full_disk(host: Host) -> None:
+def refuse_a_full_disk(host: Host) -> None:
     current = host.releases.current().version
     size = host.releases.path(current).stat().st_size if current else 0
     needed = max(LEAST_FREE, RELEASES_THAT_MUST_FIT * size)

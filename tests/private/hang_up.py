@@ -1,0 +1,147 @@
+"""A terminal that is closed under real sudo, and an old host; run inside by test_seed_command_line.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from little_host import Terminal, wait_for
+from private_machine import OPT, Machine, run, write
+from zip_application import zip_jar
+
+FIRST, SECOND = Tags.FIRST, Tags.SECOND
+HOME = Path("/home/clojars")
+RELEASES = HOME / "releases"
+OLD_SCRIPT = "#!/bin/sh\necho the old script\n"
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """An old host, file for file, on which `setup` ran; its releases need no JVM."""
+    with Machine.made() as machine:
+        an_old_host(machine)
+        jars = OPT / "jars"
+        for tag in (SECOND, Tags.THIRD):
+            zip_jar(tag, machine.repository.commit(tag), jars)
+        machine.set_up()
+        with Path("/etc/deploy-clojars.toml").open("a") as config:
+            config.write(
+                '[build]\ntest = "touch /tmp/building && sleep $(cat /opt/build-seconds)"\n'
+                "uberjar = "
+                f'"mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"\n'
+            )
+        write(OPT / "build-seconds", "0")
+        without_jvm()
+        for job in ("clojars", "clojars-backup"):
+            run("/sbin/start", job)
+        for port in (8001, 8002):
+            wait_for(lambda port=port: version(machine, port) == FIRST, "the old host serves")  # type: ignore[misc]
+        yield machine
+
+
+def an_old_host(machine: Machine) -> None:
+    """What the shell script of former times left: foreign jars, an absolute link, itself."""
+    run("useradd", "--create-home", "--shell", "/bin/bash", "clojars")
+    for directory in (RELEASES, HOME / "bin"):
+        directory.mkdir()
+    write(HOME / "bin/deploy-clojars", OLD_SCRIPT, 0o755)
+    for number in range(1, 31):
+        zip_jar(str(number), "0" * 40, RELEASES)
+    first = zip_jar(FIRST, machine.repository.commit(FIRST), RELEASES)
+    (RELEASES / "clojars-web-current.jar").symlink_to(first)
+    run("chown", "-R", "clojars:", str(HOME))
+
+
+def without_jvm() -> None:
+    """The job files as they are but for the program that they start."""
+    for job in ("clojars", "clojars-backup"):
+        file = Path(f"/etc/init/{job}.conf")
+        text = file.read_text()
+        assert "exec java -Xmx512m -jar" in text
+        file.write_text(text.replace("exec java -Xmx512m -jar", "exec /usr/bin/python3 -I"))
+
+
+def version(machine: Machine, port: int) -> str | None:
+    """What an instance says that it is."""
+    return machine.get(f"http://127.0.0.1:{port}/version")
+
+
+def status(machine: Machine) -> dict[str, object]:
+    """`status --json`, as clojars."""
+    result = machine.as_clojars("deploy-clojars", "status", "--json")
+    assert result.returncode in (0, 11), result.stderr
+    document = json.loads(result.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def test_an_old_host_is_adopted(machine: Machine) -> None:
+    # A login shell has ~/bin first.
+    assert "the old script" in run("sudo", "-iu", "clojars", "deploy-clojars", SECOND)
+    found = machine.as_clojars("deploy-clojars", "check")
+    assert found.returncode == 11
+    assert f"mv {HOME}/bin/deploy-clojars" in found.stdout
+    (HOME / "bin/deploy-clojars").rename(HOME / "bin/deploy-clojars.old")
+    jars = sorted(path.name for path in RELEASES.iterdir())
+    assert os.readlink(RELEASES / "clojars-web-current.jar").startswith("/")
+    with machine.ann_types(SECOND) as terminal:
+        terminal.asked()
+        terminal.types("yes")
+        terminal.ends(0)
+    assert version(machine, 8001) == SECOND
+    # A jar that the tool did not make can be rolled back to, by its number.
+    with machine.ann_types("rollback", "17") as terminal:
+        terminal.asked()
+        terminal.types("yes")
+        terminal.ends(0)
+    assert version(machine, 8001) == "17"
+    with machine.ann_types("rollback", FIRST) as terminal:
+        terminal.asked()
+        terminal.types("yes")
+        terminal.ends(0)
+    assert {*jars} <= {path.name for path in RELEASES.iterdir()}
+    assert status(machine)["ok"]
+
+
+@pytest.mark.parametrize("use_pty", [True, False], ids=["use_pty", "no use_pty"])
+@pytest.mark.parametrize("moment", ["question", "build", "revert"])
+def test_a_closed_terminal_puts_everything_back(
+    machine: Machine, moment: str, use_pty: bool
+) -> None:
+    (HOME / "bin/deploy-clojars").unlink(missing_ok=True)
+    write(Path("/etc/sudoers.d/pty"), f"Defaults {'' if use_pty else '!'}use_pty\n", 0o440)
+    before = (machine.upstart.pid("clojars"), version(machine, 8001))
+    tag = Tags.THIRD if moment == "build" else SECOND
+    write(OPT / "build-seconds", "300" if moment == "build" else "0")
+    Path("/tmp/building").unlink(missing_ok=True)
+    with machine.ann_types(tag) as terminal:
+        until(terminal, moment)
+        terminal.hangs_up()
+        wait_for(lambda: status(machine)["lock"] is None, "the run ends", 60)
+    now = status(machine)
+    assert now["ok"], now
+    assert (machine.upstart.pid("clojars"), version(machine, 8001)) == before
+    assert version(machine, 8002) == before[1]
+    assert processes("sleep 300") == []
+
+
+def until(terminal: Terminal, moment: str) -> None:
+    """Waits for the moment at which the window is closed."""
+    if moment == "build":
+        wait_for(Path("/tmp/building").exists, "the tests run")
+        return
+    terminal.asked()
+    if moment == "revert":
+        terminal.types("no")
+        terminal.sees("flip")
+
+
+def processes(command: str) -> list[str]:
+    """The processes with that command line."""
+    lines = subprocess.run(["pgrep", "-fx", command], capture_output=True, text=True, check=False)
+    return lines.stdout.split()
