@@ -117,10 +117,12 @@ def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:
 
 
 def refuse_a_full_disk(host: Host) -> None:
+    """Raises DeployError (1) if a deploy would not fit."""
     current = host.releases.current().version
     size = host.releases.path(current).stat().st_size if current else 0
     needed = max(LEAST_FREE, RELEASES_THAT_MUST_FIT * size)
-    for directory in (host.deploy, host.releases.directory):
+    deploy = host.deploy if host.deploy.exists() else host.home  # the first run makes it
+    for directory in (deploy, host.releases.directory):
         free = free_bytes(directory)
         if free < needed:
             raise DeployError(
