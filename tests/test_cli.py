@@ -74,7 +74,8 @@ def test_status_imports_neither_git_nor_sh_nor_rich(light_host: LittleHost) -> N
 def test_a_mistyped_command_is_not_taken_for_a_tag() -> None:
     result = run("statsu")
     assert result.returncode == 2
-    assert "Did you mean 'status'?" in result.stderr
+    assert "Did you mean" in result.stderr
+    assert "'status'" in result.stderr
 
 
 @pytest.mark.parametrize("command", [["deploy"], []])
