@@ -76,8 +76,9 @@ def as_text(found: list[Finding], *, quiet: bool = False) -> str:
     """One line for each, the remedy below it."""
     lines = []
     for finding in found:
-        if finding.wrong or not quiet:
-            lines.append(f"{'!!' if finding.wrong else 'ok'}  {printable(finding.what)}")
+        if quiet and not finding.wrong:
+            continue
+        lines.append(f"{'!!' if finding.wrong else 'ok'}  {printable(finding.what)}")
         lines += [f"      {printable(line)}" for line in finding.remedy.splitlines()]
     wrong = sum(finding.wrong for finding in found)
     lines.append("ready" if not wrong else f"{wrong} finding{'s' if wrong > 1 else ''}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pwd
 import socket
 import subprocess
@@ -19,7 +20,9 @@ JOURNAL = Path("/home/clojars/deploy/journal.jsonl")
 
 def test_from_a_bare_host_to_a_release_and_back() -> None:
     with Machine.made() as machine:
+        what_nginx_refuses_is_taken_back()
         machine.set_up()
+        a_second_setup_changes_nothing()
         assert pwd.getpwnam("clojars").pw_dir == "/home/clojars"
         subprocess.run(["visudo", "-c"], check=True)
         with machine.nginx():
@@ -48,6 +51,38 @@ def test_from_a_bare_host_to_a_release_and_back() -> None:
         log = "\n".join(machine.system_log)
         assert f"{ANN}: deploy {SECOND}: {SECOND} is in production" in log
         assert f"{ANN}: rollback {FIRST}: {FIRST} is in production again" in log
+
+
+def setup() -> subprocess.CompletedProcess[str]:
+    """`deploy-clojars setup` by root."""
+    return subprocess.run(
+        ["/usr/local/bin/deploy-clojars", "setup"], capture_output=True, text=True, check=False
+    )
+
+
+def what_nginx_refuses_is_taken_back() -> None:
+    broken = Path("/etc/nginx/conf.d/broken.conf")
+    broken.write_text("rubbish;\n")
+    result = setup()
+    assert result.returncode == 4
+    assert "the files were taken back" in result.stderr
+    assert 'unknown directive "rubbish"' in result.stderr
+    for made in ("/etc/init/clojars.conf", "/etc/sudoers.d/deploy-clojars",
+                 "/etc/nginx/sites-enabled/clojars"):  # fmt: skip
+        assert not os.path.lexists(made)
+    broken.unlink()
+
+
+def a_second_setup_changes_nothing() -> None:
+    files = [path for path in Path("/etc").rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    result = setup()
+    assert result.returncode == 0, result.stderr
+    assert "\nmade" not in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert Path("/home/clojars/releases").owner() == Path("/run/clojars").owner() == "clojars"
+    settings = Path("/etc/default/clojars").stat()
+    assert (settings.st_mode & 0o777, Path("/etc/default/clojars").group()) == (0o640, "clojars")
 
 
 def deploy(machine: Machine, tag: str) -> None:
