@@ -182,20 +182,9 @@ class LittleHost:
     @contextlib.contextmanager
     def typing(self, *words: str, timeout: float = 60) -> Iterator[Terminal]:
         """The tool on a terminal of its own, ended at the end if it is still there."""
-        child = pexpect.spawn(
-            self.command[0],
-            list(words),
-            env=self.whole_environment,
-            cwd=str(self.directory),
-            encoding="utf-8",
-            timeout=timeout,
-            dimensions=(50, 120),
-        )
-        terminal = Terminal(child)
-        try:
+        argv = [*self.command, *words]
+        with at_a_terminal(argv, self.whole_environment, self.directory, timeout) as terminal:
             yield terminal
-        finally:
-            child.close(force=True)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -298,6 +287,26 @@ class LittleHost:
                 if wanted in environment.read_bytes():
                     found.append(int(environment.parent.name))
         return found
+
+
+@contextlib.contextmanager
+def at_a_terminal(
+    argv: list[str], env: dict[str, str], cwd: Path, timeout: float
+) -> Iterator[Terminal]:
+    """A program on a terminal of its own, ended at the end if it is still there."""
+    child = pexpect.spawn(
+        argv[0],
+        argv[1:],
+        env=env,
+        cwd=str(cwd),
+        encoding="utf-8",
+        timeout=timeout,
+        dimensions=(50, 120),
+    )
+    try:
+        yield Terminal(child)
+    finally:
+        child.close(force=True)
 
 
 class Terminal:

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import pexpect
 from clojure_repository import ClojureRepository, make_repository
-from little_host import Terminal, wait_for
+from little_host import Terminal, at_a_terminal, wait_for
 from programs import require_program, skip_or_fail
 from standin.upstart import PROGRAMS, Upstart
 
@@ -57,7 +56,7 @@ def in_private_machine(file: Path, scratch: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=170,
+        timeout=360,
         check=False,
     )
     assert result.returncode == 0, result.stdout
@@ -141,20 +140,10 @@ class Machine:
         typed = shlex.join(["sudo", "-iu", "clojars", "deploy-clojars", *words])
         # A shell of her own leads the session: the kernel tells it alone that the window was closed.
         ann = ["--reuid", ANN, "--regid", ANN, "--init-groups", "--", "bash", "--norc", "-i", "-c"]
-        child = pexpect.spawn(
-            "setpriv",
-            [*ann, f"{typed}; exit $?"],
-            env={"PATH": os.environ["PATH"], "TERM": "xterm", "HOME": f"/home/{ANN}"},
-            cwd="/",
-            encoding="utf-8",
-            timeout=timeout,
-            dimensions=(50, 120),
-        )
-        terminal = Terminal(child)
-        try:
+        argv = ["setpriv", *ann, f"{typed}; exit $?"]
+        env = {"PATH": os.environ["PATH"], "TERM": "xterm", "HOME": f"/home/{ANN}"}
+        with at_a_terminal(argv, env, Path("/"), timeout) as terminal:
             yield terminal
-        finally:
-            child.close(force=True)
 
     def as_clojars(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Runs a command as clojars, without a terminal."""

@@ -58,18 +58,11 @@ def environment_of(host: LittleHost, role: str) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
-def test_a_primary_that_is_down_comes_first(light_host: LittleHost) -> None:
+@pytest.mark.parametrize("down", [("clojars",), ("clojars", "clojars-backup")])
+def test_a_primary_that_is_down_comes_first(light_host: LittleHost, down: tuple[str, ...]) -> None:
     host = light_host
-    host.control("stop", host.primary)
-    host.done("restart", "--yes")
-    assert restarted(host) == ["primary", "backup"]
-    assert host.versions == (FIRST, FIRST)
-
-
-def test_both_down_is_no_obstacle(light_host: LittleHost) -> None:
-    host = light_host
-    host.control("stop", host.primary)
-    host.control("stop", host.backup)
+    for job in down:
+        host.control("stop", job)
     host.done("restart", "--yes")
     assert restarted(host) == ["primary", "backup"]
     assert host.versions == (FIRST, FIRST)

@@ -6,6 +6,7 @@ import http.client
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -166,12 +167,7 @@ class Instance:
 
     def restart(self) -> None:
         """Asks for a restart, or a start if it is stopped. Raises NotHealthy (6)."""
-        try:
-            self._services.restart(self.job)
-        except ServiceFailed as error:
-            raise NotHealthy(
-                f"{self.job} could not be restarted: {error}", detail=self._last_words()
-            ) from None
+        self._ask(self._services.restart, "restarted")
 
     def start_anew(self) -> None:
         """Asks for a stop and a start. Raises NotHealthy (6).
@@ -180,19 +176,19 @@ class Instance:
         that was changed.
         """
         self.stop()
-        try:
-            self._services.start(self.job)
-        except ServiceFailed as error:
-            raise NotHealthy(
-                f"{self.job} could not be started: {error}", detail=self._last_words()
-            ) from None
+        self._ask(self._services.start, "started")
 
     def stop(self) -> None:
         """Stops it. Raises NotHealthy (6)."""
+        self._ask(self._services.stop, "stopped")
+
+    def _ask(self, request: Callable[[str], None], done: str) -> None:
         try:
-            self._services.stop(self.job)
+            request(self.job)
         except ServiceFailed as error:
-            raise NotHealthy(f"{self.job} could not be stopped: {error}") from None
+            raise NotHealthy(
+                f"{self.job} could not be {done}: {error}", detail=self._last_words()
+            ) from None
 
     def wait_until_healthy(
         self,
