@@ -13,6 +13,7 @@ from typing import Literal
 from clojure_repository import ClojureRepository as Tags
 from front import Front, in_front_of
 from little_host import LittleHost, UpstartLike
+
 from load.account import Account, Load, load_on
 
 Stop = Literal["graceful", "abrupt"]
@@ -76,7 +77,8 @@ def site_of(
         {
             "build": 'test = "true"\nuberjar = "mkdir target && '
             f'cp {built}/$(cat resources/clojars/version.txt)-standalone.jar target"',
-            "health": "timeout = 60\n" + "\n".join(f"{key} = {value}" for key, value in health.items()),
+            "health": "timeout = 60\n"
+            + "\n".join(f"{key} = {value}" for key, value in health.items()),
         },
     )
     for job, web, nailgun in (
@@ -91,7 +93,9 @@ def site_of(
         yield Site(host, front)
 
 
-def phases(load: Load, commands: Mapping[str, Callable[[], None]]) -> dict[str, tuple[float, float]]:
+def phases(
+    load: Load, commands: Mapping[str, Callable[[], None]]
+) -> dict[str, tuple[float, float]]:
     """Runs one command after the other, and returns when each began and ended."""
     moments = {}
     for name, command in commands.items():
