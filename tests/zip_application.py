@@ -15,7 +15,10 @@ from pathlib import Path
 
 # Python reads a zipapp and closes it; a JVM keeps its jar open, and so does this.
 JAR = open(os.path.realpath(sys.argv[0]), "rb")
-VERSION = "{version}"
+
+# The link may have been flipped since Python read this: what is served is what is held.
+sys.path[0] = JAR.name
+from release import VERSION
 
 # A file beside the release names the ports that it does not start on.
 refused = Path(JAR.name + ".refused")
@@ -55,7 +58,8 @@ def zip_jar(version: str, commit: str, directory: Path, name: str = "clojars-web
     directory.mkdir(parents=True, exist_ok=True)
     jar = directory / f"{name}-{version}-standalone.jar"
     with zipfile.ZipFile(jar, "w") as archive:
-        archive.writestr("__main__.py", MAIN.replace("{version}", version))
+        archive.writestr("__main__.py", MAIN)
+        archive.writestr("release.py", f"VERSION = {version!r}\n")
         archive.writestr(
             f"META-INF/maven/{name}/{name}/pom.properties",
             f"groupId={name}\nartifactId={name}\nversion={version}\nrevision={commit}\n",

@@ -43,9 +43,20 @@ class Visitor:
 
 
 def listening_sockets(port: int) -> frozenset[int]:
-    """The inodes of all TCP sockets that listen on `port`, on whatever address."""
-    rows = map(_row, _lines(port))
-    return frozenset(row.inode for row in rows if row.state == LISTEN and row.local[1] == port)
+    """The inodes of all TCP sockets that listen on `port`, on whatever address.
+
+    "It will first list all listening TCP sockets" (the kernel's proc_net_tcp.rst; before Linux 4.4
+    among half-open ones), and to walk through the thousands of connections behind them takes 26 ms.
+    """
+    inodes = set()
+    for lines in _tables():
+        for line in lines:
+            columns = line.split()
+            if columns[3] not in (LISTEN, SYN_RECV):
+                break
+            if columns[3] == LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
+                inodes.add(int(columns[9]))
+    return frozenset(inodes)
 
 
 def visitors(port: int) -> list[Visitor]:
@@ -98,12 +109,19 @@ def _is_from_here(row: Row, port: int) -> bool:
 def _lines(port: int) -> Iterator[list[str]]:
     """The columns of the rows in which `port` is at either end."""
     wanted = f":{port:04X} "
+    for lines in _tables():
+        for line in lines:
+            # The table has a row for every connection of the machine; most are not looked at.
+            if wanted in line:
+                yield line.split()
+
+
+def _tables() -> Iterator[Iterator[str]]:
+    """The rows of both tables, without their headings."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as lines:
-            for line in lines:
-                # The table has a row for every connection of the machine; most are not looked at.
-                if wanted in line:
-                    yield line.split()
+            next(lines)
+            yield lines
 
 
 def _row(columns: list[str]) -> Row:

@@ -153,7 +153,11 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
     )  # fmt: skip
     make_directory(host.deploy)
     log = host.logs / log_name(command, version, datetime.now(UTC))
-    with signals.handled(), lock.held(host.lock_file, holder) as held, console.logging_to(log):
+    with (
+        signals.handled(then_ignored=True),
+        lock.held(host.lock_file, holder) as held,
+        console.logging_to(log),
+    ):
         processes.end_strays(host.id_prefix)
         host.releases.clear_unfinished()
         run = Run(host, console, command, version, held)
