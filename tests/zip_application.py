@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 MAIN = """
-import http.server, os, socketserver, sys, threading
+import http.server, os, socketserver, sys, threading, time
 from pathlib import Path
 
 # Python reads a zipapp and closes it; a JVM keeps its jar open, and so does this.
@@ -28,10 +28,18 @@ if refused.exists() and os.environ["PORT"] in refused.read_text().split():
 class Web(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = VERSION.encode()
+        if self.path == "/pid":
+            body = str(os.getpid()).encode()
+        elif self.path.startswith("/slow?ms="):
+            ms = int(self.path.partition("=")[2])
+            print("answering in", ms, "ms", flush=True)
+            time.sleep(ms / 1000)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_POST = do_GET
 
     def log_message(self, *words):
         pass
@@ -39,6 +47,8 @@ class Web(http.server.BaseHTTPRequestHandler):
 class Nailgun(socketserver.BaseRequestHandler):
     def handle(self):
         self.request.sendall(b"nailgun\\n")
+        while self.request.recv(65536):
+            pass
 
 class Server(http.server.ThreadingHTTPServer):
     pass

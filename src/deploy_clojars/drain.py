@@ -23,7 +23,7 @@ from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST, visitors_from
 from deploy_clojars.run import Run
 
 # Within it nginx has seen a flag: it looks at every request, the probe's own too. In seconds.
-FOLLOWS_WITHIN = 5.0
+FOLLOWS_WITHIN = 3.0
 # Between two looks; on a busy host the kernel's table of connections takes half of it to read.
 INTERVAL = 0.1
 
@@ -247,7 +247,8 @@ def _said(visits: Visits) -> str:
     """Who is connected and was not waited for, or not any longer."""
     said = []
     if visits.nailgun:
-        said.append(f"{len(visits.nailgun)} nailgun connections are cut")
+        count = len(visits.nailgun)
+        said.append(f"{count} nailgun connection{'s are' if count > 1 else ' is'} cut")
     if visits.past_nginx:
         addresses = [each.address for each in visits.past_nginx[:SHOWN]]
         more = len(visits.past_nginx) - len(addresses)
