@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: demo test torture tools clean
+.PHONY: demo test torture load tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -19,6 +19,11 @@ N := 300
 SEED :=
 torture: $(VENV)/test tools
 	PYTHONPATH=tests $(PYTHON) -m torture $(N) --seed "$(SEED)"
+
+# Load on the site while it is deployed to, ROUNDS times, and the account of what was lost.
+ROUNDS := 10
+load: $(VENV)/test tools
+	PYTHONPATH=tests $(PYTHON) -m load --rounds $(ROUNDS)
 
 # What the tests run and a bare machine lacks. Without root it says what is missing; the tests that
 # need it are then skipped with the reason.
