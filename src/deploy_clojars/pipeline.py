@@ -333,8 +333,9 @@ def reuse(run: Run, version: str, commit: str) -> None:
 def is_done_already(run: Run, version: str) -> bool:
     """Whether the tag's release is approved and current, and both instances are healthy on it."""
     look = run.host.look()
-    if not is_settled_on(look, version):
-        return False
+    own = look.history.last
+    if not is_settled_on(look, version) or (own is not None and own.cut_off is not None):
+        return False  # a run that was cut off with nothing left to do but its end needs one
     run.outcome = "nothing to do"
     run.console.say(f"{version} is in production already; nothing to do")
     return True

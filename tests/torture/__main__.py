@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--seed", default="")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts are ended, too
     seed, _, first = (options.seed or secrets.token_hex(4)).partition("/")
     numbers = range(int(first or 0), int(first or 0) + options.number)
     sys.exit(run(seed, numbers, verbose=options.verbose))

@@ -21,6 +21,7 @@ from torture.hits import CTRL_C, Course, Hit, Mark, Moment
 from torture.watchers import MODIFY, drain, watch
 
 LOOK_SECONDS = 0.05  # between two looks if neither the journal nor the screen has changed
+IN_TIME = 0.2  # seconds in which a signal is looked at
 PATIENCE = 60.0  # seconds for a run to end
 
 
@@ -42,6 +43,19 @@ class Ended:
         times = (f"{at:.3f}" for _, at in self.course.lines)
         lines = (f"{at} {json.dumps(line)}" for at, line in zip(times, self.lines, strict=True))
         return "\n".join([" ".join(self.words), self.shown, f"hit at {self.hit_at}", *lines])
+
+    @property
+    def was_hit_in_time(self) -> bool:
+        """Whether it was hit at work, and well before a signal could not change its end any more.
+
+        That is the point of no return, or the revert after a no.
+        """
+        at = dict(self.course.lines)
+        too_late = at.get(
+            Mark("no return", "", 1) if self.status == 0 else Mark("flip", "", 2), 0.0
+        )
+        begun = min(at.values(), default=0.0)
+        return self.hit_at is not None and begun < self.hit_at < too_late - IN_TIME
 
     def wrote(self, event: str) -> bool:
         """Whether the run's journal has such a line."""
