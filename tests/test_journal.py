@@ -260,7 +260,7 @@ def test_what_is_appended_is_read_again(journal: Journal) -> None:
     for event in (BEGIN, FLIP, end):
         journal.append(event)
 
-    assert list(journal.events()) == [BEGIN, FLIP, end]
+    assert list(journal.backwards()) == [end, FLIP, BEGIN]
 
 
 def test_every_line_is_one_json_object_with_its_format(journal: Journal) -> None:

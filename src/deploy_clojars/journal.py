@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from deploy_clojars.errors import Status
+from deploy_clojars.lines import Growing, from_the_end
 
 FORMAT = 1
 
@@ -25,8 +26,11 @@ class Left(msgspec.Struct, frozen=True, omit_defaults=True):
     backup: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line. Which fields are set depends on `event`; unknown ones are skipped."""
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One line. Which fields are set depends on `event`; unknown ones are skipped.
+
+    Nothing in it can be part of a cycle, and a hundred thousand are no work for the collector.
+    """
 
     event: str
     at: str = ""  # ISO 8601, UTC
@@ -50,6 +54,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     left: Left | None = None
     # Of the line's format. Not a plain default: that would be left out.
     v: int = msgspec.field(default_factory=lambda: FORMAT)
+
+
+DECODER = msgspec.json.Decoder(Event)
+
+# How the lines begin that this tool writes of its steps; they change nothing in a history.
+OF_A_STEP = (b'{"event":"step",', b'{"event":"done",')
 
 
 class RolledBack(msgspec.Struct, frozen=True):
@@ -115,89 +125,134 @@ class History(msgspec.Struct, frozen=True):
         return self.last if self.last is not None and not self.last.ended else None
 
 
-def after_promotion(stack: tuple[str, ...], version: str) -> tuple[str, ...]:
-    """A promotion pushes; the same version twice is one entry."""
-    return stack if stack[-1:] == (version,) else (*stack, version)
+class Sum:
+    """What the lines so far add up to, from `start` on."""
 
+    def __init__(self, start: History = History()) -> None:  # noqa: B008 # it is frozen
+        self._adopted = start.adopted
+        self._stack = list(start.stack)
+        self._commits = dict(start.commits)
+        self._rolled_back = dict(start.rolled_back)
+        self._last = start.last
 
-def after_rollback(stack: tuple[str, ...], version: str) -> tuple[str, ...]:
-    """A rollback to a version on the stack pops down to it; to any other it pushes."""
-    if version not in stack:
-        return (*stack, version)
-    while stack[-1] != version:
-        stack = stack[:-1]
-    return stack
+    def history(self) -> History:
+        """The sum."""
+        return History(
+            self._adopted,
+            tuple(self._stack),
+            dict(self._commits),
+            dict(self._rolled_back),
+            self._last,
+        )
 
-
-def history_of(events: Iterable[Event]) -> History:
-    """Adds up the journal's events; events of unknown kinds change nothing."""
-    adopted, stack, last = False, (), None  # type: bool, tuple[str, ...], LastRun | None
-    commits: dict[str, str] = {}
-    rolled_back: dict[str, RolledBack] = {}
-    for event in events:
+    def add(self, event: Event) -> None:
+        """Adds a line; one of an unknown kind changes nothing."""
         version = event.version
         match event.event:
             case "adopted":
-                adopted, stack = True, (version,) if version else ()
+                self._adopted, self._stack = True, [version] if version else []
+            case "installed" if version and event.commit:
+                self._commits[version] = event.commit
+            case "promoted" if version:
+                self._push(version)
+                self._rolled_back.pop(version, None)
+            case "rolled back" if version:
+                self._roll_back_to(version)
+                self._rolled_back.pop(version, None)
+                if event.previously and event.previously != version:
+                    reason = RolledBack(event.at, event.by, event.why)
+                    self._rolled_back[event.previously] = reason
             case "begin":
-                cut_off = last.cut_off if last is not None else None
-                last = LastRun(
+                self._last = LastRun(
                     id=event.run,
                     command=event.command or "",
                     version=version,
                     by=event.by,
                     at=event.at,
                     left=event.left or Left(),
-                    follows=cut_off,
+                    follows=self._last.cut_off if self._last is not None else None,
                 )
-            case "installed" if version and event.commit:
-                commits[version] = event.commit
-            case "promoted" if version:
-                stack = after_promotion(stack, version)
-                rolled_back.pop(version, None)
-            case "rolled back" if version:
-                stack = after_rollback(stack, version)
-                rolled_back.pop(version, None)
-                if event.previously and event.previously != version:
-                    rolled_back[event.previously] = RolledBack(event.at, event.by, event.why)
-            case "flip" if last is not None and last.id == event.run:
-                last = msgspec.structs.replace(last, flipped=True)
-            case "no return" if last is not None and last.id == event.run:
-                last = msgspec.structs.replace(last, past_return=True)
-            case "end" if last is not None and last.id == event.run:
-                changed = last.flipped or last.past_return
-                if last.follows is not None and not changed:
-                    last = last.follows
-                else:
-                    left = event.left or last.left
-                    last = msgspec.structs.replace(
-                        last, ended=True, status=event.status, left=left, follows=None
-                    )
-    return History(adopted, stack, commits, rolled_back, last)
+            case "flip" | "no return" | "end":
+                if self._last is not None and self._last.id == event.run:
+                    self._last = _went_on(self._last, event)
+
+    def _push(self, version: str) -> None:
+        """A promotion pushes; the same version twice is one entry."""
+        if self._stack[-1:] != [version]:
+            self._stack.append(version)
+
+    def _roll_back_to(self, version: str) -> None:
+        """A rollback to a version on the stack pops down to it; to any other it pushes."""
+        if version in self._stack:
+            while self._stack[-1] != version:
+                self._stack.pop()
+        else:
+            self._stack.append(version)
+
+
+def _went_on(last: LastRun, event: Event) -> LastRun:
+    """The last run after one more line of its own."""
+    if event.event == "flip":
+        return msgspec.structs.replace(last, flipped=True)
+    if event.event == "no return":
+        return msgspec.structs.replace(last, past_return=True)
+    changed = last.flipped or last.past_return
+    if last.follows is not None and not changed:
+        return last.follows
+    left = event.left or last.left
+    return msgspec.structs.replace(last, ended=True, status=event.status, left=left, follows=None)
+
+
+def history_of(events: Iterable[Event]) -> History:
+    """Adds up the journal's events."""
+    total = Sum()
+    for event in events:
+        total.add(event)
+    return total.history()
 
 
 class Journal:
-    """The journal's file."""
+    """The journal's file. What was read of it is not read again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._lines = Growing(file)
+        self._sum = Sum()
 
-    def events(self) -> Iterable[Event]:
-        """The file's events; lines that are no events (cut off, damaged) are skipped."""
-        decoder = msgspec.json.Decoder(Event)
-        try:
-            lines = self.file.read_bytes().splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            try:
-                yield decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
+    def backwards(self) -> Iterator[Event]:
+        """The events, the last one first; lines that are none (cut off, damaged) are skipped.
+
+        Only as much of the file is read as is asked for. Raises OSError.
+        """
+        return filter(None, map(event_in, from_the_end(self.file)))
 
     def history(self) -> History:
         """What the journal says. Raises OSError if the file is there and cannot be read."""
-        return history_of(self.events())
+        try:
+            for anew, lines in self._lines.news():
+                if anew:
+                    self._sum = Sum()
+                self._add(lines)
+        except FileNotFoundError:
+            self._lines.forget()
+            self._sum = Sum()
+        history = self._sum.history()
+        unended = event_in(self._lines.rest)
+        if unended is not None:
+            # All of it is there but its end; so far it counts, and it may yet become another.
+            total = Sum(history)
+            total.add(unended)
+            history = total.history()
+        return history
+
+    def _add(self, lines: list[bytes]) -> None:
+        for line in lines:
+            # Most lines; that they need not be decoded halves the time of a look.
+            if line.startswith(OF_A_STEP):
+                continue
+            event = event_in(line)
+            if event is not None:
+                self._sum.add(event)
 
     def append(self, event: Event) -> None:
         """Writes one line and waits until it is on the disk. Raises OSError."""
@@ -220,6 +275,14 @@ class Journal:
         """Whether the last line lacks its end: a crash in the middle of a write."""
         size = os.fstat(descriptor).st_size
         return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def event_in(line: bytes) -> Event | None:
+    """The event that a line holds, or None if it holds none."""
+    try:
+        return DECODER.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _as_line(event: Event) -> bytes:
