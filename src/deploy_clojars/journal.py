@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,14 @@ class RolledBack(msgspec.Struct, frozen=True):
     why: str | None
 
 
+class Installed(msgspec.Struct, frozen=True):
+    """That this tool built a release and copied it in."""
+
+    at: str
+    commit: str | None
+    bytes: int | None
+
+
 class LastRun(msgspec.Struct, frozen=True):
     """The journal's last run."""
 
@@ -105,7 +114,9 @@ class History(msgspec.Struct, frozen=True):
 
     adopted: bool = False  # what counted as approved before the first run is written down
     stack: tuple[str, ...] = ()
-    commits: dict[str, str] = {}
+    # Neither tells whether the release is still there; one that was pruned is in none of them.
+    installed: dict[str, Installed] = {}
+    promoted: dict[str, str] = {}  # when it last became the approved one; in that order
     rolled_back: dict[str, RolledBack] = {}
     last: LastRun | None = None
 
@@ -120,9 +131,47 @@ class History(msgspec.Struct, frozen=True):
         return self.stack[-2] if len(self.stack) > 1 else None
 
     @property
+    def commits(self) -> dict[str, str]:
+        """The commits from which releases were built, as far as they are known."""
+        known = self.installed.items()
+        return {version: each.commit for version, each in known if each.commit}
+
+    @property
     def unfinished(self) -> LastRun | None:
         """The last run if it has no end. While the lock is held that is the run at work."""
         return self.last if self.last is not None and not self.last.ended else None
+
+
+class Stack:
+    """The releases that were promoted, as a stack. Quick also where thousands are pruned."""
+
+    def __init__(self, versions: Iterable[str] = ()) -> None:
+        self.versions: list[str] = []
+        self._times: Counter[str] = Counter()
+        for version in versions:
+            self.push(version)
+
+    def push(self, version: str) -> None:
+        """A promotion pushes; the same version twice is one entry."""
+        if self.versions[-1:] != [version]:
+            self.versions.append(version)
+            self._times[version] += 1
+
+    def roll_back_to(self, version: str) -> None:
+        """A rollback to a version on the stack pops down to it; to any other it pushes."""
+        while self._times[version] and self.versions[-1] != version:
+            self._times[self.versions.pop()] -= 1
+        self.push(version)
+
+    def take_out(self, version: str) -> None:
+        """A release that is pruned leaves it; what stood around it twice is one entry again."""
+        for _ in range(self._times.pop(version, 0)):
+            place = self.versions.index(version)  # near the bottom: the oldest ones are pruned
+            del self.versions[place]
+            around = self.versions[max(place - 1, 0) : place + 1]
+            if len(around) == 2 and around[0] == around[1]:
+                del self.versions[place]
+                self._times[around[0]] -= 1
 
 
 class Sum:
@@ -130,8 +179,9 @@ class Sum:
 
     def __init__(self, start: History = History()) -> None:  # noqa: B008 # it is frozen
         self._adopted = start.adopted
-        self._stack = list(start.stack)
-        self._commits = dict(start.commits)
+        self._stack = Stack(start.stack)
+        self._installed = dict(start.installed)
+        self._promoted = dict(start.promoted)
         self._rolled_back = dict(start.rolled_back)
         self._last = start.last
 
@@ -139,8 +189,9 @@ class Sum:
         """The sum."""
         return History(
             self._adopted,
-            tuple(self._stack),
-            dict(self._commits),
+            tuple(self._stack.versions),
+            dict(self._installed),
+            dict(self._promoted),
             dict(self._rolled_back),
             self._last,
         )
@@ -150,18 +201,26 @@ class Sum:
         version = event.version
         match event.event:
             case "adopted":
-                self._adopted, self._stack = True, [version] if version else []
-            case "installed" if version and event.commit:
-                self._commits[version] = event.commit
+                self._adopted, self._stack = True, Stack([version] if version else [])
+            case "installed" if version:
+                self._installed.pop(version, None)  # the order is that of the last time
+                self._installed[version] = Installed(event.at, event.commit, event.bytes)
             case "promoted" if version:
-                self._push(version)
-                self._rolled_back.pop(version, None)
+                self._stack.push(version)
+                self._is_approved(version, event)
             case "rolled back" if version:
-                self._roll_back_to(version)
-                self._rolled_back.pop(version, None)
+                self._stack.roll_back_to(version)
+                self._is_approved(version, event)
                 if event.previously and event.previously != version:
                     reason = RolledBack(event.at, event.by, event.why)
                     self._rolled_back[event.previously] = reason
+            case "prune" if version:
+                # Before it goes: `previous` never names a release that was removed.
+                self._stack.take_out(version)
+            case "pruned" if version:
+                self._stack.take_out(version)
+                self._installed.pop(version, None)
+                self._promoted.pop(version, None)
             case "begin":
                 self._last = LastRun(
                     id=event.run,
@@ -176,18 +235,10 @@ class Sum:
                 if self._last is not None and self._last.id == event.run:
                     self._last = _went_on(self._last, event)
 
-    def _push(self, version: str) -> None:
-        """A promotion pushes; the same version twice is one entry."""
-        if self._stack[-1:] != [version]:
-            self._stack.append(version)
-
-    def _roll_back_to(self, version: str) -> None:
-        """A rollback to a version on the stack pops down to it; to any other it pushes."""
-        if version in self._stack:
-            while self._stack[-1] != version:
-                self._stack.pop()
-        else:
-            self._stack.append(version)
+    def _is_approved(self, version: str, event: Event) -> None:
+        self._rolled_back.pop(version, None)
+        self._promoted.pop(version, None)
+        self._promoted[version] = event.at
 
 
 def _went_on(last: LastRun, event: Event) -> LastRun:
