@@ -173,6 +173,16 @@ def status(settings: Settings, as_json: bool) -> None:
 @group.command()
 @common_options
 @click.pass_obj
+def prune(settings: Settings) -> None:
+    """Remove old releases; `keep_releases` in the configuration says how many stay."""
+    from deploy_clojars import pipeline
+
+    pipeline.prune_releases(settings.host(), settings.console())
+
+
+@group.command()
+@common_options
+@click.pass_obj
 def check(settings: Settings) -> None:
     """Say whether this host is ready, and what to do if not. Exit status 0 or 11."""
     from deploy_clojars import checks

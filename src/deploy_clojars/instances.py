@@ -88,6 +88,13 @@ class Observation:
             )
         return None
 
+    @property
+    def running_is_known(self) -> bool:
+        """Whether it is sure what it runs; that a stopped one runs nothing is."""
+        if self.pid is None:
+            return self.state == "stopped"
+        return self.visible and self.running is not None
+
     def is_healthy_on(self, version: str) -> bool:
         """Whether nothing keeps it from being healthy on the release."""
         return self.why_not_healthy_on(version) is None

@@ -96,6 +96,11 @@ class LastRun(msgspec.Struct, frozen=True):
     follows: LastRun | None = None
 
     @property
+    def what(self) -> str:
+        """What it was, for people."""
+        return f"{self.command} of {self.version}" if self.version else self.command
+
+    @property
     def cut_off(self) -> LastRun | None:
         """The run that was cut off past its point of no return: this one, or one it follows."""
         if self.ended:

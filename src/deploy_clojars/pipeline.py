@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deploy_clojars import build, checkout, decisions, preflight, releases, signals, system_log
+from deploy_clojars import (
+    build,
+    checkout,
+    decisions,
+    preflight,
+    prune,
+    releases,
+    signals,
+    system_log,
+)
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Commits, Mirror
 from deploy_clojars.console import Console, decimal
@@ -56,6 +65,7 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
             signals.check()
             run.record("no return", version=version)
         promote(run, version)
+        prune.after_promotion(run)
 
 
 def rollback(
@@ -95,6 +105,23 @@ def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> Non
             start_each_anew(run, approved, force=force)
 
 
+def prune_releases(host: Host, console: Console) -> None:
+    """Removes the releases that `keep_releases` lets go. Raises DeployError."""
+    if host.config.keep_releases == 0:
+        console.say("keep_releases is 0: nothing is pruned")
+        return
+    with started(host, console, "prune", None) as run:
+        look = revert_a_run_that_was_cut_off(run) or host.look()
+        versions = prune.candidates(host, look)
+        if not versions:
+            console.say("nothing to prune")
+            return
+        preflight.refuse_a_host_that_needs_a_person(host, look)
+        run.begin(look)
+        prune.remove(run, versions)
+        run.outcome = "pruned"
+
+
 # --- what all need ---------------------------------------------------------------------------
 
 
@@ -129,11 +156,11 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         return None
     if look.approved is not None and not run.host.releases.has(look.approved):
         raise NotReady(
-            f"the {cut_off.command} of {cut_off.version} was cut off, and the approved release "
+            f"the {cut_off.what} was cut off, and the approved release "
             f"{look.approved} that it would be reverted to is gone",
             remedy=f"first: {run.host.command_back(look)}",
         )
-    what = f"the {cut_off.command} of {cut_off.version} by {cut_off.by}, {cut_off.at}, was cut off"
+    what = f"the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off"
     run.left = look.left()
     if cut_off.flipped:
         run.console.say(f"{what}; it is reverted first")

@@ -187,6 +187,26 @@ class Releases:
             temporary.unlink(missing_ok=True)
         return digest.hexdigest()
 
+    def size(self, version: str) -> int | None:
+        """The release's size in bytes, or None if it is not there."""
+        try:
+            return os.lstat(self.path(version)).st_size
+        except OSError:
+            return None
+
+    def remove(self, version: str) -> None:
+        """Removes the release for good, in one atomic step; the directory is on the disk then.
+
+        Raises DeployError.
+        """
+        if self.current().version == version:
+            raise DeployError(f"release {version} is current, and is not removed")
+        try:
+            self.path(version).unlink(missing_ok=True)
+            self._sync()
+        except OSError as error:
+            raise DeployError(f"release {version} cannot be removed: {error.strerror}") from error
+
     def clear_unfinished(self) -> None:
         """Removes what a run that was killed was writing. Only while the lock is held."""
         for path in self.directory.glob(f"{UNFINISHED}*"):

@@ -1,0 +1,82 @@
+"""Prune: old releases go, and never one that anybody could want back at once."""
+
+from __future__ import annotations
+
+from deploy_clojars import decisions, signals
+from deploy_clojars.console import decimal
+from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.host import Host, Look
+from deploy_clojars.instances import Observation
+from deploy_clojars.run import Run
+
+
+def candidates(host: Host, look: Look) -> list[str]:
+    """The releases that may be removed, in that order. Raises NotReady (4), DeployError (1)."""
+    if look.journal_error:
+        raise DeployError(look.journal_error)
+    history = look.history
+    return decisions.prunable(
+        there=set(host.releases.versions()),
+        installed=[version for version in history.installed if is_as_built(host, look, version)],
+        promoted=history.promoted,
+        in_use=known_to_be_in_use(look),
+        keep=host.config.keep_releases,
+    )
+
+
+def is_as_built(host: Host, look: Look, version: str) -> bool:
+    """Whether the release is what this tool copied in, and nothing put in its place by hand."""
+    installed = look.history.installed.get(version)
+    return installed is not None and installed.bytes == host.releases.size(version)
+
+
+def in_use(look: Look) -> frozenset[str] | None:
+    """What must never be removed, or None if what an instance runs is not known."""
+    if _runs_something_unknown(look):
+        return None
+    named = (look.current.version, look.approved, look.history.previous)
+    running = look.primary.open_releases | look.backup.open_releases
+    return running.union(filter(None, named))
+
+
+def known_to_be_in_use(look: Look) -> frozenset[str]:
+    """As `in_use`. Raises NotReady (4) with the instances of which it is not known."""
+    used = in_use(look)
+    if used is None:
+        jobs = " and ".join(f"{each.job} ({each.said})" for each in _runs_something_unknown(look))
+        raise NotReady(f"nothing is pruned: it is not known what is run by {jobs}")
+    return used
+
+
+def _runs_something_unknown(look: Look) -> list[Observation]:
+    return [each for each in (look.primary, look.backup) if not each.running_is_known]
+
+
+def remove(run: Run, versions: list[str]) -> None:
+    """Removes the releases, one after the other; the host is looked at again before each.
+
+    Raises NotReady (4), DeployError (1), Interrupted.
+    """
+    releases = run.host.releases
+    for version in versions:
+        if version in known_to_be_in_use(run.host.look()):
+            run.console.warn(f"{version} is in use meanwhile, and stays")
+            continue
+        size = releases.size(version) or 0
+        with run.step("prune", f"{version}, {decimal(size)}"):
+            run.record("prune", version=version)
+            releases.remove(version)
+            run.record("pruned", version=version, bytes=size)
+
+
+def after_promotion(run: Run) -> None:
+    """Prunes what a promotion has made too old. That it fails is only a warning."""
+    if run.host.config.keep_releases == 0:
+        return
+    try:
+        with signals.seen_through(lambda: run.console.warn("signal noted; finishing the pruning")):
+            remove(run, candidates(run.host, run.host.look()))
+    except DeployError as error:
+        run.console.warn(f"not all was pruned: {error.message}")
+    except Exception as error:  # noqa: BLE001 # the release is in production all the same
+        run.console.warn(f"not all was pruned: {error!r}")
