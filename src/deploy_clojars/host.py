@@ -46,6 +46,15 @@ class Look:
         return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
 
     @property
+    def in_use(self) -> frozenset[str] | None:
+        """The releases that must never be removed; None if what an instance runs is not known."""
+        if not (self.primary.running_is_known and self.backup.running_is_known):
+            return None
+        named = (self.current.version, self.approved, self.history.previous)
+        running = self.primary.open_releases | self.backup.open_releases
+        return running.union(filter(None, named))
+
+    @property
     def drifted(self) -> bool:
         """Whether the host is not as the last run left it. False while a run is at work."""
         return decisions.has_drifted(self.history.last, self.left())
@@ -116,6 +125,11 @@ class Host:
             return history.approved
         runs = primary.running if primary.running in primary.open_releases else None
         return decisions.adopted(runs, current.version)
+
+    def is_as_built(self, look: Look, version: str) -> bool:
+        """Whether a release is what this tool copied in, and nothing put in its place by hand."""
+        installed = look.history.installed.get(version)
+        return installed is not None and installed.bytes == self.releases.size(version)
 
     def command(self, *words: str) -> str:
         """What to type for a command on this host, quoted for a shell."""

@@ -24,7 +24,7 @@ from deploy_clojars import (
 )
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Commits, Mirror
-from deploy_clojars.console import Console, decimal
+from deploy_clojars.console import Console
 from deploy_clojars.errors import (
     Declined,
     DeployError,
@@ -38,6 +38,7 @@ from deploy_clojars.errors import (
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.run import Run, make_directory, started, where_the_host_stands
+from deploy_clojars.tables import decimal
 
 # For an instance that runs the target of a revert or a rollback and does not answer; in seconds.
 PATIENCE = 15.0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from deploy_clojars import decisions, signals
-from deploy_clojars.console import decimal
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import Host, Look
-from deploy_clojars.instances import Observation
 from deploy_clojars.run import Run
+from deploy_clojars.tables import decimal
 
 
 def candidates(host: Host, look: Look) -> list[str]:
@@ -17,39 +16,20 @@ def candidates(host: Host, look: Look) -> list[str]:
     history = look.history
     return decisions.prunable(
         there=set(host.releases.versions()),
-        installed=[version for version in history.installed if is_as_built(host, look, version)],
+        installed=[version for version in history.installed if host.is_as_built(look, version)],
         promoted=history.promoted,
-        in_use=known_to_be_in_use(look),
+        in_use=in_use(look),
         keep=host.config.keep_releases,
     )
 
 
-def is_as_built(host: Host, look: Look, version: str) -> bool:
-    """Whether the release is what this tool copied in, and nothing put in its place by hand."""
-    installed = look.history.installed.get(version)
-    return installed is not None and installed.bytes == host.releases.size(version)
-
-
-def in_use(look: Look) -> frozenset[str] | None:
-    """What must never be removed, or None if what an instance runs is not known."""
-    if _runs_something_unknown(look):
-        return None
-    named = (look.current.version, look.approved, look.history.previous)
-    running = look.primary.open_releases | look.backup.open_releases
-    return running.union(filter(None, named))
-
-
-def known_to_be_in_use(look: Look) -> frozenset[str]:
-    """As `in_use`. Raises NotReady (4) with the instances of which it is not known."""
-    used = in_use(look)
-    if used is None:
-        jobs = " and ".join(f"{each.job} ({each.said})" for each in _runs_something_unknown(look))
+def in_use(look: Look) -> frozenset[str]:
+    """What must never be removed. Raises NotReady (4) if what an instance runs is not known."""
+    if look.in_use is None:
+        unknown = [each for each in (look.primary, look.backup) if not each.running_is_known]
+        jobs = " and ".join(f"{each.job} ({each.said})" for each in unknown)
         raise NotReady(f"nothing is pruned: it is not known what is run by {jobs}")
-    return used
-
-
-def _runs_something_unknown(look: Look) -> list[Observation]:
-    return [each for each in (look.primary, look.backup) if not each.running_is_known]
+    return look.in_use
 
 
 def remove(run: Run, versions: list[str]) -> None:
@@ -59,7 +39,7 @@ def remove(run: Run, versions: list[str]) -> None:
     """
     releases = run.host.releases
     for version in versions:
-        if version in known_to_be_in_use(run.host.look()):
+        if version in in_use(run.host.look()):
             run.console.warn(f"{version} is in use meanwhile, and stays")
             continue
         size = releases.size(version) or 0
