@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GAP = 2  # blanks between two columns
 LEAST_FOLDED = 24  # characters; a text that is folded into less is hard to read
+LEAST_STACKED = 48  # characters; with fewer there is one column
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,15 @@ def _for_a_terminal(table: Table) -> str:
     console = rich.console.Console(
         file=io.StringIO(), force_terminal=True, highlight=False, markup=False, emoji=False
     )
-    fits = _least_width(table) <= console.width
-    console.print(_side_by_side(table) if fits else _stacked(table))
+    if _least_width(table) <= console.width:
+        console.print(_side_by_side(table))
+    elif console.width >= LEAST_STACKED:
+        console.print(_stacked(table, table.stacked))
+    else:
+        console.print(_stacked(table, [tuple(range(len(table.columns)))]))
     assert isinstance(console.file, io.StringIO)
     # Blanks up to the terminal's edge would be broken into lines when it is made smaller.
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip()
 
 
 def _least_width(table: Table) -> int:
@@ -90,27 +95,25 @@ def _side_by_side(table: Table) -> rich.table.Table:
     return shown
 
 
-def _stacked(table: Table) -> rich.table.Table:
+def _stacked(table: Table, groups: Sequence[tuple[int, ...]]) -> rich.table.Table:
     """Columns that belong together as one, their cells below one another."""
-    shown = _empty_table(leading=1)
-    height = max(map(len, table.stacked))
-    for group in table.stacked:
+    shown = _empty_table(below=1)
+    height = max(map(len, groups))
+    for group in groups:
         names = [table.columns[place].name for place in group]
         # rich stands headers on the ground, and what they are of begins at the top.
         shown.add_column("\n".join([*names, *[""] * (height - len(names))]), overflow="fold")
     for row in table.rows:
-        cells = (
-            "\n".join(filter(None, (row[place] for place in group))) for group in table.stacked
-        )
+        cells = ("\n".join(filter(None, (row[place] for place in group))) for group in groups)
         shown.add_row(*map(_cell, cells))
     return shown
 
 
-def _empty_table(leading: int = 0) -> rich.table.Table:
+def _empty_table(below: int = 0) -> rich.table.Table:
     import rich.table
 
     return rich.table.Table(
-        box=None, pad_edge=False, padding=(0, GAP, 0, 0), leading=leading, header_style="bold"
+        box=None, pad_edge=False, padding=(0, GAP, below, 0), header_style="bold"
     )
 
 
