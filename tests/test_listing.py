@@ -10,17 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from built_releases import keeping, written_down
 from clojure_repository import ClojureRepository as Tags
 from little_host import LittleHost
-from test_prune import keeping, three, written_down
 
 from deploy_clojars import config, listing
 from deploy_clojars.host import Host
 from deploy_clojars.instances import Observation
 from deploy_clojars.journal import Event, now
 from deploy_clojars.listing import newest_first
-
-__all__ = ["three"]  # the fixture
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 
@@ -47,14 +45,14 @@ def test_the_newest_come_first(there: list[str], installed: list[str], order: li
     assert newest_first(there, installed) == order
 
 
-def test_a_release_is_told_with_all_that_is_known_of_it(three: LittleHost) -> None:
-    written_down(three, Event(event="installed", at="2015-03-01T10:00:00Z", version=SECOND,
-                              commit="c" * 40, bytes=three.jar(SECOND).stat().st_size))  # fmt: skip
-    keeping(three, 1)
-    releases = listed(three)
+def test_a_release_is_told_with_all_that_is_known_of_it(three_built: LittleHost) -> None:
+    written_down(three_built, Event(event="installed", at="2015-03-01T10:00:00Z", version=SECOND,
+                              commit="c" * 40, bytes=three_built.jar(SECOND).stat().st_size))  # fmt: skip
+    keeping(three_built, 1)
+    releases = listed(three_built)
     assert list(releases) == [SECOND, THIRD, FIRST]
     assert releases[SECOND] == {
-        "version": SECOND, "bytes": three.jar(SECOND).stat().st_size, "commit": "c" * 40,
+        "version": SECOND, "bytes": three_built.jar(SECOND).stat().st_size, "commit": "c" * 40,
         "built": "2015-03-01T10:00:00Z", "promoted": None, "current": False, "approved": False,
         "previous": False, "running": [], "prunable": True,
     }  # fmt: skip
@@ -65,14 +63,14 @@ def test_a_release_is_told_with_all_that_is_known_of_it(three: LittleHost) -> No
     assert (releases[FIRST]["previous"], releases[FIRST]["prunable"]) == (True, False)
 
 
-def test_what_is_prunable_is_what_prune_removes(three: LittleHost) -> None:
-    three.have("0.0.9", three.jar(FIRST))
+def test_what_is_prunable_is_what_prune_removes(three_built: LittleHost) -> None:
+    three_built.have("0.0.9", three_built.jar(FIRST))
     for count in (0, 1):
-        keeping(three, count)
-        before = listed(three)
-        three.done("prune")
+        keeping(three_built, count)
+        before = listed(three_built)
+        three_built.done("prune")
         removed = [version for version, each in before.items() if each["prunable"]]
-        assert set(before) - set(listed(three)) == set(removed)
+        assert set(before) - set(listed(three_built)) == set(removed)
     assert removed == [SECOND]
 
 
@@ -84,22 +82,22 @@ def test_it_takes_no_lock_and_changes_nothing(light_host: LittleHost) -> None:
     assert not light_host.deploy.exists()
 
 
-def test_the_newest_are_listed_and_always_those_in_use(three: LittleHost) -> None:
+def test_the_newest_are_listed_and_always_those_in_use(three_built: LittleHost) -> None:
     for number in range(30):
-        three.have(f"9.{number}", three.jar(FIRST))
-        written_down(three, Event(event="installed", at=now(), version=f"9.{number}"))
-    lines = three.done("releases", "-n", "2").stdout.splitlines()
+        three_built.have(f"9.{number}", three_built.jar(FIRST))
+        written_down(three_built, Event(event="installed", at=now(), version=f"9.{number}"))
+    lines = three_built.done("releases", "-n", "2").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["release", "9.29", "9.28", THIRD, FIRST, "and"]
     assert lines[-1] == "and 29 more: -n NUMBER or --all"
-    document = json.loads(three.done("releases", "--json", "--all").stdout)
+    document = json.loads(three_built.done("releases", "--json", "--all").stdout)
     assert (len(document["releases"]), document["more"]) == (33, False)
 
 
 def test_what_this_user_cannot_see_is_null(
-    three: LittleHost, monkeypatch: pytest.MonkeyPatch
+    three_built: LittleHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeping(three, 1)
-    host = Host(config.load(three.config))
+    keeping(three_built, 1)
+    host = Host(config.load(three_built.config))
     hidden = Observation("primary", "clojars", "running", "start/running", pid=1, visible=False)
     look = replace(host.look(), primary=hidden)
     monkeypatch.setattr(host, "look", lambda: look)
@@ -122,9 +120,11 @@ def test_a_journal_that_cannot_be_read_leaves_what_it_says_out(light_host: Littl
     ("columns", "header"),
     [("60", "release  built (UTC)"), ("200", "release  size  commit  built (UTC)")],
 )
-def test_on_a_terminal_it_fits_the_width(three: LittleHost, columns: str, header: str) -> None:
-    three.environment.update(COLUMNS=columns, TERM="xterm", NO_COLOR="1")
-    with three.typing("releases") as terminal:
+def test_on_a_terminal_it_fits_the_width(
+    three_built: LittleHost, columns: str, header: str
+) -> None:
+    three_built.environment.update(COLUMNS=columns, TERM="xterm", NO_COLOR="1")
+    with three_built.typing("releases") as terminal:
         text = terminal.ends(0)
     assert header in text
     assert max(map(len, text.splitlines())) <= int(columns)

@@ -6,24 +6,19 @@ import os
 import signal
 
 import pytest
+from built_releases import keeping, promoted, written_down
 from clojure_repository import ClojureRepository as Tags
-from conftest import NewHost
 from little_host import LittleHost, wait_for
 
 from deploy_clojars import config, prune
 from deploy_clojars.console import Console
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host import Host
-from deploy_clojars.journal import Event, Journal, now
+from deploy_clojars.journal import Event, now
 from deploy_clojars.releases import Releases
 from deploy_clojars.run import started
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
-
-
-def keeping(host: LittleHost, count: int) -> None:
-    """Sets `keep_releases`."""
-    host.write_config(top=f'repository = "{host.repository_url}"\nkeep_releases = {count}')
 
 
 def there(host: LittleHost) -> set[str]:
@@ -34,148 +29,121 @@ def there(host: LittleHost) -> set[str]:
     }
 
 
-def built(host: LittleHost, *versions: str) -> list[Event]:
-    """What the journal says of releases that this tool has built."""
-    sizes = {version: host.jar(version).stat().st_size for version in versions}
-    return [
-        Event(event="installed", at=now(), version=version, bytes=sizes[version])
-        for version in versions
-    ]
-
-
-def promoted(*versions: str) -> list[Event]:
-    """What the journal says of promotions."""
-    return [Event(event="promoted", at=now(), version=version) for version in versions]
-
-
-def written_down(host: LittleHost, *events: Event) -> None:
-    """Puts lines into the journal."""
-    host.deploy.mkdir(exist_ok=True)
-    for event in events:
-        Journal(host.deploy / "journal.jsonl").append(event)
-
-
-@pytest.fixture
-def three(new_light_host: NewHost) -> LittleHost:
-    """Three releases that this tool has built; the third is in production, the second was declined."""
-    host = new_light_host()
-    host.serving(THIRD)
-    host.have(FIRST)
-    host.have(SECOND)
-    adopted = Event(event="adopted", at=now())
-    written_down(host, adopted, *built(host, FIRST, SECOND, THIRD), *promoted(FIRST, THIRD))
-    return host
-
-
 def test_nothing_is_pruned_by_default_and_prune_says_so(light_host: LittleHost) -> None:
     result = light_host.done("prune")
     assert result.stderr == "keep_releases is 0: nothing is pruned\n"
     assert not light_host.deploy.exists()
 
 
-def test_one_that_was_never_promoted_goes_and_is_named(three: LittleHost) -> None:
-    keeping(three, 2)
-    result = three.done("prune")
+def test_one_that_was_never_promoted_goes_and_is_named(three_built: LittleHost) -> None:
+    keeping(three_built, 2)
+    result = three_built.done("prune")
     assert f"  prune      {SECOND}, " in result.stderr
-    assert there(three) == {FIRST, THIRD}
-    kinds = [each["event"] for each in three.events if each.get("version") == SECOND]
+    assert there(three_built) == {FIRST, THIRD}
+    kinds = [each["event"] for each in three_built.events if each.get("version") == SECOND]
     assert kinds == ["installed", "prune", "pruned"]
-    assert three.events[-1]["outcome"] == "pruned"
-    status = three.status
+    assert three_built.events[-1]["outcome"] == "pruned"
+    status = three_built.status
     assert status["ok"]
     assert (status["approved"], status["previous"]) == (THIRD, FIRST)
 
-    events = three.events
-    result = three.done("prune")
+    events = three_built.events
+    result = three_built.done("prune")
     assert result.stderr == "nothing to prune\n"
-    assert three.events == events
+    assert three_built.events == events
 
 
 def test_what_a_promotion_has_made_too_old_goes_last_and_is_never_previous_again(
-    three: LittleHost,
+    three_built: LittleHost,
 ) -> None:
-    keeping(three, 1)
-    result = three.done(SECOND, "--yes")
+    keeping(three_built, 1)
+    result = three_built.done(SECOND, "--yes")
     in_production = result.stderr.index(f"{SECOND} is in production")
     assert in_production < result.stderr.index(f"  prune      {FIRST}, ")
-    assert there(three) == {SECOND, THIRD}
-    assert three.status["previous"] == THIRD
+    assert there(three_built) == {SECOND, THIRD}
+    assert three_built.status["previous"] == THIRD
 
-    three.done("rollback", "--yes")
-    status = three.status
+    three_built.done("rollback", "--yes")
+    status = three_built.status
     assert (status["ok"], status["approved"], status["previous"]) == (True, THIRD, None)
-    refused = three.run("rollback", "--yes")
+    refused = three_built.run("rollback", "--yes")
     assert refused.returncode == 1
     assert "there is no previous release to roll back to" in refused.stderr
 
 
-def test_one_that_was_not_made_by_this_tool_stays(three: LittleHost) -> None:
-    three.have("0.0.9", three.jar(FIRST))
-    by_hand = three.releases / f"clojars-web-{SECOND}-standalone.jar"
+def test_one_that_was_not_made_by_this_tool_stays(three_built: LittleHost) -> None:
+    three_built.have("0.0.9", three_built.jar(FIRST))
+    by_hand = three_built.releases / f"clojars-web-{SECOND}-standalone.jar"
     with by_hand.open("ab") as jar:
         jar.write(b"another build, put in its place")
-    keeping(three, 1)
-    assert three.done("prune").stderr == "nothing to prune\n"
-    assert there(three) == {"0.0.9", FIRST, SECOND, THIRD}
+    keeping(three_built, 1)
+    assert three_built.done("prune").stderr == "nothing to prune\n"
+    assert there(three_built) == {"0.0.9", FIRST, SECOND, THIRD}
 
 
-def test_nothing_is_pruned_on_a_host_that_needs_a_person(three: LittleHost) -> None:
-    keeping(three, 1)
-    three.control("stop", three.backup)
-    result = three.run("prune")
+def test_nothing_is_pruned_on_a_host_that_needs_a_person(three_built: LittleHost) -> None:
+    keeping(three_built, 1)
+    three_built.control("stop", three_built.backup)
+    result = three_built.run("prune")
     assert result.returncode == 4
     assert f"  first: deploy-clojars rollback {THIRD}\n" in result.stderr
-    assert SECOND in there(three)
+    assert SECOND in there(three_built)
 
 
-def test_nothing_is_pruned_while_what_an_instance_runs_is_not_known(three: LittleHost) -> None:
-    keeping(three, 1)
-    three.control("stop", three.backup)
-    web, nailgun = three.ports[1::2]
-    asleep = three.job_file(three.backup, web, nailgun, **{r"exec .*": "exec sleep 600"})
-    three.upstart.install(three.backup, asleep)
-    three.control("start", three.backup)
-    result = three.run("prune")
+def test_nothing_is_pruned_while_what_an_instance_runs_is_not_known(
+    three_built: LittleHost,
+) -> None:
+    keeping(three_built, 1)
+    three_built.control("stop", three_built.backup)
+    web, nailgun = three_built.ports[1::2]
+    asleep = three_built.job_file(
+        three_built.backup, web, nailgun, **{r"exec .*": "exec sleep 600"}
+    )
+    three_built.upstart.install(three_built.backup, asleep)
+    three_built.control("start", three_built.backup)
+    result = three_built.run("prune")
     assert result.returncode == 4
     assert "it is not known what is run by clojars-backup (" in result.stderr
-    assert SECOND in there(three)
+    assert SECOND in there(three_built)
 
 
-def test_one_that_an_instance_runs_stays(three: LittleHost) -> None:
+def test_one_that_an_instance_runs_stays(three_built: LittleHost) -> None:
     """Whatever the link and the journal say: somebody has flipped and restarted by hand."""
-    written_down(three, *promoted(THIRD, FIRST, THIRD))
-    three.link.unlink()
-    three.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
-    three.control("restart", three.backup)
-    wait_for(lambda: three.version("backup") == SECOND, "the backup runs it")
-    keeping(three, 1)
-    three.run("prune")
-    assert there(three) == {FIRST, SECOND, THIRD}
+    written_down(three_built, *promoted(THIRD, FIRST, THIRD))
+    three_built.link.unlink()
+    three_built.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
+    three_built.control("restart", three_built.backup)
+    wait_for(lambda: three_built.version("backup") == SECOND, "the backup runs it")
+    keeping(three_built, 1)
+    three_built.run("prune")
+    assert there(three_built) == {FIRST, SECOND, THIRD}
 
 
-def test_a_lock_that_is_held_is_respected(three: LittleHost) -> None:
-    keeping(three, 1)
-    with three.typing("rollback") as terminal:
+def test_a_lock_that_is_held_is_respected(three_built: LittleHost) -> None:
+    keeping(three_built, 1)
+    with three_built.typing("rollback") as terminal:
         terminal.asked()
-        assert three.run("prune").returncode == 3
-        assert SECOND in there(three)
+        assert three_built.run("prune").returncode == 3
+        assert SECOND in there(three_built)
         terminal.types("no")
         terminal.ends(7)
 
 
-def test_a_pruning_that_was_killed_is_taken_up_by_the_next_one(three: LittleHost) -> None:
-    keeping(three, 1)
+def test_a_pruning_that_was_killed_is_taken_up_by_the_next_one(
+    three_built: LittleHost,
+) -> None:
+    keeping(three_built, 1)
     written_down(
-        three,
+        three_built,
         Event(event="begin", at=now(), run="1", command="prune", by="ann"),
         Event(event="prune", at=now(), run="1", version=SECOND),
     )
-    assert three.status["interrupted"]
-    assert "the prune by ann" in three.run("status").stdout
-    result = three.done("prune")
+    assert three_built.status["interrupted"]
+    assert "the prune by ann" in three_built.run("status").stdout
+    result = three_built.done("prune")
     assert "the prune by ann" in result.stderr
-    assert there(three) == {FIRST, THIRD}
-    assert three.status["ok"]
+    assert there(three_built) == {FIRST, THIRD}
+    assert three_built.status["ok"]
 
 
 def cannot_be_removed(_: Releases, version: str) -> None:
@@ -200,19 +168,19 @@ def is_a_defect(_: Releases, version: str) -> None:
     ],
 )
 def test_after_a_promotion_nothing_can_make_a_failure_of_it(
-    three: LittleHost,
+    three_built: LittleHost,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     removal: object,
     said: str,
     stays: bool,
 ) -> None:
-    keeping(three, 1)
-    host = Host(config.load(three.config))
+    keeping(three_built, 1)
+    host = Host(config.load(three_built.config))
     monkeypatch.setattr(Releases, "remove", removal)
     with started(host, Console(), "deploy", THIRD) as run:
         run.begin(host.look())
         prune.after_promotion(run)
     assert said in capfd.readouterr().err
-    assert (SECOND in there(three)) is stays
-    assert three.events[-1]["status"] == 0
+    assert (SECOND in there(three_built)) is stays
+    assert three_built.events[-1]["status"] == 0
