@@ -176,7 +176,7 @@ class Host:
             way_back = self.way_back(look)
             remedy = self.releases.mended_by(look.current, way_back)
             if way_back is None and remedy:
-                remedy += f"\nRELEASE is one of: {', '.join(self.releases.versions()) or 'none'}"
+                remedy += f"\nRELEASE is one of: {self.releases.some() or 'none'}"
             raise NotReady(look.current.broken, remedy=remedy)
 
     @property

@@ -674,23 +674,21 @@ def refuse_an_unreadable_journal(console: Console, look: Look, version: str | No
 def target_of_rollback(run: Run, look: Look, version: str | None) -> str:
     """The release to go back to, known to be there and sound. Raises DeployError (1)."""
     host = run.host
-    there = host.releases.versions()
     target = version or decisions.bare_rollback_target(
         look.history, look.approved, look.current.version,
         (look.primary.running, look.backup.running),
     )  # fmt: skip
     if target is None:
-        raise DeployError("there is no previous release to roll back to", remedy=_listed(there))
+        raise DeployError("there is no previous release to roll back to", remedy=_listed(host))
     if not host.releases.has(target):
-        raise DeployError(
-            f"no release {target} in {host.releases.directory}", remedy=_listed(there)
-        )
+        raise DeployError(f"no release {target} in {host.releases.directory}", remedy=_listed(host))
     releases.facts_of(host.releases.path(target), host.config.name)
     return target
 
 
-def _listed(versions: list[str]) -> str:
-    return f"there are: {', '.join(versions)}" if versions else "there is no release at all"
+def _listed(host: Host) -> str:
+    some = host.releases.some()
+    return f"there are: {some}" if some else "there is no release at all"
 
 
 def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
