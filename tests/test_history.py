@@ -9,6 +9,8 @@ import msgspec
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from little_host import LittleHost
 
 from deploy_clojars import history
@@ -127,6 +129,29 @@ def test_times_that_are_none_are_no_defect() -> None:
     runs = runs_of([Event(event="begin", run="1"), line("step", 1, step="x"), end(2, "failed", 1)])
 
     assert history.as_text(history.Told(runs, more=False))
+
+
+ANYTHING = st.none() | st.text(max_size=8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            Event,
+            event=st.sampled_from(["begin", "step", "done", "approved", "pruned", "end", "?"]),
+            at=st.sampled_from(["", at(1), "2015-03-01T10:00:00", "9999-12-31"]) | st.text(),
+            run=st.sampled_from(["1", "2"]),
+            by=ANYTHING, command=ANYTHING, version=ANYTHING, step=ANYTHING, outcome=ANYTHING,
+            why=ANYTHING, status=st.none() | st.integers(), seconds=st.none() | st.floats(),
+        )
+    )
+)  # fmt: skip
+def test_whatever_is_in_the_journal_it_can_be_shown(events: list[Event]) -> None:
+    told = history.Told(runs_of(events), more=True)
+
+    assert history.as_text(told)
+    assert json.loads(history.as_json(told))["more"] is True
 
 
 @pytest.mark.parametrize(
