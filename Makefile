@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: demo test torture load tools clean
+.PHONY: demo test torture load bench-growth tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -24,6 +24,9 @@ torture: $(VENV)/test tools
 ROUNDS := 10
 load: $(VENV)/test tools
 	PYTHONPATH=tests $(PYTHON) -m load --rounds $(ROUNDS)
+
+bench-growth: $(VENV)/test  ## what 10,000 releases and 100,000 journal lines cost, as ratios
+	$(PYTHON) bench/growth.py
 
 # What the tests run and a bare machine lacks. Without root it says what is missing; the tests that
 # need it are then skipped with the reason.

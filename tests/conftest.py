@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from built_releases import built, promoted, written_down
 from clojure_jars import (
     build_jar,
     lein_environment,
@@ -19,6 +20,8 @@ from little_host import LittleHost
 from programs import require_program
 from sandbox_host import serving_sandbox
 from standin.upstart import RealUpstart, Upstart
+
+from deploy_clojars.journal import Event, now
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -120,6 +123,21 @@ def light_host(new_light_host: NewHost) -> LittleHost:
     """A host without a JVM that serves 0.1.0 on both instances."""
     host = new_light_host()
     host.serving(ClojureRepository.FIRST)
+    return host
+
+
+@pytest.fixture
+def three_built(new_light_host: NewHost) -> LittleHost:
+    """Three releases that this tool has built: the third is in production, after the first."""
+    first, second, third = (
+        ClojureRepository.FIRST, ClojureRepository.SECOND, ClojureRepository.THIRD,
+    )  # fmt: skip
+    host = new_light_host()
+    host.serving(third)
+    host.have(first)
+    host.have(second)
+    adopted = Event(event="adopted", at=now())
+    written_down(host, adopted, *built(host, first, second, third), *promoted(first, third))
     return host
 
 

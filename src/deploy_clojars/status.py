@@ -138,7 +138,7 @@ def _remarks(report: Report) -> list[str]:
         last = look.history.last
         where = "after" if last.past_return else "before"
         remarks.append(
-            f"interrupted: the {last.command} of {last.version} by {last.by}, {last.at}, was cut "
+            f"interrupted: the {last.what} by {last.by}, {last.at}, was cut "
             f"off {where} its point of no return"
         )
     if situation.drifted:
