@@ -152,8 +152,8 @@ def test_a_primary_that_does_not_come_up_leaves_the_backup_serving(light_host: L
     assert result.returncode == 8, result.stderr
     assert f"deploy-clojars rollback {FIRST}" in result.stderr
     assert host.versions == (None, FIRST)
-    Path(f"{host.releases}/clojars-web-{FIRST}-standalone.jar.refused").unlink()
     assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
+    Path(f"{host.releases}/clojars-web-{FIRST}-standalone.jar.refused").unlink()
     host.done("rollback", FIRST, "--yes")
     assert host.status["ok"]
 

@@ -7,22 +7,23 @@ import os
 import re
 import sys
 import termios
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TextIO, cast
 
-import rich.console
 from rich.text import Text
 
 from deploy_clojars import signals
 from deploy_clojars.errors import Declined, DeployError
+from deploy_clojars.screen import Line, LiveLine, PlainLine, Terminal
 from deploy_clojars.shell import printable
 
 ANSWERS = {b"yes": True, b"y": True, b"no": False, b"n": False}
-NAME_WIDTH = 10  # of a step
+NARROWEST, WIDEST = 40, 100  # characters of a line of prose
 
 
 class Forgiving(io.TextIOBase):
@@ -60,7 +61,7 @@ class Console:
         # An ASCII locale must not turn a tag's name into a crash.
         with suppress(AttributeError, ValueError, OSError):
             sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        self._terminal = rich.console.Console(
+        self._terminal = Terminal(
             file=cast(IO[str], Forgiving(sys.stderr)),
             highlight=False,
             markup=False,
@@ -71,7 +72,12 @@ class Console:
         self.quiet = quiet
         self._log: IO[bytes] | None = None
         self.log_file: Path | None = None
-        self._line_is_open = False
+        self._line: Line | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether steps are shown on a line that changes."""
+        return self._terminal.is_alive and not self.quiet
 
     @property
     def log(self) -> IO[bytes]:
@@ -107,6 +113,13 @@ class Console:
         self._into_log(text)
         self._show(text, style)
 
+    def page(self, lines: Iterable[str], *, always: bool) -> None:
+        """Shows what a person should read before a question; `always`: also if the run is quiet."""
+        for line in lines:
+            self._into_log(line)
+            if always or not self.quiet:
+                self._show(self._folded(line))
+
     def warn(self, text: str) -> None:
         """Shows what the operator should know although the run goes on."""
         self._into_log(f"warning: {text}")
@@ -131,10 +144,13 @@ class Console:
         self._into_log(traceback)
 
     @contextmanager
-    def step(self, name: str, what: str) -> Iterator[Callable[[str], None]]:
+    def step(
+        self, name: str, what: str, usual_seconds: float | None = None
+    ) -> Iterator[Callable[[str], None]]:
         """Shows a step: its line when it starts, its time when it is done.
 
-        The block gets a function that replaces `what` with the result, shown with the time.
+        `usual_seconds` is how long it took last time. The block gets a function that notes the
+        result, which is shown with the time.
         """
         started = time.monotonic()
         result = ""
@@ -143,19 +159,20 @@ class Console:
             nonlocal result
             result = text
 
+        def ended(how: str) -> str:
+            seconds = f"{time.monotonic() - started:.1f} s"
+            return ", ".join(part for part in (how, seconds) if part)
+
         self._into_log(f"{name}: {what}")
-        self._open_line(name, what)
+        self._open_line(name, what, usual_seconds)
         try:
             yield becomes
         except BaseException:
-            seconds = time.monotonic() - started
-            self._into_log(f"{name}: failed after {seconds:.1f} s")
-            self._close_line(name, f"failed, {seconds:.1f} s", "red")
+            self._into_log(f"{name}: {ended('failed')}")
+            self._close_line(ended("failed"), failed=True)
             raise
-        seconds = time.monotonic() - started
-        ending = ", ".join(part for part in (result, f"{seconds:.1f} s") if part)
-        self._into_log(f"{name}: {ending}")
-        self._close_line(name, ending, "dim")
+        self._into_log(f"{name}: {ended(result)}")
+        self._close_line(ended(result), failed=False)
 
     def ask(self, question: str, watch: Callable[[], str | None]) -> bool:
         """Asks until the answer is yes or no. `watch` is called every second; what it returns
@@ -209,36 +226,40 @@ class Console:
         with suppress(termios.error, OSError, ValueError):
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
-    def _open_line(self, name: str, what: str) -> None:
-        if self.quiet:
-            return
-        self._end_line()
-        self._terminal.print(_step_line(name, what), end="")
-        self._terminal.file.flush()
-        self._line_is_open = True
+    def _open_line(self, name: str, what: str, usual_seconds: float | None) -> None:
+        if self.is_alive:
+            self._line = LiveLine(self._terminal, name, what, usual_seconds)
+        elif not self.quiet:
+            self._line = PlainLine(self._terminal, name, what)
 
-    def _close_line(self, name: str, ending: str, style: str) -> None:
-        if self.quiet:
-            return
-        if self._line_is_open:
-            self._terminal.print(Text(f"  {ending}", style))
-        else:
-            self._terminal.print(_step_line(name, "").append(ending, style))
-        self._line_is_open = False
-
-    def _end_line(self) -> None:
-        if self._line_is_open:
-            self._terminal.print()
-            self._line_is_open = False
+    def _close_line(self, ending: str, *, failed: bool) -> None:
+        if self._line is not None:
+            self._line.end(ending, failed=failed)
+        self._line = None
 
     def _show(self, text: str, style: str = "", end: str = "\n") -> None:
-        self._end_line()
+        if self._line is not None:
+            self._line.pause()
         self._terminal.print(Text(text, style), end=end)
         self._terminal.file.flush()
 
+    def _folded(self, text: str) -> str:
+        """Prose in lines that end between words, on a terminal; a pipe gets it as it is."""
+        if not self._terminal.is_terminal:
+            return text
+        width = min(max(self._terminal.width, NARROWEST), WIDEST)
+        # Behind a word that stands alone at the beginning, as in `  yes  restarts clojars`.
+        begins = re.match(r" *(\S+ {2,})?", text)
+        indent = " " * (begins.end() if begins and begins[1] else 2)
+        lines = textwrap.wrap(
+            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        return "\n".join(lines)
+
     def raw(self, text: str) -> None:
         """Shows a build's own output (`-v`); it is in the log already."""
-        self._end_line()
+        if self._line is not None:
+            self._line.pause()
         for line in text.splitlines():
             self._terminal.print(Text(f"  | {printable(line)}", "dim"))
 
@@ -256,10 +277,6 @@ def _private(file: str, flags: int) -> int:
     descriptor = os.open(file, flags | os.O_NOFOLLOW, 0o640)
     os.fchmod(descriptor, 0o640)  # whatever the umask
     return descriptor
-
-
-def _step_line(name: str, what: str) -> Text:
-    return Text.assemble("  ", (name.ljust(NAME_WIDTH), "bold"), " ", what)
 
 
 def log_name(command: str, version: str | None, moment: datetime) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -146,7 +147,11 @@ def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
         remind()
         return watch()
 
-    return run.console.ask(question, watch_and_remind)
+    started = time.monotonic()
+    try:
+        return run.console.ask(question, watch_and_remind)
+    finally:
+        run.took["answer"] = time.monotonic() - started
 
 
 def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
@@ -395,9 +400,7 @@ def ask_to_promote(run: Run, version: str, *, yes: bool) -> None:
     look = run.host.look()
     if look.approved == version and look.primary.is_healthy_on(version):
         return  # nothing is left to be decided: the primary keeps running what it runs
-    show = run.console.say if yes else run.console.tell
-    for line in question_page(run, look, version):
-        show(line)
+    run.console.page(question_page(run, look, version), always=not yes)
     if yes:
         with run.step("ask", "yes, by --yes"):
             pass
@@ -552,6 +555,7 @@ def promote(run: Run, version: str, backup: Observation, *, force: bool) -> None
             ) from None
         run.outcome = "promoted"
         run.console.say(f"{version} is in production", "bold green")
+        run.console.say(f"  {run.summary()}", "dim")
 
 
 def start_primary_on(run: Run, version: str) -> None:
@@ -783,6 +787,7 @@ def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:
     run.now_left_with(current=target, primary=target, backup=target)
     run.outcome = "rolled back"
     run.console.say(f"{target} is in production; {DATA_STAYS}", "bold green")
+    run.console.say(f"  {run.summary()}", "dim")
     if run.journal_failed:
         again = host.command("rollback", target)
         run.console.warn(f"this is not written down; when the journal can be written: {again}")
@@ -884,6 +889,7 @@ def start_each_anew(run: Run, version: str, *, force: bool) -> None:
     if after.both_healthy_on(version) and not left and not failed:
         run.outcome = "restarted"
         run.console.say(f"both instances were restarted on {version}", "bold green")
+        run.console.say(f"  {run.summary()}", "dim")
         return
     raise half_restarted(run, after, version, failed, spared=bool(left))
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from deploy_clojars.errors import (
 )
 from deploy_clojars.host import Host, Look, operator, user_name
 from deploy_clojars.journal import Event, LastRun, Left, now
+
+# A step that took less is not told of in the summary; in seconds.
+WAITED_FOR = 0.5
+LOOKED_BACK = 500  # lines of the journal: some ten runs
 
 
 class Run:
@@ -54,6 +59,9 @@ class Run:
         self.said_no_drain = False
         # From the first request to restart the primary on nothing is reverted.
         self.past_return = False
+        self.took: dict[str, float] = {}  # seconds, by step
+        self._started = time.monotonic()
+        self._usual_seconds = _usual_seconds(host) if console.is_alive else {}
         self._begun = False
         self._lock = held
 
@@ -66,10 +74,18 @@ class Run:
         signals.check()
         self.at(name)
         started = time.monotonic()
-        with self.console.step(name, what) as becomes:
+        with self.console.step(name, what, self._usual_seconds.get(name)) as becomes:
             yield becomes
+        seconds = time.monotonic() - started
+        self.took[name] = self.took.get(name, 0.0) + seconds
         if self._begun:
-            self.record("done", step=name, seconds=round(time.monotonic() - started, 3))
+            self.record("done", step=name, seconds=round(seconds, 3))
+
+    def summary(self) -> str:
+        """How long all took, and the steps that somebody waited for."""
+        slow = [f"{name} {took:.1f}" for name, took in self.took.items() if took >= WAITED_FOR]
+        of_which = f" ({', '.join(slow)})" if slow else ""
+        return f"in {time.monotonic() - self._started:.1f} s{of_which}"
 
     def at(self, step: str) -> None:
         """Tells the lock's readers and the journal which step the run is at."""
@@ -137,6 +153,16 @@ class Run:
     def now_left_with(self, **changes: str | None) -> None:
         """Notes what current or an instance is from now on."""
         self.left = msgspec.structs.replace(self.left, **changes)
+
+
+def _usual_seconds(host: Host) -> dict[str, float]:
+    """How long each step took the last time, as far as the end of the journal tells."""
+    usual: dict[str, float] = {}
+    with suppress(OSError):
+        for event in islice(host.journal.backwards(), LOOKED_BACK):
+            if event.event == "done" and event.step and event.seconds is not None:
+                usual.setdefault(event.step, event.seconds)
+    return usual
 
 
 @contextmanager
