@@ -77,10 +77,17 @@ def whole(directory: Path) -> dict[str, bytes | int]:
     return found
 
 
+DEPLOY, ROLLBACK = (SECOND, "--yes"), ("rollback", SECOND, "--yes")
+
+
 @pytest.mark.parametrize(
-    "planted", ["lock", "journal.jsonl", "logs", "checkouts", "mirror.git", "release", "unfinished"]
+    ("planted", "words"),
+    [
+        *((each, DEPLOY) for each in ("lock", "journal.jsonl", "logs", "release", "unfinished")),
+        *((each, DEPLOY) for each in ("checkouts", "mirror.git")),
+        *((each, ROLLBACK) for each in ("lock", "journal.jsonl", "logs", "release")),
+    ],
 )
-@pytest.mark.parametrize("words", [(SECOND, "--yes"), ("rollback", SECOND, "--yes")])
 def test_a_link_that_a_build_has_planted_is_not_followed(
     light_host: LittleHost, precious: Path, planted: str, words: tuple[str, ...]
 ) -> None:
