@@ -43,9 +43,23 @@ def in_private_machine(file: Path, scratch: Path) -> None:
     require_program(
         "unshare", "sudo", "nginx", "visudo", "lein", "java", "useradd", "runuser", "setpriv"
     )
+    namespaces = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+    run_tests(file, scratch, *namespaces)
+
+
+def with_private_mounts(file: Path, scratch: Path) -> None:
+    """Runs the tests in the file where what they mount is theirs alone."""
+    if os.geteuid() != 0:
+        skip_or_fail("needs root, to mount")
+    require_program("unshare", "mount", "git")
+    run_tests(file, scratch)
+
+
+def run_tests(file: Path, scratch: Path, *namespaces: str) -> None:
+    """Runs pytest in namespaces of its own, for mounts and for what else is named."""
     result = subprocess.run(
         [
-            *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *("unshare", "--mount", *namespaces),
             *("--propagation", "private", "--", sys.executable, "-m", "pytest", "-q", "-x"),
             *("-p", "no:xdist", "-p", "no:cacheprovider", "--basetemp", scratch / "tests"),
             *("-rs", file),

@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 from system import lives
 
-from deploy_clojars import build, processes, shell, signals
+from deploy_clojars import build, config, processes, shell, signals
 from deploy_clojars.errors import Interrupted
 from deploy_clojars.processes import RUN_VARIABLE
 from deploy_clojars.shell import Silent, TookTooLong, capture, last_lines, printable, stream
@@ -605,9 +605,19 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         ("'/opt/a=b/bin/python3' -m unittest", "/opt/a=b/bin/python3"),
         ("", None),
         ("'unfinished", None),
+        ("lein test; true", "lein"),
+        ("lein;true", "lein"),
+        ("(cd web && lein test)", None),
     ],
 )
 def test_the_program_of_a_command_line_is_its_first_word_behind_the_assignments(
     command: str, program: str | None
 ) -> None:
     assert build.program_of(command) == program
+
+
+def test_what_the_shell_itself_can_do_need_not_be_on_path() -> None:
+    there = config.Build(test="cd web && lein test", uberjar="if true; then true; fi")
+    assert build.missing_programs(there) == []
+    missing = config.Build(test="no-such-program; true", uberjar="true")
+    assert build.missing_programs(missing) == ["no-such-program"]

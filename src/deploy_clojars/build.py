@@ -50,11 +50,14 @@ def environment(
 def program_of(command: str) -> str | None:
     """The program that a command line runs first, or None where that can't be told."""
     try:
-        words = shlex.split(command)
+        lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+        lexer.whitespace_split, lexer.commenters = True, ""
+        words = list(lexer)
     except ValueError:
         return None
     named = (word for word in words if not re.match(r"[A-Za-z_]\w*=", word))
-    return next(named, None)
+    first = next(named, None)
+    return first if first is not None and re.search(r"\w", first) else None
 
 
 def missing_programs(settings: config.Build) -> list[str]:
@@ -64,7 +67,14 @@ def missing_programs(settings: config.Build) -> list[str]:
     wanted = sorted(str(program) for program in programs if "/" not in str(program))
     if "lein" in wanted:
         wanted.append("java")
-    return [program for program in wanted if shutil.which(program) is None]
+    return [program for program in wanted if not _is_there(program)]
+
+
+def _is_there(program: str) -> bool:
+    """Whether PATH has it, or the shell that runs the command line: `cd`, `if`."""
+    if shutil.which(program) is not None:
+        return True
+    return shell.capture(["/bin/sh", "-c", 'command -v "$0"', program], timeout=10).status == 0
 
 
 class Builder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 from contextlib import closing
@@ -98,11 +99,15 @@ class Mirror:
         self._fetch(log, timeout, silence)
 
     def _is_a_repository(self) -> bool:
+        if self.directory.is_symlink():
+            return False  # to whose tags `fetch` would do what it does to the mirror's
         try:
             with closing(git.Repo(self.directory, expand_vars=False)) as repository:
                 return bool(repository.bare)
         except (git.InvalidGitRepositoryError, git.NoSuchPathError, OSError, ValueError):
             return False
+        except configparser.Error:
+            return False  # of GitPython's own reader
 
     def _make(self) -> None:
         try:
@@ -183,7 +188,9 @@ class Mirror:
         try:
             # rev-parse alone would take `0.8.1~1`.
             command.show_ref("--verify", "--quiet", "--", reference)
-        except git.GitCommandError:
+        except git.GitCommandError as error:
+            if error.status != 1:
+                raise Broken(f"the tag {tag} cannot be looked up: {_words(error)}") from None
             near = get_close_matches(tag, self.tags(), n=3, cutoff=0.5)
             raise DeployError(
                 f"no tag {tag} in {self._url}",

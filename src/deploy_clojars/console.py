@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -90,6 +91,8 @@ class Console:
     def logging_to(self, file: Path) -> Iterator[None]:
         """Writes all that is said into `file`, too. A log that can't be written is a warning."""
         try:
+            if file.parent.is_symlink():
+                raise NotADirectoryError(errno.ENOTDIR, "is reached through a symbolic link")
             file.parent.mkdir(parents=True, exist_ok=True)
             self._log = open(file, "ab", buffering=0, opener=_private)  # noqa: SIM115
             self.log_file = file

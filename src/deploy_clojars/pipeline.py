@@ -296,6 +296,11 @@ def fetch(run: Run, version: str) -> tuple[Mirror, str]:
 def checked_out(run: Run, mirror: Mirror, version: str, commit: str) -> Iterator[Path]:
     """A fresh directory at the commit while the block runs; kept for a look if the block fails."""
     checkouts = run.host.deploy / "checkouts"
+    if checkouts.is_symlink():
+        # What is old in it gets removed, wherever a build has led it to.
+        raise NotReady(
+            f"{checkouts} is a symbolic link", remedy=f"rm {shlex.quote(str(checkouts))}"
+        )
     make_directory(checkouts)
     directory = checkout.new_directory(checkouts, version)
     try:

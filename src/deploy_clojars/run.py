@@ -173,6 +173,7 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
     Raises UsageError (2) for the wrong user, NotReady (4), Locked (3).
     """
     refuse_the_wrong_user(host, command, version)
+    os.umask(0o022)  # whatever the operator's: what is made is for all to read, and ours to write
     holder = lock.Holder(
         pid=os.getpid(), user=operator(), since=now(), step="start",
         version=version, command=command,
