@@ -14,7 +14,7 @@ from conftest import NewHost
 from little_host import LittleHost, free_ports
 from programs import require_program
 
-from deploy_clojars import checks
+from deploy_clojars.checks import programs
 
 FIRST = Tags.FIRST
 
@@ -103,7 +103,7 @@ def test_no_probe_no_directory_and_an_instance_down_are_found_at_once(
         f"{flag.parent}, of the drain flag, is not there",
         "which instance is first (",
         "clojars-backup is not running",
-        f"deploy-clojars rollback {FIRST}",
+        f"deploy-clojars -c {host.config} rollback {FIRST}",
         f"mv {host.home}/bin/deploy-clojars {host.home}/bin/deploy-clojars.old",
         f"chmod go-w {host.releases}",
         "/nowhere cannot be read",
@@ -116,7 +116,7 @@ def test_a_bare_host_is_told_to_set_up(new_light_host: NewHost) -> None:
     host.releases.rmdir()
     result = host.run("check")
     assert result.returncode == 11
-    assert "as root: deploy-clojars setup" in result.stdout
+    assert f"deploy-clojars -c {host.config} setup" in result.stdout
     assert "job clojars: /nowhere/status: No such file or directory" in result.stdout
     assert "Traceback" not in result.stderr
 
@@ -141,4 +141,4 @@ def test_a_rejected_configuration_is_the_usual_error(light_host: LittleHost) -> 
     ],
 )
 def test_versions_are_compared_as_numbers(said: str, since: tuple[int, ...], wrong: bool) -> None:
-    assert checks.judged("it", said, since).wrong is wrong
+    assert programs.judged("it", said, since).wrong is wrong

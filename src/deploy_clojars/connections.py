@@ -40,9 +40,12 @@ class Visitor:
 
 def listening_sockets(port: int) -> frozenset[int]:
     """The inodes of all TCP sockets that listen on `port`, on whatever address."""
-    return frozenset(
-        row.inode for row in _rows(port) if row.state == LISTEN and row.local[1] == port
-    )
+    return frozenset(row.inode for row in listeners(port))
+
+
+def listeners(port: int) -> list[Row]:
+    """The rows of all TCP sockets that listen on `port`, on whatever address."""
+    return [row for row in _rows(port) if row.state == LISTEN and row.local[1] == port]
 
 
 def visitors(port: int) -> list[Visitor]:
