@@ -116,7 +116,7 @@ def values_of(
                 f"{key}: {value!r} cannot stand in the host's files: letters, digits and ._/+- can"
             )
     directory = str(Path(config.drain.flag).parent)
-    if SHARED.fullmatch(os.path.normpath(directory)):
+    if SHARED.fullmatch("/" + os.path.normpath(directory).lstrip("/")):
         raise UsageError(
             f"drain.flag: {directory} is the system's, and the flag's is given to the production user",
             remedy=f'for example: flag = "/run/{user}/{Path(config.drain.flag).name}"',
