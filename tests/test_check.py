@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import http.server
+import os
+import pwd
+import socket
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
 from little_host import LittleHost, free_ports
 from programs import require_program
 
-from deploy_clojars import checks
+from deploy_clojars import checks, lock, nginx
+from deploy_clojars.checks import files, front, programs, running, user
+from deploy_clojars.checks.finding import Finding, Site
+from deploy_clojars.config import parse
+from deploy_clojars.host import Host, user_name
+from deploy_clojars.instances import Check, Observation, Role
+from deploy_clojars.kit import setup
 
 FIRST = Tags.FIRST
 
@@ -92,18 +105,22 @@ def test_no_probe_no_directory_and_an_instance_down_are_found_at_once(
     with_drain(host, flag)
     flag.parent.rmdir()
     host.control("stop", host.backup)
+    stranger = socket.create_server(("127.0.0.1", host.ports[1]))
     (host.home / "bin").mkdir()
     (host.home / "bin/deploy-clojars").write_text("#!/bin/sh\n")
     host.releases.chmod(0o777)
     host.repository_url = "/nowhere"
     host.write_config(top=f'repository = "/nowhere"\nhome = "{host.home}"')
-    result = host.run("check")
+    with stranger:
+        result = host.run("check")
     assert result.returncode == 11
     for said in (
+        f"port {host.ports[1]} is taken by PID {os.getpid()} (",
+        f"      kill {os.getpid()}\n",
         f"{flag.parent}, of the drain flag, is not there",
         "which instance is first (",
         "clojars-backup is not running",
-        f"deploy-clojars rollback {FIRST}",
+        f"deploy-clojars -c {host.config} rollback {FIRST}",
         f"mv {host.home}/bin/deploy-clojars {host.home}/bin/deploy-clojars.old",
         f"chmod go-w {host.releases}",
         "/nowhere cannot be read",
@@ -116,7 +133,7 @@ def test_a_bare_host_is_told_to_set_up(new_light_host: NewHost) -> None:
     host.releases.rmdir()
     result = host.run("check")
     assert result.returncode == 11
-    assert "as root: deploy-clojars setup" in result.stdout
+    assert f"deploy-clojars -c {host.config} setup" in result.stdout
     assert "job clojars: /nowhere/status: No such file or directory" in result.stdout
     assert "Traceback" not in result.stderr
 
@@ -124,6 +141,219 @@ def test_a_bare_host_is_told_to_set_up(new_light_host: NewHost) -> None:
 def test_a_rejected_configuration_is_the_usual_error(light_host: LittleHost) -> None:
     light_host.config.write_text("nmae = 1")
     assert light_host.run("check").returncode == 2
+
+
+# --- one thing after the other, on a host that is looked at as a whole nowhere ------------------
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A host that `setup` made below `root`; Upstart is not there to be asked."""
+    root = tmp_path / "root"
+    web, nailgun, other, more, probe_port = free_ports(5)
+    config = parse(
+        {
+            "home": str(tmp_path / "home"),
+            "services": {"bin": "/nowhere"},
+            "instances": {
+                "primary": {"health": [f"http://127.0.0.1:{web}/", f"tcp://127.0.0.1:{nailgun}"]},
+                "backup": {"health": [f"http://127.0.0.1:{other}/", f"tcp://127.0.0.1:{more}"]},
+            },
+            "drain": {"flag": f"{tmp_path}/run/flag", "probe": f"http://127.0.0.1:{probe_port}/p"},
+        },
+        "test",
+    )
+    for directory in ("home/releases", "home/repo", "run"):
+        (tmp_path / directory).mkdir(parents=True)
+    host = Host(config)
+    setup.setup(config, host.words, lambda _: None, root=root, user="web")
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    return Site(host, host.look())
+
+
+def wrong(found: Iterable[Finding]) -> dict[str, str]:
+    """What is wrong, and each one's remedy."""
+    return {each.what: each.remedy for each in found if each.wrong}
+
+
+def observed(role: Role, version: str | None, **more: Any) -> Observation:
+    """An instance that serves a version, or is down."""
+    job = "clojars" if role == "primary" else "clojars-backup"
+    if version is None:
+        return Observation(role, job, "stopped", f"{job} stop/waiting", **more)
+    known = {"pid": os.getpid(), "running": version, "open_releases": frozenset({version})}
+    return Observation(role, job, "running", f"{job} start/running", **{**known, **more})
+
+
+def seen(site: Site, primary: Observation, backup: Observation) -> Site:
+    """The site with these instances, of which 0.1.0 is approved."""
+    site.look = replace(site.look, primary=primary, backup=backup, approved=FIRST)
+    return site
+
+
+def test_a_host_that_setup_made_lacks_nothing(site: Site, tmp_path: Path) -> None:
+    assert wrong(files.of_the_kit(site, tmp_path / "root")) == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["etc/init/clojars.conf", "etc/init/clojars-run.conf", "var/www/clojars/503.html"],
+)
+def test_a_file_that_is_missing_is_found(site: Site, tmp_path: Path, path: str) -> None:
+    (tmp_path / "root" / path).unlink()
+    found = wrong(files.of_the_kit(site, tmp_path / "root"))
+    assert list(found) == [f"{tmp_path}/root/{path} is not there"]
+    assert "deploy-clojars setup" in found.popitem()[1]
+
+
+def test_what_is_not_in_force_or_cannot_be_read_is_found(site: Site, tmp_path: Path) -> None:
+    long_ago = observed("primary", FIRST, since="2020-01-01T00:00:00Z")
+    seen(site, long_ago, observed("backup", None))
+    found = wrong(files.of_the_kit(site, tmp_path / "root"))
+    assert list(found) == [
+        f"{path} was changed after clojars was started"
+        for path in ("/etc/init/clojars.conf", "/etc/default/clojars")
+    ]
+    assert set(found.values()) == {"deploy-clojars restart"}
+    seen(site, observed("primary", FIRST), observed("backup", None))
+    site.owner = NOBODY
+    settings = tmp_path / "root/etc/default/clojars"
+    settings.chmod(0o600)
+    [(what, remedy)] = wrong(files.of_the_kit(site, tmp_path / "root")).items()
+    assert what == f"nobody cannot read {settings}: no instance would start"
+    assert f"chgrp nogroup {settings} && chmod 0640 {settings}" in remedy
+
+
+def test_the_user_is_who_has_the_home_and_not_who_has_the_releases(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    entry = pwd.struct_passwd((*nobody[:5], f"{tmp_path}/home/", nobody[6]))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [entry])
+    assert site.host.owner == NOBODY
+    site.owner = NOBODY
+    site.host.deploy.mkdir()
+    (site.host.deploy / "lock").touch()
+    found = wrong(files.directories(site))
+    mine = user_name()
+    assert f"{tmp_path}/home/releases belongs to {mine}, not to nobody" in found
+    assert f"of {mine} and not of nobody: {tmp_path}/home/deploy/lock" in found
+    for remedy in found.values():
+        assert "chown nobody" in remedy or "chown -R nobody" in remedy
+
+
+def test_nginx_needs_the_home_and_the_repository_alone(site: Site, tmp_path: Path) -> None:
+    for name in ("home", "home/repo", "home/releases"):
+        (tmp_path / name).chmod(0o750)
+    assert wrong(files.directories(site)) == {
+        f"{tmp_path}/home cannot be entered by nginx": f"chmod go+x {tmp_path}/home",
+        f"{tmp_path}/home/repo cannot be read by nginx": f"chmod go+rx {tmp_path}/home/repo",
+    }
+    (tmp_path / "home/repo").rmdir()
+    assert f"{tmp_path}/home/repo is not there" in wrong(files.of_the_kit(site, tmp_path / "root"))
+
+
+def test_a_flag_directory_for_everybody_is_found(site: Site, tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == os.geteuid() and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    (tmp_path / "run").chmod(0o777)
+    found = front.flag_directory(site, tmp_path / "run")
+    assert found == Finding(
+        f"{tmp_path}/run can be written by others", True, f"chmod go-w {tmp_path}/run"
+    )
+
+
+@pytest.mark.parametrize(("runs", "verb"), [(True, "reload"), (False, "start")])
+def test_an_nginx_that_does_not_run_is_started(
+    site: Site, runs: bool, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = frozenset({0} if runs else ())
+    monkeypatch.setattr(nginx, "own_processes", lambda: nginx.Processes(uids))
+    remedies = wrong(front.drain(site)).values()
+    assert any(each.endswith(f"setup && service nginx {verb}") for each in remedies)
+
+
+def test_another_site_is_found(site: Site, tmp_path: Path) -> None:
+    old = tmp_path / "root/etc/nginx/sites-enabled/000-old"
+    old.symlink_to("../sites-available/clojars")
+    [(what, remedy)] = wrong(front.sites(site, tmp_path / "root")).items()
+    assert what == f"{old} is another site for clojars.org, and nginx takes only one"
+    assert remedy.endswith(f"rm {old} && service nginx reload")
+
+
+def test_a_run_at_work_is_no_alarm(site: Site) -> None:
+    seen(site, observed("primary", FIRST), observed("backup", Tags.SECOND))
+    assert len(wrong(running.jobs(site))) == 1
+    site.holder = lock.Holder(command="deploy", version=Tags.SECOND)
+    assert wrong(running.jobs(site)) == {}
+    seen(site, observed("primary", None), observed("backup", None))
+    assert len(wrong(running.jobs(site))) == 2
+
+
+def test_a_process_that_is_not_the_users_own_is_found(site: Site) -> None:
+    seen(site, observed("primary", FIRST), observed("backup", FIRST))
+    assert wrong(running.jobs(site)) == {}
+    site.owner = NOBODY
+    found = wrong(running.jobs(site))
+    assert [what.split(":")[0] for what in found] == ["clojars", "clojars-backup"]
+    assert f"(PID {os.getpid()}) and not the application itself" in next(iter(found))
+
+
+def test_commands_are_for_whoever_has_to_type_them(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen(site, observed("primary", FIRST), observed("backup", None))
+    assert site.way_back == "deploy-clojars rollback VERSION"
+    site.owner = NOBODY if os.geteuid() != NOBODY else 0
+    assert site.way_back == f"sudo -iu {site.user} deploy-clojars rollback VERSION"
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert site.setup == "as root: deploy-clojars setup"
+
+
+def test_a_health_url_is_told_with_its_job(site: Site) -> None:
+    checked = (Check("http://x/", ok=False, ms=1, detail="503"),)
+    seen(site, observed("primary", FIRST, checks=checked), observed("backup", FIRST))
+    assert list(wrong(running.jobs(site))) == ["clojars: http://x/: 503"]
+
+
+def test_findings_that_one_command_mends_are_one() -> None:
+    found = [Finding("a", True, "do"), Finding("b"), Finding("c", True, "do"), Finding("d", True)]
+    assert checks.as_text(found).splitlines() == [
+        "!!  a", "!!  c", "      do", "ok  b", "!!  d", "2 findings"
+    ]  # fmt: skip
+
+
+def test_a_repository_without_tags_is_found(site: Site, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", "--bare", tmp_path / "empty"], check=True)
+    config = msgspec.structs.replace(site.host.config, repository=f"{tmp_path}/empty")
+    found = user._remote(Host(config))
+    assert found.wrong
+    assert "has no tags" in found.what
+
+
+def test_an_old_script_is_not_asked_to_deploy_a_tag_named_check(site: Site, tmp_path: Path) -> None:
+    site.owner = NOBODY
+    [finding] = user.as_the_production_user(site)
+    assert finding.remedy == "sudo -iu nobody deploy-clojars check"
+    (tmp_path / "home/bin").mkdir()
+    (tmp_path / "home/bin/deploy-clojars").touch()
+    [finding] = user.as_the_production_user(site)
+    assert finding.remedy == ""
+
+
+def test_a_reader_that_has_seen_enough_and_a_full_disk_are_no_defects(
+    light_host: LittleHost,
+) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*light_host.command, "check"], env=light_host.whole_environment, stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: standard output cannot be written")
 
 
 @pytest.mark.parametrize(
@@ -141,4 +371,4 @@ def test_a_rejected_configuration_is_the_usual_error(light_host: LittleHost) -> 
     ],
 )
 def test_versions_are_compared_as_numbers(said: str, since: tuple[int, ...], wrong: bool) -> None:
-    assert checks.judged("it", said, since).wrong is wrong
+    assert programs.judged("it", said, since).wrong is wrong

@@ -162,6 +162,7 @@ def test_an_old_process_that_kept_the_port_is_not_taken_for_the_new_release(
     host.control("stop", host.backup)
     with host.lost_jvm(FIRST) as lost, host.typing(Tags.CANNOT_BIND) as terminal:
         terminal.sees("does not own port")
+        terminal.sees(f"to end it: kill {lost.pid}")
         assert host.version("backup") == FIRST
         lost.kill()
         terminal.ends(6)

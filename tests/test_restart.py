@@ -63,7 +63,12 @@ def test_a_primary_that_is_down_comes_first(light_host: LittleHost, down: tuple[
     host = light_host
     for job in down:
         host.control("stop", job)
-    host.done("restart", "--yes")
+    result = host.done("restart", "--yes")
+    said = [line for line in result.stderr.splitlines() if line.endswith("started")]
+    assert [line.split()[0] for line in said] == ["clojars", "clojars-backup"]
+    assert [line.endswith("serve and is started") for line in said] == [
+        job in down for job in ("clojars", "clojars-backup")
+    ]
     assert restarted(host) == ["primary", "backup"]
     assert host.versions == (FIRST, FIRST)
 
@@ -150,11 +155,14 @@ def test_a_primary_that_does_not_come_up_leaves_the_backup_serving(light_host: L
     host.does_not_start(FIRST, "primary")
     result = host.run("restart", "--yes")
     assert result.returncode == 8, result.stderr
-    assert f"deploy-clojars rollback {FIRST}" in result.stderr
+    assert f"deploy-clojars rollback {FIRST}\n" in result.stderr
+    assert "and then once more: deploy-clojars restart" in result.stderr
+    assert "it is to be typed again" in host.run("status").stdout
     assert host.versions == (None, FIRST)
     assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
     Path(f"{host.releases}/clojars-web-{FIRST}-standalone.jar.refused").unlink()
-    host.done("rollback", FIRST, "--yes")
+    finished = host.done("rollback", FIRST, "--yes")
+    assert "the restart before this is not done: deploy-clojars restart" in finished.stderr
     assert host.status["ok"]
 
 

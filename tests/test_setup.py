@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import re
 import stat
 import subprocess
@@ -11,12 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from little_host import without_escapes
 from programs import require_program
 from standin.upstart import JobFile
 
 from deploy_clojars.config import Config, parse
 from deploy_clojars.errors import UsageError
-from deploy_clojars.kit import validation
+from deploy_clojars.kit import in_the_way, setup, validation
 from deploy_clojars.kit.files import files, values_of
 
 DEBIAN = "nginx version: nginx/1.22.1\nconfigure arguments: --with-stream=dynamic"
@@ -133,6 +136,118 @@ def test_a_file_that_differs_stays_and_the_new_one_is_put_beside(tmp_path: Path)
             ETC / "upstart/clojars.conf"
         ).read_bytes()
     assert (root / "etc/init/clojars-backup.conf").exists()
+    # The new one may be edited before it is taken; a directory may have its name.
+    beside = root / "etc/init/clojars.conf.new"
+    beside.write_text("edited\n")
+    (root / "etc/init/clojars.conf.new.2").mkdir()
+    assert "clojars.conf.new.3" in run_setup("--root", str(root)).stdout
+    assert beside.read_text() == "edited\n"
+
+
+def test_what_is_in_the_way_is_found_with_the_command_that_removes_it(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert run_setup("--root", str(root), "--nailgun", "balance").returncode == 0
+    old_site = root / "etc/nginx/sites-enabled/old"
+    old_site.write_text("server { listen 80; server_name www.clojars.org clojars.org; }")
+    old_script = root / "home/clojars/bin/deploy-clojars"
+    old_script.parent.mkdir()
+    old_script.write_text("#!/bin/sh\n")
+    result = run_setup("--root", str(root), "--nailgun", "nginx")
+    assert result.returncode == 1
+    assert f"mv {old_site} {root}/etc/nginx/old.old && service nginx reload" in result.stdout
+    assert f"/sbin/stop clojars-balance; rm {root}/etc/init/clojars-balance.conf" in result.stdout
+    assert f"next: mv {old_script} {old_script}.old" in result.stdout
+    quiet = run_setup("--root", str(root), "-q")
+    assert {line.split()[0] for line in quiet.stdout.splitlines()} == {"FOUND", "mv", "/sbin/stop", "next:"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "conflicts"),
+    [
+        ("server { listen 80; server_name x clojars.org; }", True),
+        ("server\n{\n server_name clojars.org;\n}", True),
+        ("server { listen [::]:80 default_server; server_name clojars.org; }", True),
+        ("server { listen 127.0.0.1; server_name clojars.org; }", True),
+        ("server { listen 443 ssl; server_name clojars.org; }", False),
+        ("server { listen 8080; server_name clojars.org; } server { server_name x; }", False),
+        ("# server { server_name clojars.org; }", False),
+        ("server { server_name old.clojars.org; }", False),
+    ],
+)
+def test_a_site_of_the_same_name_and_port_is_told(text: str, conflicts: bool) -> None:
+    assert in_the_way.serves(text, "clojars.org", "80") is conflicts
+
+
+def test_what_nginx_only_warns_of_is_read() -> None:
+    said = (
+        'nginx: [warn] conflicting server name "clojars.org" on 0.0.0.0:80, ignored\n'
+        "nginx: the configuration file /etc/nginx/nginx.conf syntax is ok\n"
+    )
+    assert validation.conflicts_in(said) == [
+        'conflicting server name "clojars.org" on 0.0.0.0:80, ignored'
+    ]
+    assert "--nailgun balance" in validation.remedy_for('"stream" directive is duplicate')
+    assert "libnginx-mod-stream" in validation.remedy_for('unknown directive "stream" in x')
+    assert validation.remedy_for("rubbish") == ""
+
+
+def test_the_group_is_the_one_that_the_user_has() -> None:
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    values = setup.with_real_group(values_of(parse({"home": "/x/nobody"}, "test")))
+    rendered = {file.etc: file.text for file in files(values)}
+    for name in ("upstart/clojars.conf", "upstart/clojars-balance.conf"):
+        assert f"\nsetgid {group}\n" in rendered[name]
+    assert f"-g {group} " in rendered["upstart/clojars-run.conf"]
+
+
+def test_what_is_said_to_be_made_is_there(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "home").mkdir(parents=True)
+    (root / "home/clojars").write_text("no directory")
+    result = run_setup("--root", str(root))
+    assert result.returncode == 1
+    assert "\nmade " not in f"\n{result.stdout}"
+    assert without_escapes(result.stderr).startswith("error: ")
+
+
+def test_a_relative_link_to_the_site_is_as_good(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert run_setup("--root", str(root)).returncode == 0
+    link = root / "etc/nginx/sites-enabled/clojars"
+    link.unlink()
+    link.symlink_to("../sites-available/clojars")
+    assert run_setup("--root", str(root)).returncode == 0
+
+
+def test_nobody_who_reads_it_does_not_stop_it_half_way(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    command = ["sh", "-c", '"$0" "$@" | :', sys.executable, "-m", "deploy_clojars"]
+    result = run_setup("--root", str(root), command=command)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (root / "etc/nginx/sites-enabled/clojars").is_symlink()
+    full = ["sh", "-c", '"$0" "$@" >/dev/full', sys.executable, "-m", "deploy_clojars"]
+    result = run_setup("--root", str(tmp_path / "other"), command=full)
+    assert result.returncode == 1
+    assert "standard output cannot be written" in result.stderr
+    assert (tmp_path / "other/etc/nginx/sites-enabled/clojars").is_symlink()
+
+
+def test_the_settings_are_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [settings] = (file for file in files(values_of(Config())) if file.once)
+    there = tmp_path / settings.path.lstrip("/")
+    there.parent.mkdir(parents=True)
+    there.write_text("secret")
+    monkeypatch.delattr(Path, "read_bytes")
+    assert setup._planned(settings, tmp_path).found == "kept"
+
+
+def test_the_message_of_the_day_names_a_file_that_the_environment_chose(
+    tmp_path: Path, other: Path
+) -> None:
+    root = tmp_path / "root"
+    assert run_setup("--root", str(root), DEPLOY_CLOJARS_CONFIG=str(other)).returncode == 0
+    motd = (root / "etc/update-motd.d/60-deploy-clojars").read_text()
+    assert f"sudo -iu shop deploy-clojars -c {other} TAG" in motd
 
 
 def test_the_sites_own_settings_are_never_touched_again(tmp_path: Path) -> None:
@@ -221,7 +336,21 @@ def test_visudo_takes_the_sudoers_file() -> None:
         ('home = "/home/../etc"', "home"),
         ('home = "/home/Clojars"', "--user"),
         ('[services]\nbin = "/sbin,ALL"', "services.bin"),
+        ('home = "/"', "home"),
         ('[drain]\nflag = "/run/x;y"', "drain.flag"),
+        ('[drain]\nflag = "/run/drain-primary"', "/run is the system's"),
+        ('[drain]\nflag = "/var/lib/drain-primary"', "/var/lib is the system's"),
+        ('[drain]\nflag = "//drain-primary"', "the system's"),
+        ('[drain]\nprobe = "http://127.0.0.1:80/pool"', "port 80 is taken by the site"),
+        ('[instances.backup]\njob = "clojars-run"', "the name of a job of setup's"),
+        (
+            '[instances.backup]\nhealth = ["http://127.0.0.1:8001/x", "tcp://127.0.0.1:7602"]',
+            "port 8001 is taken",
+        ),
+        (
+            '[instances.primary]\nhealth = ["http://127.0.0.1:8001/", "tcp://127.0.0.1:7600"]',
+            "port 7600 is taken by the nailgun port",
+        ),
         ('[drain]\nprobe = "http://example.org:8099/pool"', "loopback"),
         ('[drain]\nprobe = "http://127.0.0.1:8099/$x"', "drain.probe"),
         ('[instances.primary]\nhealth = ["tcp://127.0.0.1:1"]', "http://"),
@@ -261,6 +390,13 @@ def test_a_link_that_leads_out_of_the_directory_is_not_followed(tmp_path: Path) 
     assert result.returncode == 2
     assert "leads out of" in result.stderr
     assert list(outside.iterdir()) == []
+    (root / "etc").unlink()
+    (root / "etc/init").mkdir(parents=True)
+    (outside / "secret").write_text("secret")
+    (root / "etc/init/clojars.conf").symlink_to(outside / "secret")
+    result = run_setup("--root", str(root))
+    assert result.returncode == 2
+    assert "secret" not in result.stdout
 
 
 def test_a_host_name_that_nginx_would_take_for_more_is_refused(tmp_path: Path) -> None:
@@ -306,6 +442,9 @@ def test_a_host_of_supervisord_gets_no_job_files(tmp_path: Path) -> None:
     config.write_text('[services]\nmanager = "supervisor"\nsocket = "/run/s.sock"\n')
     config.chmod(0o644)
     root = tmp_path / "root"
+    refused = run_setup("--dry-run", config=config)
+    assert refused.returncode == 2
+    assert "instances Upstart runs" in refused.stderr
     assert run_setup("--root", str(root), config=config).returncode == 0
     assert not (root / "etc/init").exists()
     assert not (root / "etc/sudoers.d").exists()
@@ -325,6 +464,11 @@ def test_the_wheel_carries_the_files(tmp_path: Path) -> None:
     assert (root / "etc/init/clojars.conf").read_bytes() == (
         ETC / "upstart/clojars.conf"
     ).read_bytes()
+
+
+def test_a_job_that_begins_with_a_digit_gives_nginx_no_match_of_a_number() -> None:
+    config = parse({"instances": {"primary": {"job": "1-site"}}}, "test")
+    assert "$job_1_site_pool" in {file.etc: file.text for file in files(values_of(config))}["nginx/1-site"]  # fmt: skip
 
 
 def test_a_user_may_have_another_name_than_the_home() -> None:

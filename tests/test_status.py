@@ -158,6 +158,11 @@ def test_another_user_sees_what_is_public_and_no_drift(light_host: LittleHost) -
     assert document["instances"]["primary"]["serving"] is True
     assert (document["approved"], document["drift"], document["ok"]) == (SECOND, False, True)
     assert "what it runs is not visible to nobody" in text
+    light_host.home.chmod(0o700)
+    document, text = as_nobody(light_host)
+    assert (document["current"], document["drift"], document["ok"]) == (None, False, False)
+    assert "\nnot visible to nobody" in text
+    assert "nothing is deployed" not in text
 
 
 def as_nobody(host: LittleHost) -> tuple[dict[str, Any], str]:

@@ -42,16 +42,21 @@ class Settings:
         self.verbose = False
         self.quiet = False
 
-    def host(self) -> Host:
-        """The host that the configuration describes. Raises UsageError (2)."""
+    def host(self, *, named: bool = False) -> Host:
+        """The host that the configuration describes. Raises UsageError (2).
+
+        `named`: the commands that are printed name its file also if the environment chose it, for
+        those of another user, who has no such variable.
+        """
         from deploy_clojars import config
         from deploy_clojars.host import Host
 
         words: tuple[str, ...] = ("deploy-clojars",)
-        if self.config_file is not None:
-            # Absolute: the commands that are printed may be typed elsewhere.
-            words = (*words, "-c", os.path.abspath(self.config_file))
         file = config.file_named(self.config_file)
+        by_variable = named and file is not None and file != config.DEFAULT_FILE
+        if file is not None and (self.config_file is not None or by_variable):
+            # Absolute: the commands that are printed may be typed elsewhere.
+            words = (*words, "-c", os.path.abspath(file))
         return Host(config.load(file), words, file)
 
     def console(self) -> Console:
@@ -172,7 +177,8 @@ def status(settings: Settings, as_json: bool) -> None:
         text = status.as_json(report)
     else:
         text = status.as_one_line(report) if settings.quiet else status.as_text(report)
-    _show_result(text)
+    if text:
+        _show_result(text)
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)
 
 
@@ -217,9 +223,8 @@ def check(settings: Settings) -> None:
     """Say whether this host is ready, and what to do if not. Exit status 0 or 11."""
     from deploy_clojars import checks
 
-    found = checks.findings(settings.host())
-    text = checks.as_text(found, quiet=settings.quiet)
-    click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    found = checks.findings(settings.host(named=True))
+    _show_result(checks.as_text(found, quiet=settings.quiet))
     sys.exit(Status.ATTENTION if any(each.wrong for each in found) else Status.DONE)
 
 
@@ -245,15 +250,21 @@ def setup(settings: Settings, root: str | None, user: str | None,
 
     if root == "":
         raise UsageError("--root needs the name of a directory, and got an empty one")
-    host = settings.host()
+    host = settings.host(named=True)
+    lost: list[DeployError] = []
 
     def say(line: str) -> None:
-        click.echo(line.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+        try:
+            _show_result(line)
+        except DeployError as error:
+            lost.append(error)  # what is half done must not stay so because nobody can read it
 
     setup(
         host.config, host.words, say, root=None if root is None else Path(root).absolute(),
-        user=user, nailgun=nailgun, dry_run=dry_run,
+        user=user, nailgun=nailgun, dry_run=dry_run, quiet=settings.quiet,
     )  # fmt: skip
+    if lost:
+        raise lost[0]
 
 
 @group.command()
@@ -276,8 +287,7 @@ def sandbox(directory: str, stop: bool) -> None:
 def _show_result(text: str) -> None:
     """Writes a result to standard output, whatever its encoding. Raises DeployError (1)."""
     try:
-        if text:
-            click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+        click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     except BrokenPipeError:
         pass  # `status | head` has seen enough
     except OSError as error:

@@ -43,20 +43,25 @@ class Visitor:
 
 
 def listening_sockets(port: int) -> frozenset[int]:
-    """The inodes of all TCP sockets that listen on `port`, on whatever address.
+    """The inodes of all TCP sockets that listen on `port`, on whatever address."""
+    return frozenset(row.inode for row in listeners(port))
+
+
+def listeners(port: int) -> list[Row]:
+    """The rows of all TCP sockets that listen on `port`, on whatever address.
 
     "It will first list all listening TCP sockets" (the kernel's proc_net_tcp.rst; before Linux 4.4
     among half-open ones), and to walk through the thousands of connections behind them takes 26 ms.
     """
-    inodes = set()
+    found = []
     for lines in _tables():
         for line in lines:
             columns = line.split()
             if columns[3] not in (LISTEN, SYN_RECV):
                 break
             if columns[3] == LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
-                inodes.add(int(columns[9]))
-    return frozenset(inodes)
+                found.append(_row(columns))
+    return found
 
 
 def visitors(port: int) -> list[Visitor]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from deploy_clojars.errors import Status
 from deploy_clojars.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.journal import History, LastRun, Left
 
@@ -167,6 +168,14 @@ class Situation:
     def interrupted(self) -> bool:
         """The lock is free and the journal's last run has no end."""
         return not self.locked and self.history.unfinished is not None
+
+    @property
+    def failed_restart(self) -> bool:
+        """The last run was a `restart` that changed something and was not seen through."""
+        last = self.history.last
+        if self.locked or last is None or last.command != "restart":
+            return False
+        return last.past_return and (not last.ended or last.status != Status.DONE)
 
     @property
     def ok(self) -> bool:

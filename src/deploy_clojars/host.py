@@ -185,6 +185,22 @@ class Host:
             raise NotReady(look.current.broken, remedy=remedy)
 
     @property
+    def owner(self) -> int | None:
+        """The production user's number: whose home it is, or else who has `releases/`.
+
+        None if neither says it.
+        """
+        try:
+            has_releases = os.stat(self.releases.directory).st_uid
+        except OSError:
+            has_releases = None
+        home = os.path.normpath(self.home)
+        at_home = [each.pw_uid for each in pwd.getpwall() if os.path.normpath(each.pw_dir) == home]
+        if has_releases in at_home or not at_home:
+            return has_releases
+        return at_home[0]
+
+    @property
     def id_prefix(self) -> str:
         """Begins the id of every run on this host, and of no run on another home."""
         home = os.stat(self.home)

@@ -16,6 +16,7 @@ from deploy_clojars import config, connections, processes, signals
 from deploy_clojars.errors import NotHealthy
 from deploy_clojars.releases import Releases
 from deploy_clojars.services import Job, ServiceFailed, Services
+from deploy_clojars.shell import printable
 
 Role = Literal["primary", "backup"]
 PRIMARY: Role = "primary"
@@ -39,6 +40,22 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Listener:
+    """Somebody else's process on an instance's port; no PID where this user may not see it."""
+
+    port: int
+    uid: int
+    pid: int | None = None
+    command: str = ""
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"port {self.port} is taken by a process of user {self.uid}, and root sees which"
+        shown = shortened(printable(self.command))
+        return f"port {self.port} is taken by PID {self.pid} ({shown}); to end it: kill {self.pid}"
+
+
+@dataclass(frozen=True)
 class Observation:
     """An instance at one moment."""
 
@@ -53,6 +70,7 @@ class Observation:
     visible: bool = True  # whether this user may see what the process has open
     checks: tuple[Check, ...] = ()
     foreign_ports: tuple[int, ...] = ()  # local health ports that somebody else listens on, too
+    strangers: tuple[Listener, ...] = ()  # who that is
 
     @property
     def serving(self) -> bool:
@@ -65,7 +83,7 @@ class Observation:
         `not_pid` is the PID from before the restart: that process proves nothing.
         """
         if self.state != "running":
-            return f"{self.job} is not running: {self.said}"
+            return f"{self.job} is not running: {self.said}{self.whose_ports}"
         if self.pid == not_pid:
             return f"{self.job} is still the process from before the restart (PID {self.pid})"
         if version not in self.open_releases:
@@ -84,7 +102,7 @@ class Observation:
             ports = ", ".join(map(str, self.foreign_ports))
             return (
                 f"{self.job} (PID {self.pid}) does not own port {ports}: "
-                "another process listens there and may be the one that answers"
+                f"another process listens there and may be the one that answers{self.whose_ports}"
             )
         return None
 
@@ -94,6 +112,11 @@ class Observation:
         if self.pid is None:
             return self.state == "stopped"
         return self.visible and self.running is not None
+
+    @property
+    def whose_ports(self) -> str:
+        """Who else has its ports, to be said after something else; empty if nobody has."""
+        return "".join(f"; {each}" for each in self.strangers)
 
     def is_healthy_on(self, version: str) -> bool:
         """Whether nothing keeps it from being healthy on the release."""
@@ -146,7 +169,10 @@ class Instance:
 
     def _with_process(self, job: Job, tree: processes.Tree | None) -> Observation:
         if tree is None:
-            return Observation(self.role, self.job, job.state, job.said)
+            # Whoever has the ports of a stopped instance keeps it from coming up.
+            strangers = self._strangers(frozenset()) if job.state == "stopped" else ()
+            return Observation(self.role, self.job, job.state, job.said, strangers=strangers)
+        foreign_ports = self._foreign_ports(tree) if tree.visible else ()
         versions, others = self._what_is_open(tree)
         return Observation(
             role=self.role,
@@ -158,7 +184,8 @@ class Instance:
             running=next(iter([*versions, *others]), None),
             open_releases=frozenset(versions),
             visible=tree.visible,
-            foreign_ports=self._foreign_ports(tree) if tree.visible else (),
+            foreign_ports=foreign_ports,
+            strangers=self._strangers(tree.sockets) if foreign_ports else (),
         )
 
     def _what_is_open(self, tree: processes.Tree) -> tuple[list[str], list[str]]:
@@ -187,6 +214,20 @@ class Instance:
                 if not listening or listening - tree.sockets:
                     foreign.append(port)
         return tuple(foreign)
+
+    def _strangers(self, own: frozenset[int]) -> tuple[Listener, ...]:
+        """The processes that listen on the local health ports and are not the instance's own."""
+        ports = (port for host, port in map(_address, self._urls) if _is_local(host))
+        rows = [(port, row) for port in ports for row in connections.listeners(port)]
+        rows = [(port, row) for port, row in rows if row.inode not in own]
+        pids = processes.having({row.inode for _, row in rows})
+        found = {
+            (port, row.uid, pids.get(row.inode)): Listener(
+                port, row.uid, pids.get(row.inode), _command(pids.get(row.inode))
+            )
+            for port, row in rows
+        }
+        return tuple(found.values())
 
     def restart(self) -> None:
         """Asks for a restart, or a start if it is stopped. Raises NotHealthy (6)."""
@@ -258,9 +299,9 @@ class Instance:
     def _why_hopeless(observation: Observation, pids: list[int]) -> str | None:
         """Why waiting longer is of no use, or None."""
         if observation.state in ("stopped", "stopping"):
-            return f"it has ended: {observation.said}"
+            return f"it has ended: {observation.said}{observation.whose_ports}"
         if len(pids) > DEATHS:
-            return f"it keeps dying (PIDs {', '.join(map(str, pids))})"
+            return f"it keeps dying (PIDs {', '.join(map(str, pids))}){observation.whose_ports}"
         return None
 
     def _last_words(self, observation: Observation | None = None) -> str:
@@ -271,6 +312,15 @@ class Instance:
             lines.append(f"job: {observation.said}")
         log = self._services.last_log_lines(self.job)
         return "\n".join([*lines, *([f"the end of its log:\n{log}"] if log else [])])
+
+
+def _command(pid: int | None) -> str:
+    return processes.command_of(pid) if pid is not None else ""
+
+
+def shortened(command: str, length: int = 60) -> str:
+    """A command line as a message can have it."""
+    return command if len(command) <= length else f"{command[: length - 1]}…"
 
 
 def check(url: str) -> Check:

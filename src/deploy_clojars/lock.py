@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
+import shlex
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +63,11 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise NotReady(f"the lock {file} cannot be opened: {error.strerror}") from None
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        raise NotReady(
+            f"the lock {file} cannot be opened: {error.strerror}",
+            remedy=f"as root: {shlex.join(['chown', '-R', user, str(file.parent)])}",
+        ) from None
     try:
         try:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))

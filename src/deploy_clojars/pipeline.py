@@ -84,6 +84,7 @@ def rollback(
         if look.history.unfinished is None and is_settled_on(look, target):
             console.say(f"{target} is current, approved and runs on both instances already")
             return
+        restart_failed = host.situation(look, locked=False).failed_restart
         ask_to_roll_back(run, look, target, yes=yes)
         if host.way_back(look) == look.approved:
             look = revert_a_run_that_was_cut_off(run) or look
@@ -93,6 +94,9 @@ def rollback(
         run.state_on_failure = ""
         with signals.seen_through(seen_through_notice(run, restarts=2)):
             roll_back(run, look, target, why)
+        if restart_failed:
+            # Only what was down has the new settings now.
+            console.warn(f"the restart before this is not done: {host.command('restart')}")
 
 
 def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> None:
@@ -854,9 +858,13 @@ def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool
     console = run.console
     show = console.say if yes else console.tell
     show(f"restart both instances on {version}, one after the other", "bold")
-    for observation in (look.primary, look.backup):
+    first, second = (
+        (look.backup, look.primary) if look.primary.serving else (look.primary, look.backup)
+    )
+    for observation in (first, second):
         state = "serves" if observation.serving else "does not serve"
-        show(f"  {observation.job} {state} and is stopped and started")
+        done = "is started" if observation.state == "stopped" else "is stopped and started"
+        show(f"  {observation.job} {state} and {done}")
     if look.primary.serving:
         show("  users are logged out")
     if force:
@@ -865,8 +873,9 @@ def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool
             "serves alone; users get errors until it is up"
         )
     run.at("ask")
+    run.state_on_failure = "nothing was changed"
     if not yes and not asked(run, f"Restart both on {version}?", lambda: None):
-        raise Declined("the restart was declined; nothing was changed")
+        raise Declined("the restart was declined")
 
 
 def start_each_anew(run: Run, version: str, *, force: bool) -> None:
@@ -905,7 +914,10 @@ def half_restarted(
     """What it means that an instance did not come up."""
     reason = "; ".join(each.message for each in failed.values()) or _what_is_wrong(after, version)
     detail = "\n".join(each.detail for each in failed.values())
-    remedy = f"when the reason is mended: {run.host.command('rollback', version)}"
+    remedy = (
+        f"when the reason is mended: {run.host.command('rollback', version)}\n"
+        f"and then once more: {run.host.command('restart')}"
+    )
     serving = [each.job for each in (after.primary, after.backup) if each.serving]
     if spared and serving:
         message = f"{reason}; {serving[0]} serves alone and is left as it is"

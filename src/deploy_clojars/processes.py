@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +81,23 @@ def sockets_of(pid: int) -> tuple[bool, frozenset[int]]:
     except OSError:
         pass  # it ended meanwhile
     return True, frozenset(sockets)
+
+
+def having(sockets: Collection[int]) -> dict[int, int]:
+    """The PIDs of the processes that have these sockets, by inode, as far as this user may see."""
+    found: dict[int, int] = {}
+    for pid in psutil.pids() if sockets else ():
+        for inode in sockets_of(pid)[1].intersection(sockets):
+            found.setdefault(inode, pid)
+    return found
+
+
+def command_of(pid: int) -> str:
+    """The process's command line, or its name if that is not to be had."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return " ".join(process.cmdline()) or process.name()
+    return ""
 
 
 def state_of(pid: int) -> tuple[str, int] | None:

@@ -37,6 +37,7 @@ class Current:
     text: str | None = None  # of the link, to the letter
     broken: str | None = None  # what is wrong with it
     mend: tuple[str, ...] = ()  # the words of the command that mends it
+    visible: bool = True  # whether this user may look
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,9 @@ class Releases:
         except FileNotFoundError:
             return Current()
         except OSError as error:
-            return Current(broken=f"{self.link} cannot be read: {error.strerror}")
+            denied = isinstance(error, PermissionError)
+            why = f"{self.link} cannot be read: {error.strerror}"
+            return Current(broken=why, visible=not denied)
         if not stat.S_ISLNK(found.st_mode):
             return Current(
                 broken=f"{self.link} is no symbolic link",

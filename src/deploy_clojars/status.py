@@ -114,6 +114,8 @@ def _judgement(report: Report) -> str:
     if report.holder is not None:
         return "wait"
     look = report.look
+    if not look.current.visible:
+        return f"not visible to {user_name()}"
     if look.approved is None and look.current.text is None and look.history.unfinished is None:
         return "nothing is deployed yet"
     return "needs a person"
@@ -141,6 +143,9 @@ def _remarks(report: Report) -> list[str]:
             f"interrupted: the {last.what} by {last.by}, {last.at}, was cut "
             f"off {where} its point of no return"
         )
+    # A rollback starts what it left down; the other instance keeps its old settings.
+    if situation.failed_restart:
+        remarks.append("the restart is not done: it is to be typed again after what is next")
     if situation.drifted:
         remarks.append("drift: current or what an instance runs is not what the last run left")
     if situation.stale_flag:

@@ -28,6 +28,7 @@ def machine() -> Iterator[Machine]:
         jars = OPT / "jars"
         for tag in (SECOND, Tags.THIRD):
             zip_jar(tag, machine.repository.commit(tag), jars)
+        the_old_nginx_site_is_found()
         machine.set_up()
         with Path("/etc/deploy-clojars.toml").open("a") as config:
             config.write(
@@ -46,7 +47,8 @@ def machine() -> Iterator[Machine]:
 
 def an_old_host(machine: Machine) -> None:
     """What the shell script of former times left: foreign jars, an absolute link, itself."""
-    run("useradd", "--create-home", "--shell", "/bin/bash", "clojars")
+    run("groupadd", "people")
+    run("useradd", "--create-home", "--shell", "/bin/bash", "--gid", "people", "clojars")
     for directory in (RELEASES, HOME / "bin"):
         directory.mkdir()
     write(HOME / "bin/deploy-clojars", OLD_SCRIPT, 0o755)
@@ -55,6 +57,32 @@ def an_old_host(machine: Machine) -> None:
     first = zip_jar(FIRST, machine.repository.commit(FIRST), RELEASES)
     (RELEASES / "clojars-web-current.jar").symlink_to(first)
     run("chown", "-R", "clojars:", str(HOME))
+
+
+def the_old_nginx_site_is_found() -> None:
+    """nginx itself only warns of two sites with one name, and takes the first."""
+    old = Path("/etc/nginx/sites-enabled/000-old")
+    old.symlink_to("../sites-available/old")
+    write(
+        Path("/etc/nginx/sites-available/old"), "server { listen 80; server_name clojars.org; }\n"
+    )
+    result = setup()
+    assert result.returncode == 1, result.stdout
+    assert f"{old} is another site for clojars.org" in result.stdout
+    assert f"rm {old} && service nginx reload" in result.stdout
+    assert 'conflicting server name "clojars.org"' in result.stdout
+    found = subprocess.run(["deploy-clojars", "check"], capture_output=True, text=True, check=False)
+    assert f"{old} is another site for clojars.org" in found.stdout
+    # Nobody is told to run the old script with the argument `check`.
+    assert f"next: mv {HOME}/bin/deploy-clojars" in result.stdout
+    assert "next: sudo deploy-clojars check" in result.stdout
+    assert "sudo -iu clojars deploy-clojars check" not in result.stdout + found.stdout
+    old.unlink()
+
+
+def setup() -> subprocess.CompletedProcess[str]:
+    """`deploy-clojars setup` by root."""
+    return subprocess.run(["deploy-clojars", "setup"], capture_output=True, text=True, check=False)
 
 
 def without_jvm() -> None:

@@ -20,6 +20,7 @@ JOURNAL = Path("/home/clojars/deploy/journal.jsonl")
 
 def test_from_a_bare_host_to_a_release_and_back() -> None:
     with Machine.made() as machine:
+        nothing_is_made_beside_what_nginx_refuses()
         what_nginx_refuses_is_taken_back()
         machine.set_up()
         a_second_setup_changes_nothing()
@@ -34,6 +35,7 @@ def test_from_a_bare_host_to_a_release_and_back() -> None:
                 terminal.types("yes")
                 terminal.ends(0)
             assert machine.get(SITE) == FIRST
+            everybody_finds_it_ready(machine)
             before = machine.upstart.pid("clojars")
             with machine.ann_types("restart") as terminal:
                 terminal.asked()
@@ -60,13 +62,26 @@ def setup() -> subprocess.CompletedProcess[str]:
     )
 
 
-def what_nginx_refuses_is_taken_back() -> None:
+def nothing_is_made_beside_what_nginx_refuses() -> None:
     broken = Path("/etc/nginx/conf.d/broken.conf")
     broken.write_text("rubbish;\n")
     result = setup()
     assert result.returncode == 4
-    assert "the files were taken back" in result.stderr
+    assert "nginx refuses its configuration as it is; nothing was changed" in result.stderr
     assert 'unknown directive "rubbish"' in result.stderr
+    assert "made" not in result.stdout
+    broken.unlink()
+
+
+def what_nginx_refuses_is_taken_back() -> None:
+    """A site that uses the nailgun port's own kind of block has one already."""
+    broken = Path("/etc/nginx/modules-enabled/80-own.conf")
+    broken.write_text("stream { }\n")
+    result = setup()
+    assert result.returncode == 4
+    assert "the files were taken back" in result.stderr
+    assert '"stream" directive is duplicate' in result.stderr
+    assert "--nailgun balance" in result.stderr
     for made in ("/etc/init/clojars.conf", "/etc/sudoers.d/deploy-clojars",
                  "/etc/nginx/sites-enabled/clojars"):  # fmt: skip
         assert not os.path.lexists(made)
@@ -93,6 +108,14 @@ def deploy(machine: Machine, tag: str) -> None:
         terminal.types("yes")
         terminal.ends(0)
     assert machine.get(SITE) == tag
+
+
+def everybody_finds_it_ready(machine: Machine) -> None:
+    for result in (
+        machine.as_clojars("deploy-clojars", "check"),
+        subprocess.run(["deploy-clojars", "check"], capture_output=True, text=True, check=False),
+    ):
+        assert result.stdout.endswith("\nready\n"), result.stdout
 
 
 def the_nailgun_port_answers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import string
@@ -24,6 +25,11 @@ USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 LOOPBACK = re.compile(r"127(\.\d+){3}|localhost|::1")
 
 PAGES = "/var/www"
+
+# The flag's directory is given to the production user: it must be nobody else's.
+SHARED = re.compile(
+    r"/[^/]*|/dev/shm|/run/(lock|user)|/(etc|var)/[^/]+|/var/lib/nginx|/usr/.*|/var/run/(lock|user)"
+)
 
 
 class _Template(string.Template):
@@ -50,6 +56,7 @@ class Values:
 
     server_name: str
     user: str
+    group: str
     home: str
     name: str
     bin: str
@@ -89,6 +96,8 @@ def values_of(
     Raises UsageError (2) for a value that cannot stand in such a file.
     """
     user = user_of(config) if user is None else user
+    if not config.home.strip("/"):
+        raise UsageError(f"home: {config.home} cannot be the production user's")
     primary, backup = config.instances.primary, config.instances.backup
     probe = urlsplit(config.drain.probe)
     if not LOOPBACK.fullmatch(probe.hostname or ""):
@@ -106,6 +115,12 @@ def values_of(
             raise UsageError(
                 f"{key}: {value!r} cannot stand in the host's files: letters, digits and ._/+- can"
             )
+    directory = str(Path(config.drain.flag).parent)
+    if SHARED.fullmatch("/" + os.path.normpath(directory).lstrip("/")):
+        raise UsageError(
+            f"drain.flag: {directory} is the system's, and the flag's is given to the production user",
+            remedy=f'for example: flag = "/run/{user}/{Path(config.drain.flag).name}"',
+        )
     if not USER.fullmatch(user):
         raise UsageError(f"{user!r} cannot be the name of a user", remedy="--user NAME names it")
     server_name = urlsplit(primary.url).hostname or "localhost"
@@ -116,11 +131,12 @@ def values_of(
     return Values(
         server_name=server_name,
         user=user,
+        group=user,  # what useradd gives it; one that is there may have another
         home=config.home.rstrip("/"),
         name=config.name,
         bin=config.services.bin.rstrip("/"),
         site=primary.job,
-        pool=re.sub(r"[^A-Za-z0-9]", "_", primary.job),
+        pool=_variable(primary.job),
         primary=primary.job,
         backup=backup.job,
         primary_web=_address(primary, PRIMARY, "http"),
@@ -133,6 +149,32 @@ def values_of(
         command=shlex.join(words),
         pages=f"{PAGES}/{primary.job}",
     )
+
+
+def _variable(job: str) -> str:
+    """What can begin the name of a variable of nginx: letters first, for `$1` is a match's."""
+    name = re.sub(r"[^A-Za-z0-9]", "_", job)
+    return name if name[0].isalpha() else f"job_{name}"
+
+
+def refuse_collisions(values: Values) -> None:
+    """Raises UsageError (2) if two of the host's own would have one name or one port."""
+    if values.backup in (f"{values.site}-run", f"{values.site}-balance"):
+        raise UsageError(f"instances.backup.job: {values.backup} is the name of a job of setup's")
+    taken: dict[str, str] = {}
+    for what, address in (
+        ("the site", values.listen),
+        ("the nailgun port", values.nailgun_port),
+        ("drain.probe", values.probe_listen),
+        ("instances.primary.health", values.primary_web),
+        ("instances.primary.health", values.primary_nailgun),
+        ("instances.backup.health", values.backup_web),
+        ("instances.backup.health", values.backup_nailgun),
+    ):
+        port = _port(address)
+        if port in taken:
+            raise UsageError(f"{what}: port {port} is taken by {taken[port]}")
+        taken[port] = what
 
 
 def _address(instance: Instance, role: str, scheme: str) -> str:

@@ -5,27 +5,29 @@ What is there is never replaced: a file that differs stays, the new one is put b
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import grp
 import os
 import pwd
 import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from deploy_clojars.config import Config
 from deploy_clojars.errors import DeployError, NotReady, UsageError
-from deploy_clojars.kit import validation
+from deploy_clojars.kit import in_the_way, validation
 from deploy_clojars.kit.files import (
     File,
     Nailgun,
     Values,
     files,
     is_for_other_nailgun,
+    refuse_collisions,
     values_of,
 )
 from deploy_clojars.shell import TookTooLong, capture, printable
@@ -47,17 +49,16 @@ class Directory:
 
 @dataclass(frozen=True)
 class Planned:
-    """A file, where it goes, and what is there now."""
+    """A file, where it goes, and what is there now.
+
+    `beside` is where the new one goes if another is there; nothing that reads the directory takes it.
+    """
 
     file: File
     path: Path
     found: Literal["absent", "same", "kept", "differs"]
-    there: bytes = b""
-
-    @property
-    def beside(self) -> Path:
-        """Where the new one goes if another is there; nothing that reads the directory takes it."""
-        return self.path.with_name(f"{self.path.name}.new")
+    there: bytes
+    beside: Path
 
     @property
     def diff(self) -> list[str]:
@@ -82,20 +83,31 @@ def setup(
     user: str | None = None,
     nailgun: Nailgun | None = None,
     dry_run: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Makes this host, or what is below `root`, ready for the first deploy.
 
-    `say` gets a line for each thing that is done or found. Raises UsageError (2), NotReady (4) for
-    files that sudo or nginx do not accept, and DeployError (1) if something there differs.
+    `say` gets a line for each thing that is done or found; if `quiet`, for what needs a person.
+    Raises UsageError (2), NotReady (4) for files that sudo or nginx do not accept, and
+    DeployError (1) if something there differs.
     """
+    is_upstart = config.services.manager == "upstart"
+    if root is None and not is_upstart:
+        raise UsageError(
+            "setup makes a host whose instances Upstart runs, and the configuration says "
+            f"{config.services.manager}: nothing was changed",
+            remedy="--root DIR puts the files below a directory, for a look",
+        )
     if root is None and os.geteuid() != 0 and not dry_run:
         again = shlex.join(["sudo", *words, "setup"])
         raise UsageError("setup changes /etc, and only root may", remedy=again)
     os.umask(0o022)  # nginx and the jobs must get at what is made on the way, too
     values = values_of(config, words, user)
+    refuse_collisions(values)
+    if root is None:
+        values = with_real_group(values)
     nginx = validation.nginx()
     nailgun = nailgun or ("nginx" if nginx is None or nginx.has_stream else "balance")
-    is_upstart = config.services.manager == "upstart"
     wanted = [
         file
         for file in files(values, upstart=is_upstart, sudo=config.services.sudo)
@@ -103,14 +115,17 @@ def setup(
     ]
     try:
         planned = [_planned(file, root) for file in wanted]
+        if root is None and os.geteuid() == 0:
+            _refuse_what_is_refused_already(nginx)
         validation.of_sudoers(wanted, say, needed=root is None)
         validation.of_nginx(values, nailgun, nginx, say)
-        work = _Work(values, say, root, dry_run)
+        work = _Work(values, say, root, dry_run, quiet)
         work.make_user()
         for directory in directories(values):
             work.make_directory(directory)
         for each in planned:
             work.make_file(each)
+        work.find_what_is_in_the_way(nailgun)
         if root is None and not dry_run:
             work.refuse_what_the_whole_host_refuses(nginx)
     except OSError as error:
@@ -118,11 +133,34 @@ def setup(
         raise DeployError(f"{where}{error.strerror}") from None
     if not is_upstart:
         say("the jobs are supervisord's: no job files and no sudoers file")
-    _say_what_is_left(config, words, values, nailgun, root, say)
+    for obstacle in in_the_way.other_tools(placed(values.home, root)):
+        say(f"next: {obstacle.remedy}  # {obstacle.what}")
+    if root is None and not quiet:
+        _say_what_is_left(words, values, nailgun, say)
     if work.attention and not dry_run:
         raise DeployError(
             f"not as the configuration has it, and left as it is: {', '.join(work.attention)}",
             remedy="look at what is shown above, and change by hand what should be changed",
+        )
+
+
+def with_real_group(values: Values) -> Values:
+    """The group is named after the user only if useradd makes both."""
+    try:
+        group = grp.getgrgid(pwd.getpwnam(values.user).pw_gid).gr_name
+    except KeyError:
+        return values
+    return dataclasses.replace(values, group=group)
+
+
+def _refuse_what_is_refused_already(nginx: validation.Nginx | None) -> None:
+    """Raises NotReady (4): what is made could not be told from what was wrong before."""
+    verdict = validation.of_whole_host(nginx)
+    if verdict.refused_by is not None:
+        raise NotReady(
+            f"{verdict.refused_by} refuses its configuration as it is; nothing was changed",
+            detail=verdict.said,
+            remedy="mend that first",
         )
 
 
@@ -141,15 +179,34 @@ def directories(values: Values) -> list[Directory]:
 
 def _planned(file: File, root: Path | None) -> Planned:
     path = placed(file.path, root)
+    if root is not None and path.is_symlink():
+        _refuse_to_leave(root, path)
+    if file.once and path.exists():
+        return Planned(file, path, "kept", b"", path)  # it may have passwords
     try:
         there = path.read_bytes()
     except FileNotFoundError:
         if path.is_symlink():
             raise DeployError(f"{path} is a link that leads nowhere") from None
-        return Planned(file, path, "absent")
-    if file.once:
-        return Planned(file, path, "kept", there)
-    return Planned(file, path, "same" if there == file.text.encode() else "differs", there)
+        return Planned(file, path, "absent", b"", path)
+    wanted = file.text.encode()
+    return Planned(
+        file, path, "same" if there == wanted else "differs", there, _beside(path, wanted)
+    )
+
+
+def _beside(path: Path, wanted: bytes) -> Path:
+    """The first of `.new`, `.new.2`, … that is free or is that file; an earlier one may be edited."""
+    number = 1
+    while True:
+        beside = path.with_name(f"{path.name}.new" + (f".{number}" if number > 1 else ""))
+        if not os.path.lexists(beside) or _is_that_file(beside, wanted):
+            return beside
+        number += 1
+
+
+def _is_that_file(path: Path, wanted: bytes) -> bool:
+    return path.is_file() and not path.is_symlink() and path.read_bytes() == wanted
 
 
 def placed(path: str, root: Path | None) -> Path:
@@ -160,18 +217,25 @@ def placed(path: str, root: Path | None) -> Path:
     if root is None:
         return Path(path)
     there = root / path.lstrip("/")
-    real, inside = os.path.realpath(there.parent), os.path.realpath(root)
-    if os.path.commonpath([real, inside]) != inside:
-        raise UsageError(f"{there.parent} leads out of {root}, to {real}")
+    _refuse_to_leave(root, there.parent)
     return there
+
+
+def _refuse_to_leave(root: Path, path: Path) -> None:
+    real, inside = os.path.realpath(path), os.path.realpath(root)
+    if os.path.commonpath([real, inside]) != inside:
+        raise UsageError(f"{path} leads out of {root}, to {real}")
 
 
 class _Work:
     """What is done, one thing after the other. `attention` names what differs and stays."""
 
-    def __init__(self, values: Values, say: Say, root: Path | None, dry_run: bool) -> None:
+    def __init__(
+        self, values: Values, say: Say, root: Path | None, dry_run: bool, quiet: bool
+    ) -> None:
         self._values = values
         self._say = say
+        self._quiet = quiet
         self._root = root
         self._dry_run = dry_run
         self._made: list[Path] = []
@@ -181,66 +245,64 @@ class _Work:
         """The production user, unless it is there. Raises NotReady (4)."""
         user, home = self._values.user, self._values.home
         if self._root is not None:
-            self._say(f"user {user}: not made, and no owner set, below {self._root}")
+            self._note(f"user {user}: not made, and no owner set, below {self._root}")
             return
         try:
             there = pwd.getpwnam(user).pw_dir
         except KeyError:
-            self._make("user", user)
             if not self._dry_run:
                 _run(["useradd", "--user-group", "--create-home", "--home-dir", home,
                       "--shell", "/bin/bash", user])  # fmt: skip
+            self._made_it(f"user {user}")
             return
         if os.path.normpath(there) != home:
             raise NotReady(
                 f"the home of {user} is {there}, and the configuration says {home}",
                 remedy="set `home` in the configuration, or name another user with --user",
             )
-        self._say(f"same      user {user}")
+        self._note(f"same      user {user}")
 
     def make_directory(self, directory: Directory) -> None:
         """The directory with its owner and mode; one that is there keeps both but for `open_to`."""
         path = placed(directory.path, self._root)
         if not path.is_dir():
-            self._make("directory", f"{path}/")
             if not self._dry_run:
                 path.mkdir(parents=True)
                 path.chmod(directory.mode)
                 self._give(path, directory.for_user, whole=True)
+            self._made_it(f"{path}/")
             return
         found = path.stat()
         mode = stat.S_IMODE(found.st_mode)
         if mode & directory.open_to != directory.open_to:
-            self._say(f"mode      {path}/ {mode:04o} -> {mode | directory.open_to:04o}")
             if not self._dry_run:
                 path.chmod(mode | directory.open_to)
+            self._note(f"mode      {path}/ {mode:04o} -> {mode | directory.open_to:04o}")
         owner = self._uid if directory.for_user else 0
         if owner is not None and found.st_uid != owner:
             self._say(f"OWNER     {path}/ does not belong to {self._values.user}")
             self._say(f"          {shlex.join(['chown', self._values.user, str(path)])}")
             self.attention.append(f"{path}/")
         else:
-            self._say(f"same      {path}/")
+            self._note(f"same      {path}/")
 
     def make_file(self, planned: Planned) -> None:
         """The file, or the new one beside what is there and differs."""
         path, file = planned.path, planned.file
         match planned.found:
             case "absent":
-                self._make("file", str(path))
                 if not self._dry_run:
                     self._write(file, path)
+                self._made_it(str(path))
             case "differs":
                 self._say(f"DIFFERS   {path} is left as it is; the new one: {planned.beside}")
                 for line in planned.diff:
                     self._say(f"  | {printable(line)}")
                 self.attention.append(str(path))
-                if not self._dry_run:
-                    with suppress(FileNotFoundError):
-                        planned.beside.unlink()  # an earlier setup's
+                if not self._dry_run and not planned.beside.exists():
                     self._write(file, planned.beside)
             case found:
-                self._say(f"{found:<9} {path}")
+                self._note(f"{found:<9} {path}")
         if file.link is not None:
             self._make_link(placed(file.link, self._root), file.path)
 
@@ -251,32 +313,60 @@ class _Work:
         """
         if not self._made:
             return
-        why = validation.of_whole_host(nginx)
-        if why is None:
-            return
-        for path in reversed(self._made):
-            path.unlink()
-        raise NotReady(
-            "the files were taken back: together with what else is on this host they are refused",
-            detail=why,
-        )
+        verdict = validation.of_whole_host(nginx)
+        if verdict.refused_by is not None:
+            for path in reversed(self._made):
+                path.unlink()
+            raise NotReady(
+                "the files were taken back: together with what else is on this host "
+                f"{verdict.refused_by} refuses them",
+                detail=verdict.said,
+                remedy=validation.remedy_for(verdict.said),
+            )
 
-    def _make(self, kind: str, what: str) -> None:
+        for conflict in verdict.conflicts:
+            self._say(
+                f"FOUND     nginx: {conflict}; another site has the name, and only one is taken"
+            )
+            self.attention.append("nginx's sites")
+
+    def find_what_is_in_the_way(self, nailgun: Nailgun) -> None:
+        """What was there before and would keep the files from having their effect."""
+        root = self._root or Path("/")
+        for obstacle in (
+            *in_the_way.other_sites(self._values, root),
+            *in_the_way.other_nailgun(self._values, nailgun, root),
+        ):
+            self._say(f"FOUND     {obstacle.what}")
+            self._say(f"          {obstacle.remedy}")
+            self.attention.append(obstacle.what.split()[0])
+
+    def _note(self, line: str) -> None:
+        """What was done, or is as it should be."""
+        if not self._quiet:
+            self._say(line)
+
+    def _made_it(self, what: str) -> None:
         verb = "would make" if self._dry_run else "made"
-        self._say(f"{verb:<9} {kind} {what}" if kind == "user" else f"{verb:<9} {what}")
+        self._note(f"{verb:<9} {what}")
+
+    def _leads_to(self, link: Path, target: str) -> bool:
+        text = os.readlink(link)
+        there = os.path.normpath(link.parent / text)
+        return text == target or there == str(placed(target, self._root))
 
     def _make_link(self, link: Path, target: str) -> None:
-        if link.is_symlink() and os.readlink(link) == target:
-            self._say(f"same      {link} -> {target}")
+        if link.is_symlink() and self._leads_to(link, target):
+            self._note(f"same      {link} -> {target}")
         elif os.path.lexists(link):
             self._say(f"DIFFERS   {link} is left as it is; it should lead to {target}")
             self.attention.append(str(link))
         else:
-            self._make("link", f"{link} -> {target}")
             if not self._dry_run:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(target)
                 self._made.append(link)
+            self._made_it(f"{link} -> {target}")
 
     def _write(self, file: File, path: Path) -> None:
         """Writes a file that is not there yet, whole or not at all."""
@@ -332,19 +422,11 @@ def _run(argv: Sequence[str]) -> None:
         raise NotReady(f"{shlex.join(argv)} failed", detail=answer.err.strip())
 
 
-def _say_what_is_left(
-    config: Config,
-    words: Iterable[str],
-    values: Values,
-    nailgun: Nailgun,
-    root: Path | None,
-    say: Say,
-) -> None:
-    if root is not None:
-        return
+def _say_what_is_left(words: Iterable[str], values: Values, nailgun: Nailgun, say: Say) -> None:
     user, command = values.user, shlex.join(words)
-    if nailgun == "balance" and config.services.manager == "upstart":
+    if nailgun == "balance":
         say(f"next: install balance, then {values.bin}/start {values.site}-balance")
-    say("next: service nginx reload")
-    say(f"next: sudo -iu {user} {command} check")
+    say("next: service nginx reload, or start if it does not run")
+    # As root: what a login shell of the user would find first may be another program.
+    say(f"next: sudo {command} check")
     say(f"next: sudo -iu {user} {command} TAG")

@@ -136,15 +136,49 @@ def of_nginx(
         _refuse(answer, "nginx does not take its files")
 
 
-def of_whole_host(nginx: Nginx | None) -> str | None:
-    """Why sudo or nginx refuse what is on this host now; None if they take it."""
+@dataclass(frozen=True)
+class Verdict:
+    """What sudo and nginx say of all that is on this host now."""
+
+    refused_by: str | None = None
+    said: str = ""  # why, to the letter
+    conflicts: tuple[str, ...] = ()  # what nginx warns of and goes on without
+
+
+def of_whole_host(nginx: Nginx | None) -> Verdict:
+    """Asks visudo and nginx what they think of this host's own files."""
     visudo = program("visudo")
-    for argv in ([visudo, "-c"] if visudo else None, [nginx.program, "-t"] if nginx else None):
-        if argv is not None:
-            answer = _asked(argv)
-            if answer.status != 0:
-                return _said(answer)
-    return None
+    if visudo is not None:
+        answer = _asked([visudo, "-c"])
+        if answer.status != 0:
+            return Verdict("sudo", _said(answer))
+    if nginx is None:
+        return Verdict()
+    answer = _asked([nginx.program, "-t"])
+    if answer.status != 0:
+        return Verdict("nginx", _said(answer))
+    return Verdict(conflicts=tuple(conflicts_in(answer.err)))
+
+
+def conflicts_in(said: str) -> list[str]:
+    """The servers that nginx ignores because another one has their name, as `nginx -t` says it."""
+    return re.findall(r"conflicting server name \"[^\"]*\" on \S+, ignored", said)
+
+
+def remedy_for(said: str) -> str:
+    """What to do about a refusal of nginx that the nailgun port's file is in."""
+    if '"stream" directive is duplicate' in said:
+        return (
+            "this nginx has a stream block of its own: put the nailgun port's server into it by "
+            "hand, or: deploy-clojars setup --nailgun balance"
+        )
+    if 'unknown directive "stream"' in said:
+        return (
+            "the stream module is not enabled: apt-get install libnginx-mod-stream, or link "
+            "/usr/share/nginx/modules-available/mod-stream.conf into /etc/nginx/modules-enabled, "
+            "or: deploy-clojars setup --nailgun balance"
+        )
+    return ""
 
 
 def _asked(argv: list[str]) -> Answer:

@@ -1,0 +1,70 @@
+"""`deploy-clojars check`: is this host ready? All findings at once, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from deploy_clojars.checks import files, front, programs, running, user
+from deploy_clojars.checks.finding import Finding, Findings, Site
+from deploy_clojars.host import Host
+from deploy_clojars.shell import printable
+
+
+def findings(host: Host) -> list[Finding]:
+    """Everything that was looked at, in the order in which a host is built."""
+    site = Site(host, host.look())
+    parts: tuple[Callable[[], Findings], ...] = (
+        programs.versions,
+        lambda: programs.of_the_build(site),
+        lambda: programs.upstart(site),
+        lambda: files.directories(site),
+        lambda: files.disk(site),
+        lambda: files.of_the_kit(site),
+        lambda: running.jobs(site),
+        lambda: running.releases(site),
+        lambda: front.drain(site),
+        lambda: front.sites(site),
+        lambda: user.other_tools(site),
+        lambda: user.as_the_production_user(site),
+    )
+    # Some of them wait for somebody else.
+    with ThreadPoolExecutor(max_workers=len(parts)) as pool:
+        return [finding for found in pool.map(_all_of, parts) for finding in found]
+
+
+def _all_of(part: Callable[[], Findings]) -> list[Finding]:
+    try:
+        return list(part())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return [Finding(f"{where}{error.strerror}", wrong=True)]
+
+
+def with_one_remedy(found: list[Finding]) -> list[Finding]:
+    """Findings that one command mends are one: the later ones join the first."""
+    joined: list[Finding] = []
+    for finding in found:
+        same = [each for each in joined if each.wrong and finding.wrong and finding.remedy]
+        first = next((each for each in same if each.remedy == finding.remedy), None)
+        if first is None:
+            joined.append(finding)
+        else:
+            both = Finding(f"{first.what}\n{finding.what}", True, first.remedy)
+            joined[joined.index(first)] = both
+    return joined
+
+
+def as_text(found: list[Finding], *, quiet: bool = False) -> str:
+    """One line for each, the remedy below it."""
+    found = with_one_remedy(found)
+    lines = []
+    for finding in found:
+        if quiet and not finding.wrong:
+            continue
+        mark = "!!" if finding.wrong else "ok"
+        lines += [f"{mark}  {printable(line)}" for line in finding.what.splitlines()]
+        lines += [f"      {printable(line)}" for line in finding.remedy.splitlines()]
+    wrong = sum(finding.wrong for finding in found)
+    lines.append("ready" if not wrong else f"{wrong} finding{'s' if wrong > 1 else ''}")
+    return "\n".join(lines)

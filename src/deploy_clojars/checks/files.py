@@ -1,0 +1,159 @@
+"""Directories and files: whether they are there, and whose they are."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import stat
+from datetime import datetime
+from pathlib import Path
+
+from deploy_clojars import preflight
+from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.errors import DeployError
+from deploy_clojars.host import user_name
+from deploy_clojars.instances import Observation
+from deploy_clojars.kit import in_the_way
+from deploy_clojars.kit.files import File, Nailgun, Values, files
+
+# The kernel says when a process started by a clock that is off by up to this, in seconds.
+CLOCKS_DIFFER = 2.0
+
+NAILGUNS: tuple[Nailgun, ...] = ("nginx", "balance")
+
+
+def directories(site: Site) -> Findings:
+    """The home and what the tool and nginx have in it."""
+    host = site.host
+    for directory in (host.home, host.releases.directory):
+        if not directory.is_dir():
+            yield _missing(site, directory)
+            return
+    for directory in (host.home, host.releases.directory, host.deploy, host.home / "repo"):
+        if directory.exists():  # deploy/ is made by the first run
+            yield _judged(site, directory)
+    yield from _the_tools_own(site)
+    if host.file is not None and host.file.exists():
+        writer = host.file.stat().st_uid
+        if writer == site.owner and writer != 0 and os.geteuid() != writer:
+            remedy = by_root(f"chown root {shlex.quote(str(host.file))}")
+            yield Finding(f"{host.file} belongs to the production user", True, remedy)
+
+
+def _missing(site: Site, directory: Path) -> Finding:
+    made = f"install -d -o {site.user} {shlex.quote(str(directory))}"
+    return Finding(f"{directory} is not there", True, site.setup or made)
+
+
+def _judged(site: Site, directory: Path) -> Finding:
+    """Of the user, written by nobody else, and open to nginx where that looks through it."""
+    quoted = shlex.quote(str(directory))
+    found = directory.stat()
+    # nginx looks through the home, at /repo and at nothing else.
+    through = {site.host.home: 0o001, site.host.home / "repo": 0o005}.get(directory, 0)
+    if found.st_uid != site.owner:
+        whose = user_name(found.st_uid)
+        remedy = by_root(f"chown {site.user} {quoted}")
+        return Finding(f"{directory} belongs to {whose}, not to {site.user}", True, remedy)
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        remedy = site.by_user(f"chmod go-w {quoted}")
+        return Finding(f"{directory} can be written by others", True, remedy)
+    if found.st_mode & through != through:
+        access = "go+x" if through == 0o001 else "go+rx"
+        remedy = site.by_user(f"chmod {access} {quoted}")
+        verb = "entered" if through == 0o001 else "read"
+        return Finding(f"{directory} cannot be {verb} by nginx", True, remedy)
+    return Finding(f"{directory}, of {site.user}")
+
+
+def _the_tools_own(site: Site) -> Findings:
+    """What a run as another user, root for one, has left in deploy/."""
+    deploy = site.host.deploy
+    names = ("lock", "journal.jsonl", "logs", "checkouts", "mirror.git")
+    foreign = [
+        path for path in (deploy / name for name in names)
+        if os.path.lexists(path) and os.lstat(path).st_uid != site.owner
+    ]  # fmt: skip
+    if foreign:
+        named = ", ".join(map(str, foreign))
+        whose = user_name(os.lstat(foreign[0]).st_uid)
+        remedy = by_root(f"chown -R {site.user} {shlex.quote(str(deploy))}")
+        yield Finding(f"of {whose} and not of {site.user}: {named}", True, remedy)
+
+
+def disk(site: Site) -> Findings:
+    """Whether a deploy fits."""
+    if not site.host.releases.directory.exists():
+        return
+    try:
+        preflight.refuse_a_full_disk(site.host)
+        yield Finding("disk: room for a deploy")
+    except DeployError as error:
+        yield Finding(error.message, True, "remove what is old, or make the disk larger")
+
+
+def of_the_kit(site: Site, root: Path = Path("/")) -> Findings:
+    """The files that `setup` makes, on a host of Upstart; `root` stands for /."""
+    values = site.values
+    if not site.is_upstarts or values is None or not (root / "etc/init").is_dir():
+        return
+    repository = site.host.home / "repo"
+    if site.host.home.exists() and not repository.exists():
+        yield _missing(site, repository)
+    by_name = {file.etc: file for file in files(values)}
+    for name in (
+        *(f"upstart/{job}.conf" for job in (values.primary, values.backup, f"{values.site}-run")),
+        "nginx/503.html",
+    ):
+        path = root / by_name[name].path.lstrip("/")
+        if not path.exists():
+            yield Finding(f"{path} is not there", True, site.setup)
+    settings = by_name[f"default/{values.site}"]
+    yield from _settings(site, settings, root)
+    yield from _not_in_force(site, values, settings, root)
+    balance, stream = ([*in_the_way.other_nailgun(values, wanted, root)] for wanted in NAILGUNS)
+    if balance and stream:
+        remedy = by_root(balance[0].remedy)
+        yield Finding("nginx and balance both serve the nailgun port", True, remedy)
+
+
+def _settings(site: Site, settings: File, root: Path) -> Findings:
+    """The jobs read this file as the production user, and end if they cannot."""
+    path = root / settings.path.lstrip("/")
+    if path.exists() and not _may_read(site, path.stat()):
+        remedy = by_root(f"chgrp {site.group()} {path} && chmod 0640 {path}")
+        yield Finding(f"{site.user} cannot read {path}: no instance would start", True, remedy)
+
+
+def _may_read(site: Site, found: os.stat_result) -> bool:
+    try:
+        user = pwd.getpwuid(site.owner if site.owner is not None else os.geteuid())
+    except KeyError:
+        return True
+    if user.pw_uid in (0, found.st_uid):
+        return user.pw_uid == 0 or bool(found.st_mode & stat.S_IRUSR)
+    if found.st_gid in os.getgrouplist(user.pw_name, user.pw_gid):
+        return bool(found.st_mode & stat.S_IRGRP)
+    return bool(found.st_mode & stat.S_IROTH)
+
+
+def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Findings:
+    """What was changed since an instance was started: Upstart reads it at a stop and a start."""
+    for observation in (site.look.primary, site.look.backup):
+        for path in (f"/etc/init/{observation.job}.conf", settings.path):
+            if _changed_since(root / path.lstrip("/"), observation):
+                yield Finding(
+                    f"{path} was changed after {observation.job} was started",
+                    True,
+                    site.by_user(site.host.command("restart")),
+                )
+
+
+def _changed_since(path: Path, observation: Observation) -> bool:
+    if observation.since is None or not path.exists():
+        return False
+    # Not the time of its content: `mv` of a file that was written before puts it into place, too.
+    return path.stat().st_ctime > (
+        datetime.fromisoformat(observation.since).timestamp() + CLOCKS_DIFFER
+    )

@@ -1,0 +1,100 @@
+"""nginx in front: the drain's flag and probe, and that the site is the one that users get."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import tempfile
+from pathlib import Path
+
+from deploy_clojars import nginx
+from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.host import user_name
+from deploy_clojars.kit import in_the_way, validation
+from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST
+
+
+def drain(site: Site) -> Findings:
+    """The flag, its directory, and whether nginx follows it."""
+    host = site.host
+    flag, there = host.nginx.flag, host.nginx.flag_is_set
+    yield flag_directory(site, flag.parent)
+    if there and site.holder is None:
+        approved = site.look.approved
+        serves = approved is not None and site.look.primary.is_healthy_on(approved)
+        remedy = site.by_user(f"rm {shlex.quote(str(flag))}") if serves else site.way_back
+        yield Finding(f"a drain flag was left behind: {flag}", True, remedy)
+    answer = host.nginx.answer()
+    if answer not in (PRIMARY_FIRST, BACKUP_FIRST):
+        probe = host.config.drain.probe
+        yield Finding(
+            f"nginx does not say at {probe} which instance is first ({answer})",
+            True,
+            _answers(site),
+        )
+    elif (answer == BACKUP_FIRST) is not there:
+        yield Finding(
+            f"nginx does not follow the drain flag {flag}: it says {answer}",
+            True,
+            f"{by_root('service nginx reload')}, and its user must be able to enter {flag.parent}",
+        )
+    else:
+        yield Finding(f"nginx says that the {answer} is first")
+
+
+def _answers(site: Site) -> str:
+    """What makes nginx answer: `reload` does nothing for one that does not run."""
+    verb = "reload" if nginx.own_processes().uids else "start"
+    service = f"service nginx {verb}"
+    if not site.is_upstarts:
+        return by_root(service)
+    installed = site.values and Path(f"/etc/nginx/sites-enabled/{site.values.site}").exists()
+    made = "" if installed else f"{site.host.command('setup')} && "
+    return by_root(f"{made}{service}")
+
+
+def flag_directory(site: Site, directory: Path) -> Finding:
+    """The production user's, nobody else's to write, and open to nginx."""
+    quoted = shlex.quote(str(directory))
+    if not directory.is_dir():
+        made = f"install -d -o {site.user} -m 0755 {quoted}"
+        return Finding(
+            f"{directory}, of the drain flag, is not there", True, site.setup or by_root(made)
+        )
+    found = directory.stat()
+    closed = [each for each in (directory, *directory.parents) if not each.stat().st_mode & 0o001]
+    if closed:
+        remedy = by_root(f"chmod go+x {shlex.quote(str(closed[-1]))}")
+        return Finding(f"nginx cannot enter {closed[-1]}", True, remedy)
+    if site.owner is not None and found.st_uid != site.owner:
+        remedy = by_root(f"chown {site.user} {quoted}")
+        return Finding(f"{directory} belongs to {user_name(found.st_uid)}", True, remedy)
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        remedy = site.by_user(f"chmod go-w {quoted}")
+        return Finding(f"{directory} can be written by others", True, remedy)
+    # A sandbox's nginx is no service, and sees the same files as everybody.
+    if site.is_upstarts and directory.is_relative_to(tempfile.gettempdir()):
+        return Finding(f"{directory} is among temporary files, which nginx may see others of", True,
+                       "set drain.flag to a path below /run")  # fmt: skip
+    return Finding(f"{directory} for the drain flag")
+
+
+def sites(site: Site, root: Path = Path("/")) -> Findings:
+    """Whether nginx takes the kit's site, or another one of its name; `root` stands for /."""
+    values = site.values
+    if not site.is_upstarts or values is None:
+        return
+    found = [*in_the_way.other_sites(values, root)]
+    for obstacle in found:
+        yield Finding(obstacle.what, True, by_root(obstacle.remedy))
+    installed = (root / f"etc/nginx/sites-enabled/{values.site}").exists()
+    if root == Path("/") and installed and os.geteuid() == 0:
+        verdict = validation.of_whole_host(validation.nginx())
+        if verdict.refused_by is not None:
+            shown = (verdict.said.splitlines() or [""])[0]
+            test = "visudo -c" if verdict.refused_by == "sudo" else "nginx -t"
+            yield Finding(f"{verdict.refused_by} refuses its configuration: {shown}", True, f"mend it until `{test}` takes it")  # fmt: skip
+        for conflict in () if found else verdict.conflicts:
+            where = f"grep -rl {shlex.quote(values.server_name)} /etc/nginx"
+            yield Finding(f"nginx: {conflict}", True, f"remove the other site; it is in one of: {where}")  # fmt: skip

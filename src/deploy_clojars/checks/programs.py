@@ -1,0 +1,90 @@
+"""Whether the programs are there, and new enough."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+
+from deploy_clojars import build
+from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.kit import validation
+from deploy_clojars.shell import TookTooLong, capture
+
+# Why not older: `fetch --no-write-fetch-head`; a POST is sent twice; `setuid` and `console log`.
+GIT_SINCE = (2, 29)
+NGINX_SINCE = (1, 9, 13)
+UPSTART_SINCE = (1, 4)
+
+SECONDS = 20.0  # for a program, the git remote among them
+
+
+def version_in(text: str) -> tuple[int, ...] | None:
+    """The first version number in what a program says of itself."""
+    match = re.search(r"\d+(?:\.\d+)+", text)
+    return tuple(map(int, match[0].split("."))) if match else None
+
+
+def judged(name: str, said: str, since: tuple[int, ...]) -> Finding:
+    """Whether a program is new enough."""
+    version = version_in(said)
+    needed = ".".join(map(str, since))
+    remedy = f"install {name} {needed} or newer"
+    if version is None:
+        return Finding(f"{name}: its version is not known", True, remedy)
+    shown = ".".join(map(str, version))
+    if version < since:
+        return Finding(f"{name} {shown} is too old", True, remedy)
+    return Finding(f"{name} {shown}")
+
+
+def versions() -> Findings:
+    """What every host needs."""
+    yield Finding(f"Python {sys.version.split()[0]}")  # an older one cannot run this
+    if shutil.which("git") is None:
+        yield Finding("git is not on PATH", True, by_root("apt-get install git"))
+    else:
+        yield judged("git", said_by("git", "--version"), GIT_SINCE)
+    nginx = validation.nginx()
+    if nginx is None:
+        yield Finding("nginx is not installed", True, by_root("apt-get install nginx"))
+        return
+    yield judged("nginx", ".".join(map(str, nginx.version)), NGINX_SINCE)
+
+
+def of_the_build(site: Site) -> Findings:
+    """What the tests and the build call."""
+    missing = build.missing_programs(site.host.config.build)
+    if missing:
+        yield Finding(
+            f"not on PATH: {', '.join(missing)}",
+            True,
+            f"install {' and '.join(missing)}: the tests and the build need it",
+        )
+
+
+def upstart(site: Site) -> Findings:
+    """Upstart, and what serves the nailgun port on its hosts."""
+    services = site.host.config.services
+    if not site.is_upstarts:
+        return
+    if os.access(f"{services.bin}/status", os.X_OK):
+        yield judged("Upstart", said_by(f"{services.bin}/status", "--version"), UPSTART_SINCE)
+    nginx = validation.nginx()
+    if nginx is not None and not nginx.has_stream and not validation.program("balance"):
+        yield Finding(
+            "nothing can serve the nailgun port: this nginx is older than 1.21.4 or has no stream",
+            True,
+            by_root(f"apt-get install libnginx-mod-stream && {site.host.command('setup')}")
+            + "\nor install balance and the same `setup`",
+        )
+
+
+def said_by(*words: str) -> str:
+    """All that a program prints."""
+    try:
+        answer = capture(words, timeout=SECONDS)
+    except (OSError, TookTooLong):
+        return ""
+    return answer.out + answer.err

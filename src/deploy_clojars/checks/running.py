@@ -1,0 +1,121 @@
+"""What runs: the jobs, the releases, and what the last run left."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import psutil
+
+from deploy_clojars import decisions, lock
+from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.host import user_name
+from deploy_clojars.instances import Observation
+
+
+def jobs(site: Site) -> Findings:
+    """Both instances."""
+    for observation in (site.look.primary, site.look.backup):
+        job, approved = observation.job, site.look.approved
+        if observation.state == "unknown":
+            yield Finding(f"job {job}: {observation.said}", True, _known_again(site))
+        elif approved is None:
+            yield _never_deployed(site, observation)
+        elif observation.serving and not observation.visible:
+            yield Finding(f"{job} serves; what it runs is not visible to {user_name()}")
+        else:
+            yield _health(site, observation, approved)
+        yield from _process(site, observation)
+
+
+def _known_again(site: Site) -> str:
+    return site.setup or "start supervisord, with a program of that name"
+
+
+def _never_deployed(site: Site, observation: Observation) -> Finding:
+    said = f"job {observation.job}: {observation.said}{observation.whose_ports}"
+    return Finding(said, bool(observation.strangers), _ended(site, observation))
+
+
+def _health(site: Site, observation: Observation, approved: str) -> Finding:
+    job = observation.job
+    why = observation.why_not_healthy_on(approved)
+    if why is None:
+        return Finding(f"{job} is healthy on {approved}")
+    said = why if why.startswith(job) else f"{job}: {why}"
+    if site.holder is not None:
+        # The run at work restarts one after the other; users must be served all the same.
+        return Finding(f"{said} (a run is at work)", not _someone_serves(site))
+    ended = _ended(site, observation)
+    return Finding(said, True, "\n".join(filter(None, (ended, site.way_back))))
+
+
+def _someone_serves(site: Site) -> bool:
+    return site.look.primary.serving or site.look.backup.serving
+
+
+def _ended(site: Site, observation: Observation) -> str:
+    """The commands that end those who have the instance's ports."""
+    return "\n".join(
+        by_root(f"kill {each.pid}") if each.uid != os.geteuid() else f"kill {each.pid}"
+        for each in observation.strangers
+        if each.pid is not None
+    ) or ("\n".join({by_root(site.host.command("check")) for _ in observation.strangers}))
+
+
+def _process(site: Site, observation: Observation) -> Findings:
+    """Upstart must know the application's own process: what `su` started can outlive a restart."""
+    if observation.pid is None or not site.is_upstarts:
+        return
+    try:
+        process = psutil.Process(observation.pid)
+        name, uid = process.name(), process.uids().real
+    except psutil.Error:
+        return
+    if name in ("su", "sudo") or uid != site.owner:
+        yield Finding(
+            f"{observation.job}: Upstart knows {name} of {user_name(uid)} (PID {observation.pid}) and "
+            "not the application itself, which can outlive a restart and keep its ports",
+            True,
+            f"{site.setup or 'see the job file'}\n"
+            f"take the new job file, then: docs/host.md, 'A host that the old script served'",
+        )
+
+
+def releases(site: Site) -> Findings:
+    """The link, the journal, and whether the last run left things as they are."""
+    host, look = site.host, site.look
+    if look.current.broken:
+        mended = host.releases.mended_by(look.current, host.way_back(look))
+        remedy = site.by_user(mended) if mended else _readable(site)
+        yield Finding(look.current.broken, True, remedy)
+    if look.journal_error:
+        yield Finding(look.journal_error, True, _readable(site))
+    if site.holder is not None:
+        yield Finding(lock.locked_by(site.holder).message)
+        return
+    situation = host.situation(look, locked=False)
+    command = host.next_command(look, situation)
+    remedy = site.by_user(command) if command else ""
+    yield from _left(site, situation, remedy)
+
+
+def _left(site: Site, situation: decisions.Situation, remedy: str) -> Findings:
+    last = site.look.history.last
+    if situation.interrupted and last is not None:
+        what = f"the {last.command} of {last.version} was cut off"
+        yield Finding(what, True, f"{remedy}{_and_restart(site, last.command)}")
+    if situation.drifted:
+        what = "current or what an instance runs is not what the last run left"
+        yield Finding(what, True, remedy)
+
+
+def _and_restart(site: Site, command: str) -> str:
+    """A rollback starts what a `restart` left down, and nothing else anew."""
+    again = site.by_user(site.host.command("restart"))
+    return f"\nand then the restart again: {again}" if command == "restart" else ""
+
+
+def _readable(site: Site) -> str:
+    deploy = shlex.quote(str(site.host.deploy))
+    return by_root(f"chown -R {site.user} {deploy} && chmod -R u+rwX,go+rX {deploy}")

@@ -1,0 +1,74 @@
+"""What only the production user can find out: its sudo rights, its login shell, its git remote."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+
+from deploy_clojars.checks.finding import Finding, Findings, Site
+from deploy_clojars.checks.programs import SECONDS, said_by
+from deploy_clojars.host import Host, user_name
+from deploy_clojars.kit import in_the_way
+from deploy_clojars.shell import TookTooLong, capture
+
+
+def other_tools(site: Site) -> Findings:
+    """An old script that `sudo -iu` would run."""
+    for obstacle in in_the_way.other_tools(site.host.home):
+        yield Finding(obstacle.what, True, site.by_user(obstacle.remedy))
+
+
+def as_the_production_user(site: Site) -> Findings:
+    """All of it, if this is that user."""
+    host = site.host
+    if site.owner is None:
+        return
+    if site.owner != os.geteuid():
+        # With an old script in the way that would be told to deploy a tag `check`.
+        is_safe = not any(in_the_way.other_tools(host.home))
+        again = site.by_user(host.command("check")) if is_safe else ""
+        yield Finding(
+            f"not looked at as {user_name()}: sudo rights, the login shell, the git remote", False,
+            again,
+        )  # fmt: skip
+        return
+    refused = host.services.refusals(host.jobs)
+    if refused:
+        yield Finding(f"sudo does not allow {', '.join(refused)}", True, site.setup)
+    elif site.is_upstarts and host.config.services.sudo:
+        yield Finding("sudo allows what is needed")
+    yield from _login_shell()
+    yield _remote(host)
+
+
+def _login_shell() -> Findings:
+    shell = pwd.getpwuid(os.geteuid()).pw_shell or "/bin/sh"
+    lines = said_by(shell, "-lc", "command -v deploy-clojars").split()
+    found = lines[-1] if lines else ""
+    # How it was found now: a wrapper in the way of a login shell is the same program.
+    own = shutil.which("deploy-clojars")
+    if found.startswith("/") and own and os.path.realpath(found) != os.path.realpath(own):
+        moved = shlex.join(["mv", found, f"{found}.old"])
+        yield Finding(f"a login shell finds another deploy-clojars first: {found}", True, moved)
+
+
+def _remote(host: Host) -> Finding:
+    url = host.config.repository
+    words = ["env", "GIT_TERMINAL_PROMPT=0", "GIT_SSH_COMMAND=ssh -o BatchMode=yes"]
+    try:
+        answer = capture([*words, "git", "ls-remote", "--tags", "--", url], timeout=SECONDS)
+    except (OSError, TookTooLong) as error:
+        return Finding(f"{url}: {error}", True, "is the network up?")
+    if answer.status != 0:
+        said = answer.err.strip().splitlines()
+        return Finding(
+            f"{url} cannot be read: {said[0] if said else 'no reason given'}", True,
+            "set `repository`, or give this user a key for it",
+        )  # fmt: skip
+    tags = len([line for line in answer.out.splitlines() if not line.endswith("^{}")])
+    if tags == 0:
+        return Finding(f"{url} has no tags, and only a tag can be deployed", True,
+                       "git tag VERSION && git push --tags, where the application is written")  # fmt: skip
+    return Finding(f"{url}, {tags} tags")

@@ -1,0 +1,82 @@
+"""What a host has from earlier times that keeps the kit's files from having their effect."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy_clojars.kit.files import Nailgun, Values, files, is_for_other_nailgun
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One of them, and the command that takes it out of the way."""
+
+    what: str
+    remedy: str
+
+
+def other_tools(home: Path) -> Iterator[Obstacle]:
+    """Debian's ~/.profile puts ~/bin first: an old script there would be what `sudo -iu` runs."""
+    own = os.path.realpath(sys.argv[0])
+    for directory in ("bin", ".local/bin"):
+        other = home / directory / "deploy-clojars"
+        if os.path.lexists(other) and os.path.realpath(other) != own:
+            yield Obstacle(
+                f"a login shell would find another deploy-clojars first: {other}",
+                shlex.join(["mv", str(other), f"{other}.old"]),
+            )
+
+
+def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
+    """nginx takes the first of two sites with one name, and only warns of the other."""
+    nginx = root / "etc/nginx"
+    for file in sorted([*nginx.glob("sites-enabled/*"), *nginx.glob("conf.d/*.conf")]):
+        if file == nginx / "sites-enabled" / values.site:
+            continue
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if serves(text, values.server_name, values.listen):
+            # What is in /etc/nginx itself is not read.
+            removed = (
+                ["rm", str(file)] if file.is_symlink() else ["mv", str(file), f"{nginx}/{file.name}.old"]
+            )  # fmt: skip
+            yield Obstacle(
+                f"{file} is another site for {values.server_name}, and nginx takes only one",
+                f"{shlex.join(removed)} && service nginx reload",
+            )
+
+
+def serves(text: str, name: str, port: str) -> bool:
+    """Whether a server in a site's file has the name on the port."""
+    text = re.sub(r"#.*", "", text)
+    for server in re.split(r"\bserver\s*\{", text)[1:]:
+        names = {word for found in re.findall(r"\bserver_name\s+([^;]+);", server) for word in found.split()}  # fmt: skip
+        listens = [found.split()[0] for found in re.findall(r"\blisten\s+([^;]+);", server)]
+        # Without a port, or without the word, it is 80.
+        ports = {match[1] if (match := re.search(r"(?:^|:)(\d+)$", each)) else "80" for each in listens}  # fmt: skip
+        if name in names and port in (ports or {"80"}):
+            return True
+    return False
+
+
+def other_nailgun(values: Values, nailgun: Nailgun, root: Path) -> Iterator[Obstacle]:
+    """What serves the nailgun port in the way that is not wanted."""
+    for file in files(values):
+        path = root / file.path.lstrip("/")
+        if is_for_other_nailgun(file, values, nailgun) and os.path.lexists(path):
+            removed = shlex.join(["rm", str(path)])
+            balance = f"{values.site}-balance"
+            command = (
+                f"{values.bin}/stop {balance}; {removed}"
+                if nailgun == "nginx"
+                else f"{removed} && service nginx reload && {values.bin}/start {balance}"
+            )
+            yield Obstacle(f"{path} serves the nailgun port, too, and {nailgun} is to", command)
