@@ -14,11 +14,12 @@ test: $(VENV)/test tools  ## everything: style, types, and all tests on the real
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 4 --dist worksteal
 
-# The tool hit by signals at random instants, N times; SEED repeats what a failure names.
+# The tool hit by signals at random instants, N times; SEED repeats what a failure names. It takes
+# the ports of a tenth worker, so that the tests can run beside it.
 N := 300
 SEED :=
 torture: $(VENV)/test tools
-	PYTHONPATH=tests $(PYTHON) -m torture $(N) --seed "$(SEED)"
+	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m torture $(N) --seed "$(SEED)"
 
 # Load on the site while it is deployed to, ROUNDS times, and the account of what was lost.
 ROUNDS := 10
