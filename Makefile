@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: demo test torture load bench-growth tools clean
+.PHONY: demo test torture load bench bench-growth tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -25,6 +25,9 @@ torture: $(VENV)/test tools
 ROUNDS := 10
 load: $(VENV)/test tools
 	PYTHONPATH=tests $(PYTHON) -m load --rounds $(ROUNDS)
+
+bench: $(VENV)/test tools  ## what the tool costs, as ratios to what was measured in the same run
+	$(PYTHON) bench/speed.py
 
 bench-growth: $(VENV)/test  ## what 10,000 releases and 100,000 journal lines cost, as ratios
 	$(PYTHON) bench/growth.py
