@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from clojure_jars import (
     write_lein_home,
 )
 from clojure_repository import ClojureRepository, make_repository
+from light_host import make_light_host
 from little_host import LittleHost
 from programs import require_program
 from sandbox_host import serving_sandbox
 from standin.upstart import RealUpstart, Upstart
-from zip_application import zip_jar
 
 from deploy_clojars.journal import Event, now
 
@@ -114,23 +113,7 @@ def new_light_host(
     """Makes a host whose releases need no JVM; its build only has to be quick."""
 
     def make(**options: str) -> LittleHost:
-        jars = tmp_path / "jars"
-        host = LittleHost(
-            tmp_path / "host",
-            upstart,
-            repository.url,
-            {},
-            {
-                "build": f'test = "true"\n'
-                f'uberjar = "mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"',
-                **options,
-            },
-            launcher=f"{sys.executable} -I",
-        )
-        for tag in repository.git("tag").split():
-            zip_jar(tag, repository.commit(tag), jars)
-        host.jars = jars
-        return host
+        return make_light_host(tmp_path, upstart, repository, **options)
 
     return make
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import http.server
-import os
 import socket
 import socketserver
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,12 +15,11 @@ from typing import Any
 
 import crossplane
 import pytest
+from front import running_nginx
 from little_host import free_ports, wait_for
-from programs import require_program, skip_or_fail
 
 from deploy_clojars.config import parse
-from deploy_clojars.kit import validation
-from deploy_clojars.kit.files import Values, render, values_of
+from deploy_clojars.kit.files import Values, values_of
 
 UPLOAD = 20_000_000  # bytes
 
@@ -104,6 +101,7 @@ class Site:
             },
             "test",
         )
+        self.drain = config.drain
         self.values: Values = dataclasses.replace(
             values_of(config, user="clojars"),
             listen=f"127.0.0.1:{site}",
@@ -157,47 +155,18 @@ class Site:
 @contextmanager
 def serving(directory: Path) -> Iterator[Site]:
     """A site whose two instances are up."""
-    require_program("nginx")
-    nginx = validation.nginx()
-    if nginx is None or not nginx.has_stream:
-        skip_or_fail("not installed: nginx's stream module")
     site = Site(directory)
-    for name in ("run", "home/repo/a", "pages"):
-        (directory / name).mkdir(parents=True)
+    (directory / "home/repo/a").mkdir(parents=True)
     (site.home / "repo/a/a.jar").write_text("from the disk")
     (site.home / "secret").write_text("secret")
-    (directory / "pages/503.html").write_text(render("503.html", site.values))
-    (directory / "site").write_text(render("site", site.values))
-    user = "user root;\n" if os.geteuid() == 0 else ""
-    main = directory / "nginx.conf"
-    main.write_text(
-        user
-        + validation.MAIN.format(
-            modules=nginx.stream,
-            directory=directory,
-            stream=render("nailgun.conf", site.values),
-        )
-    )
-    argv = [nginx.program, "-p", str(directory), "-c", str(main)]
-    tested = subprocess.run([*argv, "-t"], capture_output=True, text=True, check=False)
-    assert tested.returncode == 0, tested.stderr
     for role in site.ports:
         site.start(role)
-    with subprocess.Popen(argv) as process, suppress(KeyboardInterrupt):
-        try:
-            wait_for(lambda: answers(site), "nginx serves")
+    try:
+        with running_nginx(directory, site.values, site.drain):
             yield site
-        finally:
-            process.terminate()
-            process.wait(10)
-            for role in site.ports:
-                site.stop(role)
-
-
-def answers(site: Site) -> bool:
-    with suppress(OSError):
-        return site.probed() == "primary"
-    return False
+    finally:
+        for role in site.ports:
+            site.stop(role)
 
 
 @pytest.fixture

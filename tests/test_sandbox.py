@@ -26,7 +26,7 @@ from little_host import Terminal, wait_for
 from programs import require_program, skip_or_fail
 from system import lives
 
-from deploy_clojars import lock, processes, sandbox
+from deploy_clojars import connections, lock, sandbox
 from deploy_clojars.errors import NotReady
 from deploy_clojars.sandbox import nginx, repository
 from deploy_clojars.sandbox.place import Sandbox
@@ -695,12 +695,12 @@ def test_what_a_killed_supervisord_leaves_of_nginx_ends_too(serving: Little) -> 
         skip_or_fail("not installed: nginx")
     record = json.loads((serving.directory / "sandbox.json").read_text())
     port = record["ports"]["site"]
-    wait_for(lambda: processes.listening_sockets(port), "nginx listens")
+    wait_for(lambda: connections.listening_sockets(port), "nginx listens")
     for process in marked(serving.directory):
         if "supervisor.supervisord" in process.cmdline():
             process.kill()
     serving.stop()
-    assert not processes.listening_sockets(port)
+    assert not connections.listening_sockets(port)
 
 
 def test_the_shell_s_variables_do_not_reach_the_instances(empty: Little) -> None:

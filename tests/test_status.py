@@ -32,6 +32,7 @@ def test_the_json_has_the_keys_of_the_contract(light_host: LittleHost) -> None:
         "previous": None,
         "interrupted": False,
         "drift": False,
+        "stale_drain_flag": False,
         "ok": True,
         "next": None,
         "lock": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import pwd
 import re
@@ -15,12 +14,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from deploy_clojars import build, lock, preflight
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host import Host, Look, user_name
 from deploy_clojars.kit import validation
+from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST
 from deploy_clojars.shell import TookTooLong, capture, printable
 
 # Why not older: `fetch --no-write-fetch-head`; a POST is sent twice; `setuid` and `console log`.
@@ -29,7 +28,6 @@ NGINX_SINCE = (1, 9, 13)
 UPSTART_SINCE = (1, 4)
 
 SECONDS = 20.0  # for a program, the git remote among them
-PROBE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -234,21 +232,20 @@ def _releases(host: Host, look: Look) -> Findings:
 
 
 def _drain(host: Host, look: Look) -> Findings:
-    flag = Path(host.config.drain.flag)
-    there = os.path.lexists(flag)
+    flag, there = host.nginx.flag, host.nginx.flag_is_set
     yield from _flag_directory(host, flag.parent)
     if there and lock.holder_of(host.lock_file) is None:
         serves = look.approved is not None and look.primary.is_healthy_on(look.approved)
         remedy = f"rm {shlex.quote(str(flag))}" if serves else host.command_back(look)
         yield Finding(f"a drain flag was left behind: {flag}", True, remedy)
-    answer = probed(host.config.drain.probe)
-    if answer not in ("primary", "backup"):
+    answer = host.nginx.answer()
+    if answer not in (PRIMARY_FIRST, BACKUP_FIRST):
         yield Finding(
             f"nginx does not say at {host.config.drain.probe} which instance is first ({answer})",
             True,
             f"{_set_up(host)}, then: service nginx reload",
         )
-    elif (answer == "backup") is not there:
+    elif (answer == BACKUP_FIRST) is not there:
         yield Finding(
             f"nginx does not follow the drain flag {flag}: it says {answer}",
             True,
@@ -275,24 +272,6 @@ def _flag_directory(host: Host, directory: Path) -> Findings:
                       "set drain.flag to a path below /run")  # fmt: skip
     else:
         yield Finding(f"{directory} for the drain flag")
-
-
-def probed(url: str) -> str:
-    """What nginx answers at the probe, or why it does not."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port or 80, timeout=PROBE_SECONDS
-    )
-    try:
-        connection.request("GET", parts.path or "/")
-        response = connection.getresponse()
-        if response.status != 200:
-            return f"{response.status} {response.reason}"
-        return response.read(100).decode("utf-8", "replace").strip()
-    except (OSError, http.client.HTTPException) as error:
-        return str(error) or type(error).__name__
-    finally:
-        connection.close()
 
 
 # --- what concerns the production user --------------------------------------------------------

@@ -161,6 +161,7 @@ class Situation:
     locked: bool
     # The release to go back to: the approved one, or if its jar is gone the last one before it.
     way_back: str | None
+    stale_flag: bool = False  # of a drain, and no run is at work
 
     @property
     def interrupted(self) -> bool:
@@ -174,7 +175,8 @@ class Situation:
             return False
         if self.locked:
             return True
-        return self.backup_ok and self.current == self.approved and not self.interrupted
+        settled = self.backup_ok and self.current == self.approved
+        return settled and not self.interrupted and not self.stale_flag
 
     @property
     def next_words(self) -> tuple[str, str] | None:

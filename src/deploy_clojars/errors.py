@@ -69,6 +69,12 @@ class NotHealthy(DeployError):
     status = Status.NOT_HEALTHY
 
 
+class NotDrained(DeployError):
+    """nginx did not turn to the other instance, or requests did not end in time."""
+
+    status = Status.NOT_HEALTHY
+
+
 class Declined(DeployError):
     """The operator said no, or the input ended."""
 

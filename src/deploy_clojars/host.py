@@ -14,6 +14,7 @@ from deploy_clojars.config import Config
 from deploy_clojars.errors import NotReady
 from deploy_clojars.instances import BACKUP, PRIMARY, Instance, Observation, Role
 from deploy_clojars.journal import History, Journal, Left
+from deploy_clojars.nginx import Nginx
 from deploy_clojars.releases import Current, Releases
 from deploy_clojars.services import services_of
 
@@ -28,6 +29,7 @@ class Look:
     history: History
     approved: str | None
     journal_error: str | None = None  # why the journal cannot be read
+    drain_flag: bool = False  # whether nginx is told to prefer the backup
 
     def left(self) -> Left:
         """What the host would be left with now."""
@@ -82,6 +84,7 @@ class Host:
         self.logs = self.deploy / "logs"
         self.journal = Journal(self.deploy / "journal.jsonl")
         self.releases = Releases(config.releases_directory, config.name)
+        self.nginx = Nginx(config.drain)
         self.services = services_of(config)
         self.instances: dict[Role, Instance] = {
             role: Instance(role, settings, config.health, self.services, self.releases)
@@ -118,6 +121,7 @@ class Host:
             history=history,
             approved=self._approved(history, primary.result(), current),
             journal_error=journal_error,
+            drain_flag=self.nginx.flag_is_set,
         )
 
     def _approved(self, history: History, primary: Observation, current: Current) -> str | None:
@@ -154,6 +158,7 @@ class Host:
             backup_ok=_serves(look.backup, look.approved),
             drifted=look.drifted and not locked,
             locked=locked,
+            stale_flag=look.drain_flag and not locked,
             way_back=self.way_back(look),
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
-from deploy_clojars import config, processes, signals
+from deploy_clojars import config, connections, processes, signals
 from deploy_clojars.errors import NotHealthy
 from deploy_clojars.releases import Releases
 from deploy_clojars.services import Job, ServiceFailed, Services
@@ -119,6 +119,20 @@ class Instance:
         self._services = services
         self._releases = releases
 
+    @property
+    def web_ports(self) -> list[int]:
+        """The local ports that nginx sends requests to."""
+        return self._local_ports("http", "https")
+
+    @property
+    def nailgun_ports(self) -> list[int]:
+        """The local ports beside them, of which only connections can be known."""
+        return self._local_ports("tcp")
+
+    def _local_ports(self, *schemes: str) -> list[int]:
+        urls = (url for url in self._urls if urlsplit(url).scheme in schemes)
+        return [port for host, port in map(_address, urls) if _is_local(host)]
+
     def observe(self) -> Observation:
         """Looks at the instance now; its health URLs are asked at the same time."""
         with ThreadPoolExecutor(max_workers=len(self._urls)) as pool:
@@ -169,7 +183,7 @@ class Instance:
         for url in self._urls:
             host, port = _address(url)
             if _is_local(host):
-                listening = processes.listening_sockets(port)
+                listening = connections.listening_sockets(port)
                 if not listening or listening - tree.sockets:
                     foreign.append(port)
         return tuple(foreign)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from deploy_clojars import (
     build,
     checkout,
     decisions,
+    drain,
     preflight,
     prune,
     releases,
@@ -50,6 +51,7 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
     """Puts the tag `version` into production. Raises DeployError with the exit status."""
     require_an_answer(yes)
     with started(host, console, "deploy", version) as run:
+        drain.clear_stale_flag(run)
         revert_a_run_that_was_cut_off(run)
         look, cost = preflight.of_deploy(host, version, force=force)
         announce(run, look, cost)
@@ -57,15 +59,14 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
         obtain_release(run, version)
         if is_done_already(run, version):
             return
+        wait_for_requests_in_backup(run, version, force=force)
         run.state_on_failure = ""
         with reverted_on_failure(run, look.approved, version):
             flip(run, version)
             backup = bring_up_backup(run, version, force=force)
             ask_to_promote(run, version, yes=yes)
             refuse_a_backup_that_failed_meanwhile(run, version, backup)
-            signals.check()
-            run.record("no return", version=version)
-        promote(run, version)
+            promote(run, version, backup, force=force)
         prune.after_promotion(run)
 
 
@@ -75,6 +76,7 @@ def rollback(
     """Puts a release that is there back into production. Raises DeployError."""
     require_an_answer(yes)
     with started(host, console, "rollback", version) as run:
+        drain.clear_stale_flag(run)
         look = preflight.ready_to_restart(host)
         refuse_an_unreadable_journal(console, look, version)
         target = run.version = target_of_rollback(run, look, version)
@@ -96,6 +98,7 @@ def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> Non
     """Starts both instances anew on the approved release. Raises DeployError."""
     require_an_answer(yes)
     with started(host, console, "restart", None) as run:
+        drain.clear_stale_flag(run)
         look, approved = preflight.of_restart(host)
         run.version = approved
         ask_to_restart(run, look, approved, yes=yes, force=force)
@@ -112,6 +115,7 @@ def prune_releases(host: Host, console: Console) -> None:
         console.say("keep_releases is 0: nothing is pruned")
         return
     with started(host, console, "prune", None) as run:
+        drain.clear_stale_flag(run)
         look = revert_a_run_that_was_cut_off(run) or host.look()
         versions = prune.candidates(host, look)
         if not versions:
@@ -182,10 +186,13 @@ def flip(run: Run, version: str) -> None:
     run.now_left_with(current=version)
 
 
-def restart(run: Run, role: Role, version: str, *, anew: bool = False) -> Observation:
+def restart(
+    run: Run, role: Role, version: str, *, anew: bool = False, force: bool = False
+) -> Observation:
     """Restarts an instance and waits until it is healthy on the release.
 
-    `anew`: by stop and start, which reads a changed job file. Raises NotHealthy (6), Interrupted.
+    `anew`: by stop and start, which reads a changed job file. `force`: also the only one that
+    serves. Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
     before = run.host.services.status(instance.job)
@@ -194,6 +201,8 @@ def restart(run: Run, role: Role, version: str, *, anew: bool = False) -> Observ
         verb = "start"
     with run.step(role, f"{verb} {instance.job}") as becomes:
         refuse_a_link_that_was_changed_meanwhile(run, version)
+        if not force:
+            refuse_the_only_serving_instance(run, role)
         run.record("restart", instance=role, version=version, pid=before.pid)
         # Until it is healthy all that is known is that it starts on what is current.
         run.now_left_with(**{role: None})
@@ -218,10 +227,24 @@ def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
         raise NotHealthy(f"current was changed by somebody else meanwhile: {names}, not {version}")
 
 
+def refuse_the_only_serving_instance(run: Run, role: Role) -> None:
+    """The other one may have died since it was decided that this one is restarted.
+
+    Raises NotHealthy (6).
+    """
+    look = run.host.look()
+    this, other = look.primary, look.backup
+    if role == BACKUP:
+        this, other = other, this
+    if this.serving and not other.serving:
+        raise NotHealthy(f"{other.job} does not serve any more, and {this.job} serves alone")
+
+
 def seen_through_notice(run: Run, restarts: int = 1) -> signals.Notice:
     """What is said, once, when a signal comes where the run must not stop."""
     config = run.host.config
-    seconds = restarts * (config.health.timeout + config.services.timeout)
+    each = config.drain.timeout + config.health.timeout + config.services.timeout
+    seconds = restarts * each
     return lambda: run.console.warn(f"signal noted; finishing, up to {seconds:g} s")
 
 
@@ -331,8 +354,9 @@ def reuse(run: Run, version: str, commit: str) -> None:
 def is_done_already(run: Run, version: str) -> bool:
     """Whether the tag's release is approved and current, and both instances are healthy on it."""
     look = run.host.look()
-    if not is_settled_on(look, version):
-        return False
+    own = look.history.last
+    if not is_settled_on(look, version) or (own is not None and own.cut_off is not None):
+        return False  # a run that was cut off with nothing left to do but its end needs one
     run.outcome = "nothing to do"
     run.console.say(f"{version} is in production already; nothing to do")
     return True
@@ -348,6 +372,12 @@ def is_settled_on(look: Look, version: str) -> bool:
     )
 
 
+def wait_for_requests_in_backup(run: Run, version: str, *, force: bool) -> None:
+    """Waits for what is in the backup, unless it needs no restart. Raises NotDrained (6)."""
+    if not run.host.instances[BACKUP].observe().is_healthy_on(version):
+        drain.wait_for_backup(run, vetoes=not force)
+
+
 def bring_up_backup(run: Run, version: str, *, force: bool) -> Observation:
     """The backup on the new release, healthy and settled; restarted unless it is already."""
     host = run.host
@@ -358,7 +388,7 @@ def bring_up_backup(run: Run, version: str, *, force: bool) -> Observation:
             run.now_left_with(backup=version)
             return backup.wait_until_healthy(version)
     preflight.cost_of_force(host, look, version, force=force)
-    return restart(run, BACKUP, version)
+    return restart(run, BACKUP, version, force=force)
 
 
 def ask_to_promote(run: Run, version: str, *, yes: bool) -> None:
@@ -499,25 +529,21 @@ def refuse_a_backup_that_failed_meanwhile(run: Run, version: str, backup: Observ
         raise NotHealthy(f"{now.job} did not stay healthy until the answer: {why}")
 
 
-def promote(run: Run, version: str) -> None:
-    """Restarts the primary on the release; from here on nothing is reverted.
+def promote(run: Run, version: str, backup: Observation, *, force: bool) -> None:
+    """Restarts the primary on the release when no request is in it.
 
-    Raises PrimaryDown (8) or, if the backup does not serve either, HalfDone (9).
+    From the request to restart it on nothing is reverted. Raises NotDrained (6) before that, then
+    PrimaryDown (8) or, if the backup does not serve either, HalfDone (9).
     """
     host = run.host
-    # A full disk must not keep the primary from being waited for.
-    run.journal_may_fail = True
-    with signals.seen_through(seen_through_notice(run)):
-        try:
-            if host.instances[PRIMARY].observe().is_healthy_on(version):
-                with run.step("promote", f"{host.jobs[0]} runs {version} already"):
-                    host.instances[PRIMARY].wait_until_healthy(version)
-                    run.now_left_with(primary=version)
-            else:
-                restart(run, PRIMARY, version)
-        except NotHealthy as error:
-            raise failed_promotion(run, version, error) from None
-        run.journal_may_fail = False
+    needed = not host.instances[PRIMARY].observe().is_healthy_on(version)
+    with ExitStack() as to_the_end:
+        with drain.drained(run, needed=needed, vetoes=not force):
+            refuse_a_backup_that_failed_meanwhile(run, version, backup)
+            signals.check()
+            run.no_return(version)
+            to_the_end.enter_context(signals.seen_through(seen_through_notice(run)))
+            start_primary_on(run, version)
         try:
             run.record("promoted", version=version)
         except DeployError as error:
@@ -527,6 +553,26 @@ def promote(run: Run, version: str) -> None:
             ) from None
         run.outcome = "promoted"
         run.console.say(f"{version} is in production", "bold green")
+
+
+def start_primary_on(run: Run, version: str) -> None:
+    """The primary healthy on the release; restarted unless it is already.
+
+    Raises PrimaryDown (8), HalfDone (9).
+    """
+    primary = run.host.instances[PRIMARY]
+    # A full disk must not keep the primary from being waited for.
+    run.journal_may_fail = True
+    try:
+        if primary.observe().is_healthy_on(version):
+            with run.step("promote", f"{primary.job} runs {version} already"):
+                primary.wait_until_healthy(version)
+                run.now_left_with(primary=version)
+        else:
+            restart(run, PRIMARY, version)
+    except NotHealthy as error:
+        raise failed_promotion(run, version, error) from None
+    run.journal_may_fail = False
 
 
 def failed_promotion(run: Run, version: str, error: NotHealthy) -> DeployError:
@@ -554,13 +600,15 @@ def failed_promotion(run: Run, version: str, error: NotHealthy) -> DeployError:
 
 @contextmanager
 def reverted_on_failure(run: Run, approved: str | None, version: str) -> Iterator[None]:
-    """Reverts if the block fails, whatever the reason, and lets the reason go on.
+    """Reverts if the block fails before the point of no return, whatever the reason.
 
-    Raises HalfDone (9) if the revert fails, too.
+    The reason goes on. Raises HalfDone (9) if the revert fails, too.
     """
     try:
         yield
     except BaseException as error:
+        if run.past_return:
+            raise
         if approved == version and isinstance(error, Declined | Interrupted):
             raise  # current is the approved release: nothing has to be put back
         if isinstance(error, DeployError):
@@ -636,7 +684,8 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
             if role in restarted:
                 raise NotHealthy(f"{run.host.instances[role].job} did not stay healthy on {target}")
             restarted.add(role)
-            restart(run, role, target)
+            with drain.without_requests(run, role):
+                restart(run, role, target)
         except NotHealthy as error:
             failed[role] = error
 
@@ -716,7 +765,7 @@ def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:
     """
     host = run.host
     nothing_served = not (look.primary.serving or look.backup.serving)
-    run.record("no return", version=target)
+    run.no_return(target)
     flip(run, target)
     failed = restart_what_is_not_healthy(run, target)
     after = host.look()
@@ -729,6 +778,7 @@ def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:
     if after.primary.is_healthy_on(target):
         previously = look.approved if look.approved != target else look.current.version
         run.record("rolled back", version=target, previously=previously, why=why)
+        drain.prefer_primary(run)  # where it needed no restart, and a run that was killed left it
     if not after.both_healthy_on(target):
         raise half_rolled_back(run, after, target, failed)
     run.now_left_with(current=target, primary=target, backup=target)
@@ -817,7 +867,7 @@ def start_each_anew(run: Run, version: str, *, force: bool) -> None:
     PrimaryDown (8) and HalfDone (9) if the second one does not.
     """
     host = run.host
-    run.record("no return", version=version)
+    run.no_return(version)
     run.journal_may_fail = True  # an instance that is down must not wait for room on the disk
     left: list[Role] = [PRIMARY, BACKUP]
     failed: dict[Role, NotHealthy] = {}
@@ -827,7 +877,8 @@ def start_each_anew(run: Run, version: str, *, force: bool) -> None:
             break
         left.remove(role)
         try:
-            restart(run, role, version, anew=True)
+            with drain.without_requests(run, role):
+                restart(run, role, version, anew=True, force=force)
         except NotHealthy as error:
             failed[role] = error
     after = host.look()

@@ -25,6 +25,8 @@ def of_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | Non
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}")
     refuse_a_full_disk(host)
+    if not force:
+        _refuse_a_flag_that_cannot_be_set(host)
     look = ready_to_restart(host)
     if look.journal_error:
         raise DeployError(look.journal_error)
@@ -106,6 +108,16 @@ def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str |
         start = host.command("rollback", look.approved)
         remedy += f"\nto start {primary}: {start}"
     raise NotReady(f"{primary} is down and {backup} serves alone", remedy=remedy)
+
+
+def _refuse_a_flag_that_cannot_be_set(host: Host) -> None:
+    """Where nginx answers the primary is drained before its restart, and that needs the flag."""
+    why = host.nginx.why_no_flag
+    if why is not None and host.nginx.answers:
+        raise NotReady(
+            f"{why}: {host.jobs[0]} could not be drained before its restart",
+            remedy=f"as root: {host.command('setup')}\n--force goes on without the drain",
+        )
 
 
 def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:

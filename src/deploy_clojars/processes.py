@@ -1,4 +1,4 @@
-"""What the kernel says of processes: their tree, their open files, who listens on a port."""
+"""What the kernel says of processes: their tree, their open files, whose run they belong to."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import psutil
 
 # Every process of a checkout, a test run or a build carries it; how a stray is told.
 RUN_VARIABLE = "DEPLOY_CLOJARS_RUN"
-
-LISTEN = "0A"  # of /proc/net/tcp (proc(5))
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,18 @@ def _look_at_open_files(pid: int, files: list[OpenFile], sockets: set[int]) -> N
             continue  # closed meanwhile
 
 
+def sockets_of(pid: int) -> tuple[bool, frozenset[int]]:
+    """Whether this user may see what the process has open, and the inodes of its sockets."""
+    sockets: set[int] = set()
+    try:
+        _look_at_open_files(pid, [], sockets)
+    except PermissionError:
+        return False, frozenset()
+    except OSError:
+        pass  # it ended meanwhile
+    return True, frozenset(sockets)
+
+
 def state_of(pid: int) -> tuple[str, int] | None:
     """The process's state, a letter of proc(5), and its group; None if it is gone."""
     try:
@@ -82,19 +92,6 @@ def state_of(pid: int) -> tuple[str, int] | None:
     # The command's name may hold blanks and brackets; the last ) ends it.
     state, _parent, group = stat.rpartition(b")")[2].split()[:3]
     return state.decode(), int(group)
-
-
-def listening_sockets(port: int) -> frozenset[int]:
-    """The inodes of all TCP sockets that listen on `port`, on whatever address."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as rows:
-            for row in rows:
-                columns = row.split()
-                local, state = columns[1], columns[3]
-                if state == LISTEN and int(local.rpartition(":")[2], 16) == port:
-                    inodes.add(int(columns[9]))
-    return frozenset(inodes)
 
 
 def strays(run_prefix: str) -> list[int]:

@@ -51,6 +51,9 @@ class Run:
         # In a revert or a rollback a journal that cannot be written is a warning.
         self.journal_may_fail = False
         self.journal_failed = False
+        self.said_no_drain = False
+        # From the first request to restart the primary on nothing is reverted.
+        self.past_return = False
         self._begun = False
         self._lock = held
 
@@ -90,8 +93,13 @@ class Run:
             f"nothing that runs was changed; {look.primary.job} runs {runs} as before"
         )
 
-    def record(self, event: str, **fields: Any) -> None:
-        """Writes a line into the journal. Raises DeployError unless it may fail now."""
+    def no_return(self, version: str) -> None:
+        """The point of no return. Raises DeployError if it cannot be written down."""
+        self.record("no return", version=version)
+        self.past_return = True
+
+    def record(self, event: str, *, may_fail: bool = False, **fields: Any) -> None:
+        """Writes a line into the journal. Raises DeployError unless it may fail (now)."""
         line = Event(event=event, at=now(), run=self.id, by=self.by, **fields)
         said = system_log.line_of(line, self.command, self.version)
         if said is not None:
@@ -100,7 +108,7 @@ class Run:
             self.host.journal.append(line)
         except OSError as error:
             message = f"the journal {self.host.journal.file} cannot be written: {error.strerror}"
-            if not self.journal_may_fail:
+            if not (may_fail or self.journal_may_fail):
                 raise DeployError(message) from error
             if not self.journal_failed:
                 self.console.warn(message)
@@ -145,7 +153,11 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
     )  # fmt: skip
     make_directory(host.deploy)
     log = host.logs / log_name(command, version, datetime.now(UTC))
-    with signals.handled(), lock.held(host.lock_file, holder) as held, console.logging_to(log):
+    with (
+        signals.handled(then_ignored=True),
+        lock.held(host.lock_file, holder) as held,
+        console.logging_to(log),
+    ):
         processes.end_strays(host.id_prefix)
         host.releases.clear_unfinished()
         run = Run(host, console, command, version, held)

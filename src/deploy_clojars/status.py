@@ -48,6 +48,7 @@ def as_json(report: Report) -> str:
         "previous": look.history.previous,
         "interrupted": situation.interrupted,
         "drift": situation.drifted,
+        "stale_drain_flag": situation.stale_flag,
         "ok": report.ok,
         "next": report.next,
         "lock": None
@@ -142,6 +143,8 @@ def _remarks(report: Report) -> list[str]:
         )
     if situation.drifted:
         remarks.append("drift: current or what an instance runs is not what the last run left")
+    if situation.stale_flag:
+        remarks.append(f"a drain flag was left behind, and nginx prefers {look.backup.job}")
     if look.journal_error:
         remarks.append(look.journal_error)
     if look.current.broken:

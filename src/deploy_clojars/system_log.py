@@ -36,6 +36,8 @@ def line_of(event: Event, command: str, version: str | None) -> str | None:
         "flip": f"current {event.previously or 'none'} -> {event.version or 'none'}",
         "restart": f"restart of the {event.instance} on {event.version}",
         "stop": f"stop of the {event.instance}",
+        "drain": f"drain of the {event.instance}",
+        "undrain": f"the drain of the {event.instance} is over",
         "installed": f"installed {event.version}",
         "approved": f"yes to {event.version}",
         "promoted": f"{event.version} is in production",

@@ -42,6 +42,12 @@ job = "clojars-backup"
 timeout = 20
 interval = 0.1
 settle = 0.5
+
+[drain]
+flag = {flag}
+probe = "http://127.0.0.1:{probe}/pool"
+timeout = 20
+quiet = 0.5
 """
 
 
@@ -56,6 +62,8 @@ def write_configuration(sandbox: Sandbox) -> None:
         socket=_quoted(str(sandbox.socket)),
         primary=_urls(sandbox.ports.primary),
         backup=_urls(sandbox.ports.backup),
+        flag=_quoted(str(sandbox.flag)),
+        probe=sandbox.ports.probe,
     )
     write(sandbox.config, text)
 

@@ -1,14 +1,17 @@
-"""nginx in front of the instances, where it is installed: the primary, or else the backup."""
+"""nginx in front of the instances, where it is installed: with the host kit's own site."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 
+from deploy_clojars.config import Config, parse
 from deploy_clojars.host import user_name
-from deploy_clojars.sandbox.place import Sandbox, write
+from deploy_clojars.kit.files import render, values_of
+from deploy_clojars.sandbox.place import FLAG, Pair, Sandbox, write
 
-TEXT = """\
+MAIN = """\
 # nginx's part of the sandbox. Written anew at every start; run in the sandbox, by supervisord.
 {user}daemon off;
 pid nginx.pid;
@@ -20,31 +23,18 @@ events {{
 
 http {{
     access_log off;
-    client_max_body_size 20m;
     client_body_temp_path logs/nginx-client;
     proxy_temp_path logs/nginx-proxy;
     fastcgi_temp_path logs/nginx-fastcgi;
     uwsgi_temp_path logs/nginx-uwsgi;
     scgi_temp_path logs/nginx-scgi;
 
-    upstream site {{
-        # All to the primary, and to the backup only while the primary is down. A primary that was
-        # down is tried again after two seconds, not after nginx's ten; the backup is never given
-        # up, for then nobody would be left. No keepalive and no non_idempotent: a POST that was
-        # sent is not sent twice.
-        server 127.0.0.1:{primary} max_fails=1 fail_timeout=2s;
-        server 127.0.0.1:{backup} backup max_fails=0;
-    }}
-
-    server {{
-        listen 127.0.0.1:{site};
-        location / {{
-            proxy_pass http://site;
-            proxy_set_header Host $http_host;
-        }}
-    }}
+    # As on clojars.org.
+    include nginx-site.conf;
 }}
 """
+
+PAGES = "pages"
 
 
 def program() -> str | None:
@@ -56,11 +46,35 @@ def program() -> str | None:
 
 
 def write_configuration(sandbox: Sandbox) -> None:
-    """Writes nginx.conf."""
+    """Writes nginx.conf, the site, and the page for both down; makes the flag's directory."""
     # Started by root it would give its work to a user who may not read the sandbox.
     user = f"user {user_name()};\n" if os.geteuid() == 0 else ""
-    ports = sandbox.ports
-    write(
-        sandbox.directory / "nginx.conf",
-        TEXT.format(user=user, site=ports.site, primary=ports.primary.web, backup=ports.backup.web),
+    # Relative: nginx runs in the sandbox, whose own path may have what no nginx.conf takes.
+    values = dataclasses.replace(
+        values_of(_config(sandbox)),
+        listen=f"127.0.0.1:{sandbox.ports.site}",
+        home="home",
+        flag=FLAG,
+        pages=PAGES,
     )
+    sandbox.flag.parent.mkdir(exist_ok=True)
+    (sandbox.directory / PAGES).mkdir(exist_ok=True)
+    write(sandbox.directory / PAGES / "503.html", render("503.html", values))
+    write(sandbox.directory / "nginx-site.conf", render("site", values))
+    write(sandbox.directory / "nginx.conf", MAIN.format(user=user))
+
+
+def _config(sandbox: Sandbox) -> Config:
+    ports = sandbox.ports
+    return parse(
+        {
+            "instances": {"primary": _instance(ports.primary), "backup": _instance(ports.backup)},
+            "drain": {"probe": f"http://127.0.0.1:{ports.probe}/pool"},
+        },
+        "the sandbox",
+    )
+
+
+def _instance(ports: Pair) -> dict[str, object]:
+    web = f"http://127.0.0.1:{ports.web}/"
+    return {"url": web, "health": [web, f"tcp://127.0.0.1:{ports.nailgun}"]}

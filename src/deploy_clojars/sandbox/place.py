@@ -17,6 +17,7 @@ from deploy_clojars.errors import DeployError, UsageError
 FILE = "sandbox.json"
 CONFIG = "deploy-clojars.toml"
 SOCKET = "supervisor.sock"
+FLAG = "run/drain-primary"
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -29,17 +30,19 @@ class Pair(Struct, frozen=True):
 
 
 class Ports(Struct, frozen=True):
-    """Both instances' ports, and the one that users come to where nginx is in front."""
+    """Both instances' ports, and nginx's where it is in front: the users', and the tool's own."""
 
     primary: Pair
     backup: Pair
     site: Port
+    probe: Port
 
     @property
     def all(self) -> tuple[int, ...]:
-        """All five."""
+        """All six."""
         pairs = (self.primary, self.backup)
-        return (*(port for pair in pairs for port in (pair.web, pair.nailgun)), self.site)
+        instances = (port for pair in pairs for port in (pair.web, pair.nailgun))
+        return (*instances, self.site, self.probe)
 
 
 class Record(Struct, frozen=True):
@@ -88,6 +91,11 @@ class Sandbox:
     def link(self) -> Path:
         """What both instances are started from."""
         return self.releases / "clojars-web-current.jar"
+
+    @property
+    def flag(self) -> Path:
+        """What tells nginx to prefer the backup."""
+        return self.directory / FLAG
 
     @property
     def logs(self) -> Path:

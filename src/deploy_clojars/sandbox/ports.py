@@ -6,7 +6,7 @@ import random
 import socket
 from collections.abc import Collection
 
-from deploy_clojars import processes
+from deploy_clojars import connections
 from deploy_clojars.errors import DeployError
 from deploy_clojars.sandbox.place import Pair, Ports
 
@@ -16,19 +16,19 @@ CHOICE = range(20000, 30000)
 
 
 def chosen(old: Ports | None = None) -> Ports:
-    """Five free ports: the old ones, or others for those that are taken. Raises DeployError (1)."""
-    kept = [port if is_free(port) else None for port in old.all] if old else [None] * 5
+    """Six free ports: the old ones, or others for those that are taken. Raises DeployError (1)."""
+    kept = [port if is_free(port) else None for port in old.all] if old else [None] * 6
     avoided = old.all if old else ()
     ports: list[int] = []
     for port in kept:
         ports.append(port if port is not None else _a_free_one([*avoided, *ports]))
-    web, nailgun, backup_web, backup_nailgun, site = ports
-    return Ports(Pair(web, nailgun), Pair(backup_web, backup_nailgun), site)
+    web, nailgun, backup_web, backup_nailgun, site, probe = ports
+    return Ports(Pair(web, nailgun), Pair(backup_web, backup_nailgun), site, probe)
 
 
 def is_free(port: int) -> bool:
     """Whether nobody listens on the port, on whatever address, and an instance could."""
-    if processes.listening_sockets(port):
+    if connections.listening_sockets(port):
         return False
     with socket.socket() as probe:
         # As the instances do: connections that were closed lately are no obstacle.

@@ -1,0 +1,259 @@
+"""The drain: nginx prefers the backup, and the requests in an instance end before it is restarted.
+
+nginx looks at a flag file at every request, so that no reload is needed, which would cut
+connections that are kept alive. A POST that was sent to an instance is lost with it, and other
+requests are sent twice: so none may be in it when it is restarted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from deploy_clojars import connections, signals
+from deploy_clojars import nginx as nginx_module
+from deploy_clojars.connections import Visitor
+from deploy_clojars.errors import DeployError, NotDrained
+from deploy_clojars.instances import BACKUP, PRIMARY, Instance, Observation, Role
+from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST, visitors_from
+from deploy_clojars.run import Run
+
+# Within it nginx has seen a flag: it looks at every request, the probe's own too. In seconds.
+FOLLOWS_WITHIN = 3.0
+# Between two looks; on a busy host the kernel's table of connections takes half of it to read.
+INTERVAL = 0.1
+
+# An upload that nginx was still taking in when the flag appeared comes late, and is over in a
+# moment: for so long what has ended counts, too. Not for ever, for the connection that has ended may
+# have been somebody else's: a health check of another program's. In seconds.
+LATE = 10.0
+
+SHOWN = 5  # visitors by address
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Who is connected to an instance: nginx with requests, with nailgun clients, and others."""
+
+    requests: tuple[Visitor, ...] = ()
+    nailgun: tuple[Visitor, ...] = ()
+    past_nginx: tuple[Visitor, ...] = ()
+
+    @property
+    def holders(self) -> list[str]:
+        """Who keeps the instance from being drained, a line for each port."""
+        ports = Counter(each.port for each in (*self.requests, *self.nailgun))
+        return [
+            f"nginx: {count} connection{'s' if count > 1 else ''} to port {port}"
+            for port, count in ports.items()
+        ]
+
+
+def visits_of(instance: Instance) -> Visits:
+    """Looks at who is connected to the instance now."""
+    web = [each for port in instance.web_ports for each in connections.visitors(port)]
+    nailgun = [each for port in instance.nailgun_ports for each in connections.visitors(port)]
+    if not web and not nailgun:
+        return Visits()
+    own = nginx_module.own_processes()
+    requests = visitors_from(own, web)
+    through_nginx = visitors_from(own, nailgun)
+    others = [each for each in (*web, *nailgun) if each not in (*requests, *through_nginx)]
+    return Visits(tuple(requests), tuple(through_nginx), tuple(others))
+
+
+# --- the primary ------------------------------------------------------------------------------
+
+
+@contextmanager
+def drained(run: Run, *, needed: bool = True, vetoes: bool = False) -> Iterator[None]:
+    """The block restarts the primary (unless it is not `needed`); nginx prefers the backup meanwhile.
+
+    The flag is removed at the end whatever happened, except when the primary did not come back.
+    With `vetoes` a drain that does not finish raises NotDrained (6) instead of the block; without
+    it that is a warning.
+    """
+    primary = run.host.instances[PRIMARY]
+    before = primary.observe()
+    serves = run.host.instances[BACKUP].observe().serving
+    came_back = False
+    try:
+        if needed and serves and nginx_answers(run):
+            _drain(run, primary, before, vetoes=vetoes)
+        yield
+        came_back = True
+    finally:
+        if came_back or _is_unchanged(primary, before):
+            prefer_primary(run)
+        elif run.host.nginx.flag_is_set:
+            run.console.warn(
+                f"the drain flag {run.host.nginx.flag} stays: nginx prefers "
+                f"{run.host.instances[BACKUP].job} until {primary.job} is back"
+            )
+
+
+def _is_unchanged(instance: Instance, before: Observation) -> bool:
+    """Whether the process from before was never restarted, and serves as it did."""
+    return before.pid is not None and instance.observe().pid == before.pid
+
+
+def nginx_answers(run: Run) -> bool:
+    """Whether there is an nginx to be drained; if not, that is said once."""
+    answer = run.host.nginx.answer()
+    if answer in (PRIMARY_FIRST, BACKUP_FIRST):
+        return True
+    if not run.said_no_drain:
+        run.said_no_drain = True
+        run.console.warn(
+            f"no drain: nginx does not say at {run.host.nginx.probe} who is first ({answer}); "
+            "requests that are in an instance at its restart are lost"
+        )
+    return False
+
+
+def prefer_primary(run: Run) -> None:
+    """Removes the flag, if it is there. One that cannot be removed is a warning."""
+    if not run.host.nginx.flag_is_set:
+        return
+    try:
+        run.host.nginx.remove_flag()
+    except DeployError as error:
+        run.console.warn(f"{error.message}; nginx goes on preferring the backup")
+        return
+    run.record("undrain", instance=PRIMARY, may_fail=True)
+
+
+def clear_stale_flag(run: Run) -> None:
+    """Removes what an earlier run has left, if the primary serves the approved release."""
+    nginx = run.host.nginx
+    if not nginx.flag_is_set:
+        return
+    look = run.host.look()
+    if look.approved is not None and look.primary.is_healthy_on(look.approved):
+        run.console.say(f"a drain flag was left behind and is removed: {nginx.flag}")
+        prefer_primary(run)
+
+
+def _drain(run: Run, primary: Instance, before: Observation, *, vetoes: bool) -> None:
+    backup = run.host.instances[BACKUP].job
+    runs = before.pid is not None
+    try:
+        with run.step("drain", f"{primary.job}: nginx prefers {backup}") as becomes:
+            run.record("drain", instance=PRIMARY)
+            run.host.nginx.set_flag()
+            _wait_until_followed(run)
+            becomes(_wait_until_quiet(run, primary) if runs else "it is down")
+    except NotDrained as error:
+        if vetoes and runs:
+            raise
+        _go_on(run, error)
+
+
+def _wait_until_followed(run: Run) -> None:
+    """Raises NotDrained, Interrupted."""
+    nginx = run.host.nginx
+    deadline = time.monotonic() + FOLLOWS_WITHIN
+    while (answer := nginx.answer()) != BACKUP_FIRST:
+        if time.monotonic() > deadline:
+            raise NotDrained(
+                f"nginx does not follow the drain flag {nginx.flag}: it still says {answer}",
+                remedy="what is wrong with it: " + run.host.command("check"),
+            )
+        signals.wait(INTERVAL)
+
+
+# --- the backup -------------------------------------------------------------------------------
+
+
+def wait_for_backup(run: Run, *, vetoes: bool = False) -> None:
+    """Waits until the backup, which is restarted next, has none of nginx's requests.
+
+    It may have served a moment ago, and nginx takes a while to forgive a primary that was down.
+    The flag is not set while the backup restarts. Raises NotDrained (6) if `vetoes`.
+    """
+    instances = run.host.instances
+    if not (instances[PRIMARY].observe().serving and instances[BACKUP].observe().serving):
+        return  # nobody else could take the requests, or there are none
+    prefer_primary(run)
+    if not nginx_answers(run):
+        return
+    try:
+        with run.step("drain", instances[BACKUP].job) as becomes:
+            becomes(_wait_until_quiet(run, instances[BACKUP]))
+    except NotDrained as error:
+        if vetoes:
+            raise
+        _go_on(run, error)
+
+
+# --- both -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def without_requests(run: Run, role: Role) -> Iterator[None]:
+    """The block restarts the instance, with none of nginx's requests in it as far as can be."""
+    if role == PRIMARY:
+        with drained(run):
+            yield
+    else:
+        wait_for_backup(run)
+        yield
+
+
+def _go_on(run: Run, error: NotDrained) -> None:
+    run.console.warn(f"{error.message}; going on, and what is in it is lost")
+    for line in error.detail.splitlines():
+        run.console.warn(line)
+
+
+def _wait_until_quiet(run: Run, instance: Instance) -> str:
+    """Waits until nginx has been without a request in the instance for a while.
+
+    nginx's flag does not reach the nailgun port: its clients are waited for as long, and then cut.
+    Returns what is worth saying. Raises NotDrained with the holders, Interrupted.
+    """
+    settings = run.host.config.drain
+    started = last_request = time.monotonic()
+    while True:
+        visits = visits_of(instance)
+        now = time.monotonic()
+        if visits.requests:
+            last_request = now
+        elif now - started < LATE:
+            last_request = max(last_request, now - _seconds_since_a_request(instance))
+        quiet = now - last_request >= settings.quiet
+        out_of_time = now - started >= settings.timeout
+        if quiet and (out_of_time or not visits.nailgun):
+            return _said(visits)
+        if out_of_time:
+            raise NotDrained(
+                f"{instance.job} still had requests from nginx after {settings.timeout:g} s",
+                detail="\n".join(visits.holders),
+                remedy="when they have ended: the same command again; --force does not wait for them",
+            )
+        signals.wait(INTERVAL)
+
+
+def _seconds_since_a_request(instance: Instance) -> float:
+    known = map(connections.seconds_since_one_ended, instance.web_ports)
+    return min((seconds for seconds in known if seconds is not None), default=math.inf)
+
+
+def _said(visits: Visits) -> str:
+    """Who is connected and was not waited for, or not any longer."""
+    said = []
+    if visits.nailgun:
+        count = len(visits.nailgun)
+        said.append(f"{count} nailgun connection{'s are' if count > 1 else ' is'} cut")
+    if visits.past_nginx:
+        addresses = [each.address for each in visits.past_nginx[:SHOWN]]
+        more = len(visits.past_nginx) - len(addresses)
+        said.append(
+            f"not waited for, past nginx: {', '.join(addresses)}"
+            + (f" and {more} more" if more else "")
+        )
+    return "; ".join(said)

@@ -1,0 +1,129 @@
+"""nginx as the drain needs it: its flag, what it says of itself, and which visitors are its own."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from deploy_clojars import config, processes
+from deploy_clojars.connections import Visitor
+from deploy_clojars.errors import DeployError, NotDrained
+
+PROBE_SECONDS = 3.0
+
+# What the probe answers: who gets new requests first.
+PRIMARY_FIRST, BACKUP_FIRST = "primary", "backup"
+
+
+class Nginx:
+    """The nginx in front of the two instances. It looks at the flag's file at every request."""
+
+    def __init__(self, settings: config.Drain) -> None:
+        self.flag = Path(settings.flag)
+        self.probe = settings.probe
+
+    def answer(self) -> str:
+        """What nginx answers at the probe: `primary` or `backup`, or else why there is no answer."""
+        parts = urlsplit(self.probe)
+        connection = http.client.HTTPConnection(
+            parts.hostname or "", parts.port or 80, timeout=PROBE_SECONDS
+        )
+        try:
+            connection.request("GET", parts.path or "/")
+            response = connection.getresponse()
+            if response.status != 200:
+                return f"{response.status} {response.reason}"
+            return response.read(100).decode("utf-8", "replace").strip()
+        except (OSError, http.client.HTTPException) as error:
+            return str(error) or type(error).__name__
+        finally:
+            connection.close()
+
+    @property
+    def answers(self) -> bool:
+        """Whether nginx says at the probe who is first; where it does not, nothing is drained."""
+        return self.answer() in (PRIMARY_FIRST, BACKUP_FIRST)
+
+    @property
+    def flag_is_set(self) -> bool:
+        """Whether nginx is told to prefer the backup."""
+        return os.path.lexists(self.flag)
+
+    def set_flag(self) -> None:
+        """Tells nginx to prefer the backup. Raises NotDrained (6)."""
+        try:
+            self.flag.touch(mode=0o644)
+        except OSError as error:
+            raise NotDrained(
+                f"the drain flag {self.flag} cannot be made: {error.strerror}"
+            ) from None
+
+    def remove_flag(self) -> None:
+        """Tells nginx to prefer the primary. Raises DeployError."""
+        try:
+            self.flag.unlink(missing_ok=True)
+        except OSError as error:
+            raise DeployError(
+                f"the drain flag {self.flag} cannot be removed: {error.strerror}"
+            ) from None
+
+    @property
+    def why_no_flag(self) -> str | None:
+        """Why this user cannot set and remove the flag, or None if that can be done."""
+        directory = self.flag.parent
+        if not directory.is_dir():
+            return f"{directory}, of the drain flag, is not there"
+        if not os.access(directory, os.W_OK | os.X_OK):
+            return f"{directory}, of the drain flag, cannot be written by this user"
+        return None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """nginx's processes: whose they are, and their sockets as far as this user may see them."""
+
+    uids: frozenset[int] = frozenset()
+    sockets: frozenset[int] = frozenset()
+    visible: bool = False  # all of their sockets
+
+
+def own_processes() -> Processes:
+    """Looks for nginx's processes now: a reload makes new ones."""
+    uids: set[int] = set()
+    sockets: set[int] = set()
+    visible = True
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] != "nginx":
+            continue
+        with suppress(psutil.Error):
+            uids.add(process.uids().effective)
+            seen, its_sockets = processes.sockets_of(process.pid)
+            visible = visible and seen
+            sockets |= its_sockets
+    return Processes(frozenset(uids), frozenset(sockets), visible and bool(uids))
+
+
+def visitors_from(nginx: Processes, visitors: Iterable[Visitor]) -> list[Visitor]:
+    """Those visitors who are nginx; the others came past it, as a browser on the port does.
+
+    Of the connection of somebody else's process only the user is known. What can't be told apart
+    counts as nginx's: a wait too long is better than a request lost.
+    """
+    return [visitor for visitor in visitors if visitor.local and _may_be(nginx, visitor)]
+
+
+def _may_be(nginx: Processes, visitor: Visitor) -> bool:
+    if visitor.inode == 0:
+        return True  # its process has closed it, and the instance is still at work on it
+    if nginx.visible:
+        return visitor.inode in nginx.sockets
+    if nginx.uids:
+        return visitor.uid in nginx.uids
+    return visitor.uid != os.geteuid()  # nginx's processes are hidden; this user's own are not it

@@ -1,0 +1,89 @@
+"""The real nginx with the host kit's configuration, in front of two instances."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from little_host import LittleHost, free_ports, wait_for
+from programs import require_program, skip_or_fail
+
+from deploy_clojars import config
+from deploy_clojars.kit import validation
+from deploy_clojars.kit.files import Values, render, values_of
+from deploy_clojars.nginx import Nginx
+
+
+@contextmanager
+def running_nginx(directory: Path, values: Values, settings: config.Drain) -> Iterator[Nginx]:
+    """Runs nginx with the rendered site and nailgun part until the block ends."""
+    require_program("nginx")
+    nginx = validation.nginx()
+    if nginx is None or not nginx.has_stream:
+        skip_or_fail("not installed: nginx's stream module")
+    pages = Path(values.pages)
+    pages.mkdir(parents=True, exist_ok=True)
+    Path(values.flag).parent.mkdir(parents=True, exist_ok=True)
+    (pages / "503.html").write_text(render("503.html", values))
+    (directory / "site").write_text(render("site", values))
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    main = directory / "nginx.conf"
+    text = validation.MAIN.format(
+        modules=nginx.stream, directory=directory, stream=render("nailgun.conf", values)
+    )
+    # Every worker has an opinion of its own on who is down. Its 512 connections are not enough for a
+    # load test on a machine that stalls.
+    more = "events {\n    worker_connections 8192;"
+    main.write_text(f"{user}worker_processes 2;\n{text.replace('events {', more)}")
+    argv = [nginx.program, "-p", str(directory), "-c", str(main)]
+    tested = subprocess.run([*argv, "-t"], capture_output=True, text=True, check=False)
+    assert tested.returncode == 0, tested.stderr
+    front = Nginx(settings)
+    with (
+        open(directory / "nginx.log", "wb") as log,
+        subprocess.Popen(argv, stderr=log) as process,
+    ):
+        try:
+            wait_for(lambda: front.answers, "nginx serves")
+            yield front
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Front:
+    """nginx in front of a little host."""
+
+    site: str
+    nailgun_port: int
+    flag: Path
+    nginx: Nginx
+
+
+@contextmanager
+def in_front_of(host: LittleHost, **drain: str) -> Iterator[Front]:
+    """nginx in front of the host, whose configuration names its flag and its probe from now on.
+
+    `drain` are further keys of that table, as TOML.
+    """
+    site, probe, nailgun = free_ports(3)
+    directory = host.directory / "nginx"
+    directory.mkdir()
+    flag = directory / "run/drain-primary"
+    keys = {"flag": f'"{flag}"', "probe": f'"http://127.0.0.1:{probe}/pool"', **drain}
+    host.options["drain"] = "\n".join(f"{key} = {value}" for key, value in keys.items())
+    host.write_config()
+    settings = config.load(host.config)
+    values = dataclasses.replace(
+        values_of(settings, user="clojars"),
+        listen=f"127.0.0.1:{site}",
+        nailgun_port=str(nailgun),
+        pages=str(directory / "pages"),
+    )
+    with running_nginx(directory, values, settings.drain) as nginx:
+        yield Front(f"http://127.0.0.1:{site}", nailgun, flag, nginx)
