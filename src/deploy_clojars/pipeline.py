@@ -120,6 +120,7 @@ def prune_releases(host: Host, console: Console) -> None:
         console.say("keep_releases is 0: nothing is pruned")
         return
     with started(host, console, "prune", None) as run:
+        drain.clear_stale_flag(run)
         look = revert_a_run_that_was_cut_off(run) or host.look()
         versions = prune.candidates(host, look)
         if not versions:
