@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: demo test tools clean
+.PHONY: demo test torture load bench-growth tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -13,6 +13,20 @@ test: $(VENV)/test tools  ## everything: style, types, and all tests on the real
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 4 --dist worksteal
+
+# The tool hit by signals at random instants, N times; SEED repeats what a failure names.
+N := 300
+SEED :=
+torture: $(VENV)/test tools
+	PYTHONPATH=tests $(PYTHON) -m torture $(N) --seed "$(SEED)"
+
+# Load on the site while it is deployed to, ROUNDS times, and the account of what was lost.
+ROUNDS := 10
+load: $(VENV)/test tools
+	PYTHONPATH=tests $(PYTHON) -m load --rounds $(ROUNDS)
+
+bench-growth: $(VENV)/test  ## what 10,000 releases and 100,000 journal lines cost, as ratios
+	$(PYTHON) bench/growth.py
 
 # What the tests run and a bare machine lacks. Without root it says what is missing; the tests that
 # need it are then skipped with the reason.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from built_releases import built, promoted, written_down
 from clojure_jars import (
     build_jar,
     lein_environment,
@@ -15,11 +15,13 @@ from clojure_jars import (
     write_lein_home,
 )
 from clojure_repository import ClojureRepository, make_repository
+from light_host import make_light_host
 from little_host import LittleHost
 from programs import require_program
 from sandbox_host import serving_sandbox
 from standin.upstart import RealUpstart, Upstart
-from zip_application import zip_jar
+
+from deploy_clojars.journal import Event, now
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -111,23 +113,7 @@ def new_light_host(
     """Makes a host whose releases need no JVM; its build only has to be quick."""
 
     def make(**options: str) -> LittleHost:
-        jars = tmp_path / "jars"
-        host = LittleHost(
-            tmp_path / "host",
-            upstart,
-            repository.url,
-            {},
-            {
-                "build": f'test = "true"\n'
-                f'uberjar = "mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"',
-                **options,
-            },
-            launcher=f"{sys.executable} -I",
-        )
-        for tag in repository.git("tag").split():
-            zip_jar(tag, repository.commit(tag), jars)
-        host.jars = jars
-        return host
+        return make_light_host(tmp_path, upstart, repository, **options)
 
     return make
 
@@ -137,6 +123,21 @@ def light_host(new_light_host: NewHost) -> LittleHost:
     """A host without a JVM that serves 0.1.0 on both instances."""
     host = new_light_host()
     host.serving(ClojureRepository.FIRST)
+    return host
+
+
+@pytest.fixture
+def three_built(new_light_host: NewHost) -> LittleHost:
+    """Three releases that this tool has built: the third is in production, after the first."""
+    first, second, third = (
+        ClojureRepository.FIRST, ClojureRepository.SECOND, ClojureRepository.THIRD,
+    )  # fmt: skip
+    host = new_light_host()
+    host.serving(third)
+    host.have(first)
+    host.have(second)
+    adopted = Event(event="adopted", at=now())
+    written_down(host, adopted, *built(host, first, second, third), *promoted(first, third))
     return host
 
 

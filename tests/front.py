@@ -32,17 +32,21 @@ def running_nginx(directory: Path, values: Values, settings: config.Drain) -> It
     (directory / "site").write_text(render("site", values))
     user = "user root;\n" if os.geteuid() == 0 else ""
     main = directory / "nginx.conf"
-    main.write_text(
-        user
-        + validation.MAIN.format(
-            modules=nginx.stream, directory=directory, stream=render("nailgun.conf", values)
-        )
+    text = validation.MAIN.format(
+        modules=nginx.stream, directory=directory, stream=render("nailgun.conf", values)
     )
+    # Every worker has an opinion of its own on who is down. Its 512 connections are not enough for a
+    # load test on a machine that stalls.
+    more = "events {\n    worker_connections 8192;"
+    main.write_text(f"{user}worker_processes 2;\n{text.replace('events {', more)}")
     argv = [nginx.program, "-p", str(directory), "-c", str(main)]
     tested = subprocess.run([*argv, "-t"], capture_output=True, text=True, check=False)
     assert tested.returncode == 0, tested.stderr
     front = Nginx(settings)
-    with subprocess.Popen(argv) as process:
+    with (
+        open(directory / "nginx.log", "wb") as log,
+        subprocess.Popen(argv, stderr=log) as process,
+    ):
         try:
             wait_for(lambda: front.answers, "nginx serves")
             yield front

@@ -32,6 +32,7 @@ class UpstartLike(Protocol):
 
     bin: Path
     jobs: Path
+    logs: Path
 
     def install(self, job: str, text: str) -> None: ...
     def pid(self, job: str) -> int | None: ...

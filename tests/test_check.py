@@ -88,7 +88,7 @@ def test_a_stale_flag_is_found_and_may_be_removed(light_host: LittleHost, flag: 
         result = light_host.run("check")
     assert result.returncode == 11
     assert f"rm {flag}" in result.stdout
-    assert result.stdout.endswith("1 finding\n")
+    assert result.stdout.endswith("1 finding\n"), result.stdout
 
 
 def test_an_nginx_that_does_not_see_the_flag_is_found(light_host: LittleHost, flag: Path) -> None:
@@ -297,7 +297,10 @@ def test_a_process_that_is_not_the_users_own_is_found(site: Site) -> None:
     seen(site, observed("primary", FIRST), observed("backup", FIRST))
     assert wrong(running.jobs(site)) == {}
     site.owner = NOBODY
-    found = wrong(running.jobs(site))
+    with subprocess.Popen(["sleep", "60"]) as child:
+        found = wrong(running.jobs(site))
+        child.kill()
+    assert f"stop clojars; kill {child.pid}; /nowhere/start clojars" in next(iter(found.values()))
     assert [what.split(":")[0] for what in found] == ["clojars", "clojars-backup"]
     assert f"(PID {os.getpid()}) and not the application itself" in next(iter(found))
 

@@ -17,6 +17,7 @@ from deploy_clojars.decisions import (
     deploy_refusal,
     has_drifted,
     next_to_restart,
+    prunable,
 )
 from deploy_clojars.errors import Status
 from deploy_clojars.instances import BACKUP, PRIMARY, Role
@@ -316,6 +317,44 @@ def test_a_b_c_rolled_back_twice_has_nothing_left_to_roll_back_to() -> None:
         stack = stack[:-1]
 
     assert rolled_back_to == ["C", "B", "A"]
+
+
+# What may be pruned
+
+
+@pytest.mark.parametrize(
+    ("installed", "promoted", "in_use", "keep", "go"),
+    [
+        # The newest promoted ones stay, and the oldest goes first.
+        ("ABCDE", "ABCDE", "DE", 2, "ABC"),
+        ("ABCDE", "ABCDE", "DE", 3, "AB"),
+        ("ABCDE", "ABCDE", "DE", 5, ""),
+        ("ABCDE", "ABCDE", "DE", 99, ""),
+        ("ABCDE", "ABCDE", "DE", 0, ""),
+        # How new it is counts from the last time that it was promoted.
+        ("ABCDE", "BCDEA", "EA", 2, "BCD"),
+        # Never one that is in use, whatever its age.
+        ("ABCDE", "ABCDE", "AE", 1, "BCD"),
+        ("ABCDE", "ABCDE", "ABCDE", 1, ""),
+        # Never any if it is not known which are in use.
+        ("ABCDE", "ABCDE", None, 1, ""),
+        # Never one that this tool did not make; but it counts if it was promoted.
+        ("CDE", "ABCDE", "DE", 2, "C"),
+        ("BCDE", "BCDEA", "EA", 3, "BC"),
+        ("", "ABCDE", "E", 1, ""),
+        # Never promoted ones first.
+        ("ABCDE", "ACE", "CE", 1, "BDA"),
+        ("ABCDE", "ACE", "CE", 9, "BD"),
+        ("ABCDE", "", "", 1, "ABCDE"),
+        # What is not there neither goes nor counts.
+        ("ABCDEXY", "ABCXDEY", "DE", 3, "AB"),
+        ("", "", "", 1, ""),
+    ],
+)
+def test_which_releases_may_go_and_in_which_order(
+    installed: str, promoted: str, in_use: str | None, keep: int, go: str
+) -> None:
+    assert "".join(prunable("ABCDE", installed, promoted, in_use, keep)) == go
 
 
 # What status says

@@ -67,6 +67,43 @@ def test_promotions_form_a_stack(
     assert (history.approved, history.previous) == (approved, previous)
 
 
+@pytest.mark.parametrize(
+    ("steps", "stack"),
+    [
+        ((*ABC, "prune A"), ("B", "C")),
+        ((*ABC, "prune A", "pruned A"), ("B", "C")),
+        ((*ABC, "prune B"), ("A", "C")),
+        ((*ABC, "prune X"), ("A", "B", "C")),
+        # What stood around it twice is one entry again.
+        ((*ABC, "promoted B", "prune C"), ("A", "B")),
+        ((*ABC, "promoted B", "promoted D", "prune B"), ("A", "C", "D")),
+        ((*ABC, "promoted B", "promoted C", "promoted D", "prune B"), ("A", "C", "D")),
+        # A rollback does not come back to it, but to what was before.
+        ((*ABC, "prune A", "pruned A", "rolled back B"), ("B",)),
+        ((*ABC, "prune B", "pruned B", "rolled back A"), ("A",)),
+        # Deployed again it is there like any other.
+        ((*ABC, "prune A", "pruned A", "promoted A"), ("B", "C", "A")),
+        ((*ABC, "prune A", "pruned A", "promoted A", "rolled back C"), ("B", "C")),
+        ((*ABC, "prune A", "rolled back A", "rolled back B"), ("B",)),
+    ],
+)
+def test_a_release_that_is_pruned_leaves_the_stack(
+    steps: tuple[str, ...], stack: tuple[str, ...]
+) -> None:
+    assert written(*steps).stack == stack
+
+
+def test_a_release_is_off_the_stack_before_it_is_removed_and_known_until_it_is() -> None:
+    """Between the two lines the tool may be killed, and the release be there or not."""
+    events = [Event(event=event, version="A") for event in ("installed", "promoted", "prune")]
+
+    before = history_of(events)
+    after = history_of([*events, Event(event="pruned", version="A")])
+
+    assert (before.stack, set(before.installed), set(before.promoted)) == ((), {"A"}, {"A"})
+    assert (after.stack, set(after.installed), set(after.promoted)) == ((), set(), set())
+
+
 def test_a_promotion_that_failed_is_not_on_the_stack() -> None:
     history = history_of(
         [
@@ -107,6 +144,25 @@ def test_the_commit_of_every_installed_release_is_known() -> None:
     )
 
     assert history.commits == {"B": "b" * 40}
+
+
+def test_when_a_release_was_installed_and_promoted_is_known_in_the_order_of_the_last_time() -> None:
+    def events(*steps: str) -> list[Event]:
+        return [
+            Event(event=event, version=version, at=f"2015-03-0{day}T10:00:00Z")
+            for day, (event, _, version) in enumerate((step.rpartition(" ") for step in steps), 1)
+        ]
+
+    history = history_of(
+        events("installed A", "promoted A", "installed B", "promoted B", "rolled back A")
+    )
+
+    assert [(version, each.at[:10]) for version, each in history.installed.items()] == [
+        ("A", "2015-03-01"), ("B", "2015-03-03"),
+    ]  # fmt: skip
+    assert [(version, at[:10]) for version, at in history.promoted.items()] == [
+        ("B", "2015-03-04"), ("A", "2015-03-05"),
+    ]  # fmt: skip
 
 
 # What was rolled back
@@ -260,7 +316,7 @@ def test_what_is_appended_is_read_again(journal: Journal) -> None:
     for event in (BEGIN, FLIP, end):
         journal.append(event)
 
-    assert list(journal.events()) == [BEGIN, FLIP, end]
+    assert list(journal.backwards()) == [end, FLIP, BEGIN]
 
 
 def test_every_line_is_one_json_object_with_its_format(journal: Journal) -> None:

@@ -304,16 +304,21 @@ def identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def version_of(releases: Releases, opened: tuple[int, int], name: str) -> str | None:
+    """Which release the open file is, if it is one."""
+    return releases.versions_of([(opened, name)]).get(opened)
+
+
 def test_an_open_file_is_the_release_with_its_inode(releases: Releases) -> None:
-    assert releases.version_of(identity(releases.path("A")), releases.path("A").name) == "A"
-    assert releases.version_of(identity(releases.path("A")), "clojars-web-current.jar") == "A"
+    assert version_of(releases, identity(releases.path("A")), releases.path("A").name) == "A"
+    assert version_of(releases, identity(releases.path("A")), "clojars-web-current.jar") == "A"
 
 
 def test_an_open_file_that_was_renamed_is_the_release_that_it_is_now(releases: Releases) -> None:
     opened = identity(releases.path("A"))
     releases.path("A").rename(releases.path("C"))
 
-    assert releases.version_of(opened, releases.path("A").name) == "C"
+    assert version_of(releases, opened, releases.path("A").name) == "C"
 
 
 def test_an_open_file_that_was_replaced_under_its_name_is_no_release(releases: Releases) -> None:
@@ -322,7 +327,7 @@ def test_an_open_file_that_was_replaced_under_its_name_is_no_release(releases: R
         releases.path("A").unlink()
         releases.path("A").write_bytes(b"another one")
 
-        found = releases.version_of((opened.st_dev, opened.st_ino), releases.path("A").name)
+        found = version_of(releases, (opened.st_dev, opened.st_ino), releases.path("A").name)
 
     assert found is None
 
@@ -330,7 +335,29 @@ def test_an_open_file_that_was_replaced_under_its_name_is_no_release(releases: R
 def test_an_open_file_that_was_moved_away_is_no_release(releases: Releases, tmp_path: Path) -> None:
     moved = releases.path("A").rename(tmp_path / releases.path("A").name)
 
-    assert releases.version_of(identity(moved), moved.name) is None
+    assert version_of(releases, identity(moved), moved.name) is None
+
+
+def test_open_files_of_all_kinds_are_told_apart_at_one_look(
+    releases: Releases, tmp_path: Path
+) -> None:
+    library = tmp_path / "rt.jar"
+    library.touch()
+    renamed = identity(releases.path("A"))
+    releases.path("A").rename(releases.path("C"))
+    opened = [
+        (renamed, "clojars-web-A-standalone.jar"),
+        (identity(releases.path("B")), "clojars-web-B-standalone.jar"),
+        (identity(library), "rt.jar"),
+    ]
+
+    assert releases.versions_of(opened) == {opened[0][0]: "C", opened[1][0]: "B"}
+    assert releases.versions_of([]) == {}
+
+
+def test_a_message_does_not_name_thousands_of_releases(releases: Releases) -> None:
+    assert releases.some() == "A, B"
+    assert releases.some(1) == "A and 1 more (deploy-clojars releases --all)"
 
 
 # Installing

@@ -51,6 +51,8 @@ def test_a_system_log_that_is_stuck_holds_nothing_up(tmp_path: Path) -> None:
         (Event("flip", previously="0.2.0"), "current 0.2.0 -> none"),
         (Event("restart", instance="backup", version="0.2.0"), "restart of the backup on 0.2.0"),
         (Event("promoted", version="0.2.0"), "0.2.0 is in production"),
+        (Event("prune", version="0.1.0"), None),
+        (Event("pruned", version="0.1.0"), "removed 0.1.0"),
         (Event("end", outcome="declined", status=7), "declined (7)"),
         (Event("step", step="ask"), None),
         (Event("begin"), None),

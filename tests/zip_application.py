@@ -10,12 +10,15 @@ import zipfile
 from pathlib import Path
 
 MAIN = """
-import http.server, os, socketserver, sys, threading
+import http.server, os, socketserver, sys, threading, time
 from pathlib import Path
 
 # Python reads a zipapp and closes it; a JVM keeps its jar open, and so does this.
 JAR = open(os.path.realpath(sys.argv[0]), "rb")
-VERSION = "{version}"
+
+# The link may have been flipped since Python read this: what is served is what is held.
+sys.path[0] = JAR.name
+from release import VERSION
 
 # A file beside the release names the ports that it does not start on.
 refused = Path(JAR.name + ".refused")
@@ -25,10 +28,18 @@ if refused.exists() and os.environ["PORT"] in refused.read_text().split():
 class Web(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = VERSION.encode()
+        if self.path == "/pid":
+            body = str(os.getpid()).encode()
+        elif self.path.startswith("/slow?ms="):
+            ms = int(self.path.partition("=")[2])
+            print("answering in", ms, "ms", flush=True)
+            time.sleep(ms / 1000)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_POST = do_GET
 
     def log_message(self, *words):
         pass
@@ -36,6 +47,8 @@ class Web(http.server.BaseHTTPRequestHandler):
 class Nailgun(socketserver.BaseRequestHandler):
     def handle(self):
         self.request.sendall(b"nailgun\\n")
+        while self.request.recv(65536):
+            pass
 
 class Server(http.server.ThreadingHTTPServer):
     pass
@@ -55,7 +68,8 @@ def zip_jar(version: str, commit: str, directory: Path, name: str = "clojars-web
     directory.mkdir(parents=True, exist_ok=True)
     jar = directory / f"{name}-{version}-standalone.jar"
     with zipfile.ZipFile(jar, "w") as archive:
-        archive.writestr("__main__.py", MAIN.replace("{version}", version))
+        archive.writestr("__main__.py", MAIN)
+        archive.writestr("release.py", f"VERSION = {version!r}\n")
         archive.writestr(
             f"META-INF/maven/{name}/{name}/pom.properties",
             f"groupId={name}\nartifactId={name}\nversion={version}\nrevision={commit}\n",

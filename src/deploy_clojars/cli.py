@@ -90,6 +90,18 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def count_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How many of a list are shown; what is asked for first is the newest."""
+    for option in (
+        click.option("--all", "show_all", is_flag=True, help="Show all of them."),
+        click.option("-n", "count", metavar="NUMBER", type=click.IntRange(min=1), default=20,
+                     help="Show the last NUMBER of them (default: 20)."),
+        click.option("--json", "as_json", is_flag=True, help="For programs."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 yes_option = click.option("--yes", is_flag=True, help="Answer the question beforehand.")
 
 
@@ -165,9 +177,42 @@ def status(settings: Settings, as_json: bool) -> None:
         text = status.as_json(report)
     else:
         text = status.as_one_line(report) if settings.quiet else status.as_text(report)
-    if text:
-        _print(text)
+    _show_result(text)
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)
+
+
+@group.command()
+@count_option
+@common_options
+@click.pass_obj
+def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
+    """List the releases that are there, and which are in use. The newest come first."""
+    from deploy_clojars import listing
+
+    found = listing.listing(settings.host(), None if show_all else count)
+    _show_result(listing.as_json(found) if as_json else listing.as_text(found))
+
+
+@group.command()
+@count_option
+@common_options
+@click.pass_obj
+def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
+    """List the last runs: who, when, what, how long, how it ended. The newest come first."""
+    from deploy_clojars import history
+
+    told = history.told(settings.host(), None if show_all else count)
+    _show_result(history.as_json(told) if as_json else history.as_text(told))
+
+
+@group.command()
+@common_options
+@click.pass_obj
+def prune(settings: Settings) -> None:
+    """Remove old releases; `keep_releases` in the configuration says how many stay."""
+    from deploy_clojars import pipeline
+
+    pipeline.prune_releases(settings.host(), settings.console())
 
 
 @group.command()
@@ -178,7 +223,7 @@ def check(settings: Settings) -> None:
     from deploy_clojars import checks
 
     found = checks.findings(settings.host(named=True))
-    _print(checks.as_text(found, quiet=settings.quiet))
+    _show_result(checks.as_text(found, quiet=settings.quiet))
     sys.exit(Status.ATTENTION if any(each.wrong for each in found) else Status.DONE)
 
 
@@ -209,7 +254,7 @@ def setup(settings: Settings, root: str | None, user: str | None,
 
     def say(line: str) -> None:
         try:
-            _print(line)
+            _show_result(line)
         except DeployError as error:
             lost.append(error)  # what is half done must not stay so because nobody can read it
 
@@ -219,16 +264,6 @@ def setup(settings: Settings, root: str | None, user: str | None,
     )  # fmt: skip
     if lost:
         raise lost[0]
-
-
-def _print(text: str) -> None:
-    """Writes a result to standard output. Raises DeployError (1) if that can't be done."""
-    try:
-        click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
-    except BrokenPipeError:
-        pass  # `status | head` has seen enough
-    except OSError as error:
-        raise DeployError(f"standard output cannot be written: {error.strerror}") from None
 
 
 @group.command()
@@ -246,6 +281,17 @@ def sandbox(directory: str, stop: bool) -> None:
             click.echo(line)
     else:
         click.echo(sandbox.as_text(sandbox.start(Path(directory))))
+
+
+def _show_result(text: str) -> None:
+    """Writes a result to standard output, whatever its encoding. Raises DeployError (1)."""
+    try:
+        if text:
+            click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    except BrokenPipeError:
+        pass  # `status | head` has seen enough
+    except OSError as error:
+        raise DeployError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def main() -> None:

@@ -153,6 +153,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     name: Name = "clojars-web"
     repository: Repository = "https://github.com/clojars/clojars-web.git"
     home: AbsolutePath = "/home/clojars"
+    keep_releases: Annotated[int, Meta(ge=0)] = 0
     build: Build = Build()
     services: Services = Services()
     instances: Instances = Instances()

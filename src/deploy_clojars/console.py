@@ -262,11 +262,6 @@ def _step_line(name: str, what: str) -> Text:
     return Text.assemble("  ", (name.ljust(NAME_WIDTH), "bold"), " ", what)
 
 
-def decimal(size: int) -> str:
-    """A size in bytes, for people."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-
-
 def log_name(command: str, version: str | None, moment: datetime) -> str:
     """The name of a run's log; in the order of time."""
     safe = re.sub(r"[^A-Za-z0-9._+-]", "_", version or "")

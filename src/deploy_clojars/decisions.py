@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -121,6 +121,32 @@ def bare_rollback_target(
     if approved is not None and (others or history.unfinished is not None):
         return approved
     return history.previous
+
+
+def prunable(
+    there: Collection[str],
+    installed: Iterable[str],
+    promoted: Iterable[str],
+    in_use: Collection[str] | None,
+    keep: int,
+) -> list[str]:
+    """The releases that may be removed, in the order in which they go; none if `keep` is 0.
+
+    `keep` promoted ones stay, and so do those in use (None: not known, so all do) and those that
+    are not `installed` by this tool. Never promoted ones go first. `installed` and `promoted`
+    have the oldest first.
+    """
+    if keep == 0 or in_use is None:
+        return []
+    promoted = [version for version in promoted if version in there]
+    stay = {*in_use, *promoted[-keep:]}
+    may_go = [version for version in installed if version in there and version not in stay]
+    never = set(may_go).difference(promoted)
+    once = set(may_go) - never
+    return [
+        *(version for version in may_go if version in never),
+        *(version for version in promoted if version in once),
+    ]
 
 
 @dataclass(frozen=True)

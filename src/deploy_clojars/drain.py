@@ -7,6 +7,7 @@ requests are sent twice: so none may be in it when it is restarted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,10 +23,14 @@ from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST, visitors_from
 from deploy_clojars.run import Run
 
 # Within it nginx has seen a flag: it looks at every request, the probe's own too. In seconds.
-FOLLOWS_WITHIN = 5.0
-# Between two looks. On a busy host the kernel's table of connections takes a third of it to read; a
-# request that is shorter is missed, and the quiet spell makes up for that.
-INTERVAL = 0.05
+FOLLOWS_WITHIN = 3.0
+# Between two looks; on a busy host the kernel's table of connections takes half of it to read.
+INTERVAL = 0.1
+
+# An upload that nginx was still taking in when the flag appeared comes late, and is over in a
+# moment: for so long what has ended counts, too. Not for ever, for the connection that has ended may
+# have been somebody else's: a health check of another program's. In seconds.
+LATE = 10.0
 
 SHOWN = 5  # visitors by address
 
@@ -218,6 +223,8 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
         now = time.monotonic()
         if visits.requests:
             last_request = now
+        elif now - started < LATE:
+            last_request = max(last_request, now - _seconds_since_a_request(instance))
         quiet = now - last_request >= settings.quiet
         out_of_time = now - started >= settings.timeout
         if quiet and (out_of_time or not visits.nailgun):
@@ -231,11 +238,17 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
         signals.wait(INTERVAL)
 
 
+def _seconds_since_a_request(instance: Instance) -> float:
+    known = map(connections.seconds_since_one_ended, instance.web_ports)
+    return min((seconds for seconds in known if seconds is not None), default=math.inf)
+
+
 def _said(visits: Visits) -> str:
     """Who is connected and was not waited for, or not any longer."""
     said = []
     if visits.nailgun:
-        said.append(f"{len(visits.nailgun)} nailgun connections are cut")
+        count = len(visits.nailgun)
+        said.append(f"{count} nailgun connection{'s are' if count > 1 else ' is'} cut")
     if visits.past_nginx:
         addresses = [each.address for each in visits.past_nginx[:SHOWN]]
         more = len(visits.past_nginx) - len(addresses)

@@ -48,6 +48,15 @@ class Look:
         return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
 
     @property
+    def in_use(self) -> frozenset[str] | None:
+        """The releases that must never be removed; None if what an instance runs is not known."""
+        if not (self.primary.running_is_known and self.backup.running_is_known):
+            return None
+        named = (self.current.version, self.approved, self.history.previous)
+        running = self.primary.open_releases | self.backup.open_releases
+        return running.union(filter(None, named))
+
+    @property
     def drifted(self) -> bool:
         """Whether the host is not as the last run left it. False while a run is at work."""
         return decisions.has_drifted(self.history.last, self.left())
@@ -121,6 +130,11 @@ class Host:
         runs = primary.running if primary.running in primary.open_releases else None
         return decisions.adopted(runs, current.version)
 
+    def is_as_built(self, look: Look, version: str) -> bool:
+        """Whether a release is what this tool copied in, and nothing put in its place by hand."""
+        installed = look.history.installed.get(version)
+        return installed is not None and installed.bytes == self.releases.size(version)
+
     def command(self, *words: str) -> str:
         """What to type for a command on this host, quoted for a shell."""
         return shlex.join([*self.words, *words])
@@ -167,7 +181,7 @@ class Host:
             way_back = self.way_back(look)
             remedy = self.releases.mended_by(look.current, way_back)
             if way_back is None and remedy:
-                remedy += f"\nRELEASE is one of: {', '.join(self.releases.versions()) or 'none'}"
+                remedy += f"\nRELEASE is one of: {self.releases.some() or 'none'}"
             raise NotReady(look.current.broken, remedy=remedy)
 
     @property

@@ -111,6 +111,13 @@ class Observation:
         """Who else has its ports, to be said after something else; empty if nobody has."""
         return "".join(f"; {each}" for each in self.strangers)
 
+    @property
+    def running_is_known(self) -> bool:
+        """Whether it is sure what it runs; that a stopped one runs nothing is."""
+        if self.pid is None:
+            return self.state == "stopped"
+        return self.visible and self.running is not None
+
     def is_healthy_on(self, version: str) -> bool:
         """Whether nothing keeps it from being healthy on the release."""
         return self.why_not_healthy_on(version) is None
@@ -184,11 +191,13 @@ class Instance:
     def _what_is_open(self, tree: processes.Tree) -> tuple[list[str], list[str]]:
         """The releases and the other jars that the process or a descendant has open."""
         versions, others = [], []
-        for file in tree.files:
-            if not file.name.endswith(".jar"):
-                continue
-            directory, _, name = file.name.rpartition("/")
-            version = self._releases.version_of(file.identity, name)
+        jars = [file for file in tree.files if file.name.endswith(".jar")]
+        releases = self._releases.versions_of(
+            (file.identity, file.name.rpartition("/")[2]) for file in jars
+        )
+        for file in jars:
+            directory = file.name.rpartition("/")[0]
+            version = releases.get(file.identity)
             if version is not None:
                 versions.append(version)
             elif directory:

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from deploy_clojars.errors import Status
+from deploy_clojars.lines import Growing, from_the_end
 
 FORMAT = 1
 
@@ -25,8 +27,11 @@ class Left(msgspec.Struct, frozen=True, omit_defaults=True):
     backup: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line. Which fields are set depends on `event`; unknown ones are skipped."""
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One line. Which fields are set depends on `event`; unknown ones are skipped.
+
+    Nothing in it can be part of a cycle, and a hundred thousand are no work for the collector.
+    """
 
     event: str
     at: str = ""  # ISO 8601, UTC
@@ -52,12 +57,26 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     v: int = msgspec.field(default_factory=lambda: FORMAT)
 
 
+DECODER = msgspec.json.Decoder(Event)
+
+# How the lines begin that this tool writes of its steps; they change nothing in a history.
+OF_A_STEP = (b'{"event":"step",', b'{"event":"done",')
+
+
 class RolledBack(msgspec.Struct, frozen=True):
     """That a release was rolled back."""
 
     at: str
     by: str | None
     why: str | None
+
+
+class Installed(msgspec.Struct, frozen=True):
+    """That this tool built a release and copied it in."""
+
+    at: str
+    commit: str | None
+    bytes: int | None
 
 
 class LastRun(msgspec.Struct, frozen=True):
@@ -75,6 +94,11 @@ class LastRun(msgspec.Struct, frozen=True):
     left: Left = Left()
     # An earlier run that was cut off past its point of no return and that this one follows.
     follows: LastRun | None = None
+
+    @property
+    def what(self) -> str:
+        """What it was, for people."""
+        return f"{self.command} of {self.version}" if self.version else self.command
 
     @property
     def cut_off(self) -> LastRun | None:
@@ -95,7 +119,9 @@ class History(msgspec.Struct, frozen=True):
 
     adopted: bool = False  # what counted as approved before the first run is written down
     stack: tuple[str, ...] = ()
-    commits: dict[str, str] = {}
+    # Neither tells whether the release is still there; one that was pruned is in none of them.
+    installed: dict[str, Installed] = {}
+    promoted: dict[str, str] = {}  # when it last became the approved one; in that order
     rolled_back: dict[str, RolledBack] = {}
     last: LastRun | None = None
 
@@ -110,94 +136,179 @@ class History(msgspec.Struct, frozen=True):
         return self.stack[-2] if len(self.stack) > 1 else None
 
     @property
+    def commits(self) -> dict[str, str]:
+        """The commits from which releases were built, as far as they are known."""
+        known = self.installed.items()
+        return {version: each.commit for version, each in known if each.commit}
+
+    @property
     def unfinished(self) -> LastRun | None:
         """The last run if it has no end. While the lock is held that is the run at work."""
         return self.last if self.last is not None and not self.last.ended else None
 
 
-def after_promotion(stack: tuple[str, ...], version: str) -> tuple[str, ...]:
-    """A promotion pushes; the same version twice is one entry."""
-    return stack if stack[-1:] == (version,) else (*stack, version)
+class Stack:
+    """The releases that were promoted, as a stack. Quick also where thousands are pruned."""
+
+    def __init__(self, versions: Iterable[str] = ()) -> None:
+        self.versions: list[str] = []
+        self._times: Counter[str] = Counter()
+        for version in versions:
+            self.push(version)
+
+    def push(self, version: str) -> None:
+        """A promotion pushes; the same version twice is one entry."""
+        if self.versions[-1:] != [version]:
+            self.versions.append(version)
+            self._times[version] += 1
+
+    def roll_back_to(self, version: str) -> None:
+        """A rollback to a version on the stack pops down to it; to any other it pushes."""
+        while self._times[version] and self.versions[-1] != version:
+            self._times[self.versions.pop()] -= 1
+        self.push(version)
+
+    def take_out(self, version: str) -> None:
+        """A release that is pruned leaves it; what stood around it twice is one entry again."""
+        for _ in range(self._times.pop(version, 0)):
+            place = self.versions.index(version)  # near the bottom: the oldest ones are pruned
+            del self.versions[place]
+            around = self.versions[max(place - 1, 0) : place + 1]
+            if len(around) == 2 and around[0] == around[1]:
+                del self.versions[place]
+                self._times[around[0]] -= 1
 
 
-def after_rollback(stack: tuple[str, ...], version: str) -> tuple[str, ...]:
-    """A rollback to a version on the stack pops down to it; to any other it pushes."""
-    if version not in stack:
-        return (*stack, version)
-    while stack[-1] != version:
-        stack = stack[:-1]
-    return stack
+class Sum:
+    """What the lines so far add up to, from `start` on."""
 
+    def __init__(self, start: History = History()) -> None:  # noqa: B008 # it is frozen
+        self._adopted = start.adopted
+        self._stack = Stack(start.stack)
+        self._installed = dict(start.installed)
+        self._promoted = dict(start.promoted)
+        self._rolled_back = dict(start.rolled_back)
+        self._last = start.last
 
-def history_of(events: Iterable[Event]) -> History:
-    """Adds up the journal's events; events of unknown kinds change nothing."""
-    adopted, stack, last = False, (), None  # type: bool, tuple[str, ...], LastRun | None
-    commits: dict[str, str] = {}
-    rolled_back: dict[str, RolledBack] = {}
-    for event in events:
+    def history(self) -> History:
+        """The sum."""
+        return History(
+            self._adopted,
+            tuple(self._stack.versions),
+            dict(self._installed),
+            dict(self._promoted),
+            dict(self._rolled_back),
+            self._last,
+        )
+
+    def add(self, event: Event) -> None:
+        """Adds a line; one of an unknown kind changes nothing."""
         version = event.version
         match event.event:
             case "adopted":
-                adopted, stack = True, (version,) if version else ()
+                self._adopted, self._stack = True, Stack([version] if version else [])
+            case "installed" if version:
+                self._installed.pop(version, None)  # the order is that of the last time
+                self._installed[version] = Installed(event.at, event.commit, event.bytes)
+            case "promoted" if version:
+                self._stack.push(version)
+                self._is_approved(version, event)
+            case "rolled back" if version:
+                self._stack.roll_back_to(version)
+                self._is_approved(version, event)
+                if event.previously and event.previously != version:
+                    reason = RolledBack(event.at, event.by, event.why)
+                    self._rolled_back[event.previously] = reason
+            case "prune" if version:
+                # Before it goes: `previous` never names a release that was removed.
+                self._stack.take_out(version)
+            case "pruned" if version:
+                self._stack.take_out(version)
+                self._installed.pop(version, None)
+                self._promoted.pop(version, None)
             case "begin":
-                cut_off = last.cut_off if last is not None else None
-                last = LastRun(
+                self._last = LastRun(
                     id=event.run,
                     command=event.command or "",
                     version=version,
                     by=event.by,
                     at=event.at,
                     left=event.left or Left(),
-                    follows=cut_off,
+                    follows=self._last.cut_off if self._last is not None else None,
                 )
-            case "installed" if version and event.commit:
-                commits[version] = event.commit
-            case "promoted" if version:
-                stack = after_promotion(stack, version)
-                rolled_back.pop(version, None)
-            case "rolled back" if version:
-                stack = after_rollback(stack, version)
-                rolled_back.pop(version, None)
-                if event.previously and event.previously != version:
-                    rolled_back[event.previously] = RolledBack(event.at, event.by, event.why)
-            case "flip" if last is not None and last.id == event.run:
-                last = msgspec.structs.replace(last, flipped=True)
-            case "no return" if last is not None and last.id == event.run:
-                last = msgspec.structs.replace(last, past_return=True)
-            case "end" if last is not None and last.id == event.run:
-                changed = last.flipped or last.past_return
-                if last.follows is not None and not changed:
-                    last = last.follows
-                else:
-                    left = event.left or last.left
-                    last = msgspec.structs.replace(
-                        last, ended=True, status=event.status, left=left, follows=None
-                    )
-    return History(adopted, stack, commits, rolled_back, last)
+            case "flip" | "no return" | "end":
+                if self._last is not None and self._last.id == event.run:
+                    self._last = _went_on(self._last, event)
+
+    def _is_approved(self, version: str, event: Event) -> None:
+        self._rolled_back.pop(version, None)
+        self._promoted.pop(version, None)
+        self._promoted[version] = event.at
+
+
+def _went_on(last: LastRun, event: Event) -> LastRun:
+    """The last run after one more line of its own."""
+    if event.event == "flip":
+        return msgspec.structs.replace(last, flipped=True)
+    if event.event == "no return":
+        return msgspec.structs.replace(last, past_return=True)
+    changed = last.flipped or last.past_return
+    if last.follows is not None and not changed:
+        return last.follows
+    left = event.left or last.left
+    return msgspec.structs.replace(last, ended=True, status=event.status, left=left, follows=None)
+
+
+def history_of(events: Iterable[Event]) -> History:
+    """Adds up the journal's events."""
+    total = Sum()
+    for event in events:
+        total.add(event)
+    return total.history()
 
 
 class Journal:
-    """The journal's file."""
+    """The journal's file. What was read of it is not read again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._lines = Growing(file)
+        self._sum = Sum()
 
-    def events(self) -> Iterable[Event]:
-        """The file's events; lines that are no events (cut off, damaged) are skipped."""
-        decoder = msgspec.json.Decoder(Event)
-        try:
-            lines = self.file.read_bytes().splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            try:
-                yield decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
+    def backwards(self) -> Iterator[Event]:
+        """The events, the last one first; lines that are none (cut off, damaged) are skipped.
+
+        Only as much of the file is read as is asked for. Raises OSError.
+        """
+        return filter(None, map(event_in, from_the_end(self.file)))
 
     def history(self) -> History:
         """What the journal says. Raises OSError if the file is there and cannot be read."""
-        return history_of(self.events())
+        try:
+            for anew, lines in self._lines.news():
+                if anew:
+                    self._sum = Sum()
+                self._add(lines)
+        except FileNotFoundError:
+            self._lines.forget()
+            self._sum = Sum()
+        history = self._sum.history()
+        unended = event_in(self._lines.rest)
+        if unended is not None:
+            # All of it is there but its end; so far it counts, and it may yet become another.
+            total = Sum(history)
+            total.add(unended)
+            history = total.history()
+        return history
+
+    def _add(self, lines: list[bytes]) -> None:
+        for line in lines:
+            # Most lines; that they need not be decoded halves the time of a look.
+            if line.startswith(OF_A_STEP):
+                continue
+            event = event_in(line)
+            if event is not None:
+                self._sum.add(event)
 
     def append(self, event: Event) -> None:
         """Writes one line and waits until it is on the disk. Raises OSError."""
@@ -220,6 +331,14 @@ class Journal:
         """Whether the last line lacks its end: a crash in the middle of a write."""
         size = os.fstat(descriptor).st_size
         return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def event_in(line: bytes) -> Event | None:
+    """The event that a line holds, or None if it holds none."""
+    try:
+        return DECODER.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _as_line(event: Event) -> bytes:

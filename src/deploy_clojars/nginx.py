@@ -14,7 +14,7 @@ import psutil
 
 from deploy_clojars import config, processes
 from deploy_clojars.connections import Visitor
-from deploy_clojars.errors import DeployError
+from deploy_clojars.errors import DeployError, NotDrained
 
 PROBE_SECONDS = 3.0
 
@@ -57,11 +57,11 @@ class Nginx:
         return os.path.lexists(self.flag)
 
     def set_flag(self) -> None:
-        """Tells nginx to prefer the backup. Raises DeployError."""
+        """Tells nginx to prefer the backup. Raises NotDrained (6)."""
         try:
             self.flag.touch(mode=0o644)
         except OSError as error:
-            raise DeployError(
+            raise NotDrained(
                 f"the drain flag {self.flag} cannot be made: {error.strerror}"
             ) from None
 

@@ -18,13 +18,14 @@ from deploy_clojars import (
     decisions,
     drain,
     preflight,
+    prune,
     releases,
     signals,
     system_log,
 )
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Commits, Mirror
-from deploy_clojars.console import Console, decimal
+from deploy_clojars.console import Console
 from deploy_clojars.errors import (
     Declined,
     DeployError,
@@ -38,6 +39,7 @@ from deploy_clojars.errors import (
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.run import Run, make_directory, started, where_the_host_stands
+from deploy_clojars.tables import decimal
 
 # For an instance that runs the target of a revert or a rollback and does not answer; in seconds.
 PATIENCE = 15.0
@@ -65,6 +67,7 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
             ask_to_promote(run, version, yes=yes)
             refuse_a_backup_that_failed_meanwhile(run, version, backup)
             promote(run, version, backup, force=force)
+        prune.after_promotion(run)
 
 
 def rollback(
@@ -110,6 +113,23 @@ def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> Non
             start_each_anew(run, approved, force=force)
 
 
+def prune_releases(host: Host, console: Console) -> None:
+    """Removes the releases that `keep_releases` lets go. Raises DeployError."""
+    if host.config.keep_releases == 0:
+        console.say("keep_releases is 0: nothing is pruned")
+        return
+    with started(host, console, "prune", None) as run:
+        look = revert_a_run_that_was_cut_off(run) or host.look()
+        versions = prune.candidates(host, look)
+        if not versions:
+            console.say("nothing to prune")
+            return
+        preflight.refuse_a_host_that_needs_a_person(host, look)
+        run.begin(look)
+        prune.remove(run, versions)
+        run.outcome = "pruned"
+
+
 # --- what all need ---------------------------------------------------------------------------
 
 
@@ -144,11 +164,11 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         return None
     if look.approved is not None and not run.host.releases.has(look.approved):
         raise NotReady(
-            f"the {cut_off.command} of {cut_off.version} was cut off, and the approved release "
+            f"the {cut_off.what} was cut off, and the approved release "
             f"{look.approved} that it would be reverted to is gone",
             remedy=f"first: {run.host.command_back(look)}",
         )
-    what = f"the {cut_off.command} of {cut_off.version} by {cut_off.by}, {cut_off.at}, was cut off"
+    what = f"the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off"
     run.left = look.left()
     if cut_off.flipped:
         run.console.say(f"{what}; it is reverted first")
@@ -337,8 +357,9 @@ def reuse(run: Run, version: str, commit: str) -> None:
 def is_done_already(run: Run, version: str) -> bool:
     """Whether the tag's release is approved and current, and both instances are healthy on it."""
     look = run.host.look()
-    if not is_settled_on(look, version):
-        return False
+    own = look.history.last
+    if not is_settled_on(look, version) or (own is not None and own.cut_off is not None):
+        return False  # a run that was cut off with nothing left to do but its end needs one
     run.outcome = "nothing to do"
     run.console.say(f"{version} is in production already; nothing to do")
     return True
@@ -705,23 +726,21 @@ def refuse_an_unreadable_journal(console: Console, look: Look, version: str | No
 def target_of_rollback(run: Run, look: Look, version: str | None) -> str:
     """The release to go back to, known to be there and sound. Raises DeployError (1)."""
     host = run.host
-    there = host.releases.versions()
     target = version or decisions.bare_rollback_target(
         look.history, look.approved, look.current.version,
         (look.primary.running, look.backup.running),
     )  # fmt: skip
     if target is None:
-        raise DeployError("there is no previous release to roll back to", remedy=_listed(there))
+        raise DeployError("there is no previous release to roll back to", remedy=_listed(host))
     if not host.releases.has(target):
-        raise DeployError(
-            f"no release {target} in {host.releases.directory}", remedy=_listed(there)
-        )
+        raise DeployError(f"no release {target} in {host.releases.directory}", remedy=_listed(host))
     releases.facts_of(host.releases.path(target), host.config.name)
     return target
 
 
-def _listed(versions: list[str]) -> str:
-    return f"there are: {', '.join(versions)}" if versions else "there is no release at all"
+def _listed(host: Host) -> str:
+    some = host.releases.some()
+    return f"there are: {some}" if some else "there is no release at all"
 
 
 def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:

@@ -71,7 +71,7 @@ def of_restart(host: Host) -> tuple[Look, str]:
     cut_off = look.history.unfinished
     why = None
     if cut_off is not None:
-        why = f"the {cut_off.command} of {cut_off.version} was cut off"
+        why = f"the {cut_off.what} was cut off"
     elif look.drifted:
         why = "current or what an instance runs is not what the last run left"
     elif look.current.version != look.approved:
@@ -82,6 +82,14 @@ def of_restart(host: Host) -> tuple[Look, str]:
         command = host.next_command(look, situation) or host.command_back(look)
         raise NotReady(why, remedy=f"first: {command}")
     return look, look.approved
+
+
+def refuse_a_host_that_needs_a_person(host: Host, look: Look) -> None:
+    """What is half done is finished before anything is removed. Raises NotReady (4)."""
+    situation = host.situation(look, locked=False)
+    if not situation.ok or situation.drifted:
+        command = host.next_command(look, situation) or host.command_back(look)
+        raise NotReady("the host is not as it was approved", remedy=f"first: {command}")
 
 
 def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str | None:

@@ -11,6 +11,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ UNFINISHED = ".deploy-clojars-"
 RELEASE = "RELEASE"  # stands for a release's name in a command
 
 CHUNK = 1024 * 1024  # bytes
+
+Identity = tuple[int, int]  # a file's device and inode
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Releases:
         except OSError:
             return False
 
-    def identity(self, version: str) -> tuple[int, int] | None:
+    def identity(self, version: str) -> Identity | None:
         """The release's device and inode, or None if it is not there."""
         try:
             found = os.stat(self.path(version))
@@ -89,13 +92,34 @@ class Releases:
             return None
         return found.st_dev, found.st_ino
 
-    def version_of(self, identity: tuple[int, int], file_name: str) -> str | None:
-        """Which release is the open file with this device and inode, whatever its name is now."""
-        named = self.version_in(file_name)
-        if named is not None and self.identity(named) == identity:
-            return named
-        matching = (version for version in self.versions() if self.identity(version) == identity)
-        return next(matching, None)
+    def versions_of(self, files: Iterable[tuple[Identity, str]]) -> dict[Identity, str]:
+        """Which of these open files, each with its name, are releases, whatever their names are.
+
+        The directory is looked through at most once: a JVM has a dozen jars open, and there may
+        be thousands of releases.
+        """
+        found: dict[Identity, str] = {}
+        others: set[Identity] = set()
+        for identity, name in files:
+            version = self.version_in(name)
+            if version is not None and self.identity(version) == identity:
+                found[identity] = version
+            else:
+                others.add(identity)
+        return found | self._renamed(others)
+
+    def _renamed(self, files: set[Identity]) -> dict[Identity, str]:
+        """The files among the releases, by device and inode alone."""
+        inodes = {inode for _, inode in files}
+        found: dict[Identity, str] = {}
+        with suppress(OSError):
+            for entry in os.scandir(self.directory) if files else ():
+                if entry.inode() in inodes and _is_a_file(entry):
+                    version = self.version_in(entry.name)
+                    identity = self.identity(version) if version is not None else None
+                    if version is not None and identity in files:
+                        found[identity] = version
+        return found
 
     def current(self) -> Current:
         """Reads the link. An absolute target is accepted: hosts made by hand have one."""
@@ -189,6 +213,33 @@ class Releases:
         finally:
             temporary.unlink(missing_ok=True)
         return digest.hexdigest()
+
+    def size(self, version: str) -> int | None:
+        """The release's size in bytes, or None if it is not there."""
+        try:
+            return os.lstat(self.path(version)).st_size
+        except OSError:
+            return None
+
+    def remove(self, version: str) -> None:
+        """Removes the release for good, in one atomic step; the directory is on the disk then.
+
+        Raises DeployError.
+        """
+        if self.current().version == version:
+            raise DeployError(f"release {version} is current, and is not removed")
+        try:
+            self.path(version).unlink(missing_ok=True)
+            self._sync()
+        except OSError as error:
+            raise DeployError(f"release {version} cannot be removed: {error.strerror}") from error
+
+    def some(self, most: int = 12) -> str:
+        """The names of the releases for a message, if they are not too many."""
+        versions = self.versions()
+        more = len(versions) - most
+        named = ", ".join(versions[:most] if more > 0 else versions)
+        return f"{named} and {more} more (deploy-clojars releases --all)" if more > 0 else named
 
     def clear_unfinished(self) -> None:
         """Removes what a run that was killed was writing. Only while the lock is held."""

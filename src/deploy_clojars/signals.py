@@ -33,8 +33,12 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Catches the signals that end a program for as long as the block runs."""
+def handled(*, then_ignored: bool = False) -> Iterator[None]:
+    """Catches the signals that end a program for as long as the block runs.
+
+    `then_ignored`: afterwards the process has only to end, and one that came in its last
+    milliseconds must not change the exit status of what is done.
+    """
     global _caught, _wakeup_reader
     _caught = None
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -50,7 +54,7 @@ def handled() -> Iterator[None]:
         _wakeup_reader = None
         signal.set_wakeup_fd(wakeup_before)
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_IGN if then_ignored else handler)
         os.close(reader)
         os.close(writer)
         _caught = None

@@ -123,7 +123,8 @@ def _judgement(report: Report) -> str:
 
 def _instance_line(observation: Observation) -> str:
     if observation.pid is None:
-        return f"{observation.job}: {observation.state} ({observation.said})"
+        said = f"{observation.said}{observation.whose_ports}"
+        return f"{observation.job}: {observation.state} ({said})"
     runs = observation.running or "no release"
     if not observation.visible:
         runs = f"what it runs is not visible to {user_name()}"
@@ -140,7 +141,7 @@ def _remarks(report: Report) -> list[str]:
         last = look.history.last
         where = "after" if last.past_return else "before"
         remarks.append(
-            f"interrupted: the {last.command} of {last.version} by {last.by}, {last.at}, was cut "
+            f"interrupted: the {last.what} by {last.by}, {last.at}, was cut "
             f"off {where} its point of no return"
         )
     # A rollback starts what it left down; the other instance keeps its old settings.

@@ -42,6 +42,7 @@ def line_of(event: Event, command: str, version: str | None) -> str | None:
         "approved": f"yes to {event.version}",
         "promoted": f"{event.version} is in production",
         "rolled back": f"{event.version} is in production again",
+        "pruned": f"removed {event.version}",
         "end": f"{event.outcome} ({event.status})",
     }.get(event.event)
     if what is None:

@@ -82,13 +82,9 @@ class Load:
         return [Request(**json.loads(line)) for line in lines]
 
     def account(self, began: float = 0.0, ended: float = float("inf")) -> Account:
-        """What came of the requests that were under way between two moments of the machine's clock."""
-        under_way = (
-            each
-            for each in self.requests
-            if each.began < ended and each.began + each.seconds >= began
-        )
-        return account_of(under_way, written_in(self.log))
+        """What came of the requests that began between two moments of time.monotonic()."""
+        meant = (each for each in self.requests if began <= each.began < ended)
+        return account_of(meant, written_in(self.log))
 
 
 @contextmanager

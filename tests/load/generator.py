@@ -22,6 +22,9 @@ UPLOAD = 1_000_000  # bytes
 PARTS = 8
 PART_SECONDS = 0.25  # an upload of a slow sender takes two seconds
 SLOW_MS = 1000
+# What the application works on an upload after it has it: a POST that is lost then is lost for good,
+# and a PUT that nginx sends once more is written twice.
+UPLOAD_MS = 300
 
 ANSWER_WITHIN = 60.0  # seconds; later is a failure
 
@@ -131,7 +134,10 @@ class Generator:
         # Of a known length, as a browser and Leiningen send it.
         headers = {"Content-Length": str(UPLOAD)}
         async with session.request(
-            kind.method, f"{self._site}/upload/{name}", data=_slowly(), headers=headers
+            kind.method,
+            f"{self._site}/upload/{name}?ms={UPLOAD_MS}",
+            data=_slowly(),
+            headers=headers,
         ) as answer:
             text = await answer.text()
             if answer.status != 200:

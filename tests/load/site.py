@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Literal
 from clojure_repository import ClojureRepository as Tags
 from front import Front, in_front_of
 from little_host import LittleHost, UpstartLike
-from load.account import Account, Load, load_on
+
+from load.account import Load, load_on
 
 Stop = Literal["graceful", "abrupt"]
 PLAIN_SEQUENCE = Path(__file__).with_name("plain-sequence")
@@ -76,7 +76,8 @@ def site_of(
         {
             "build": 'test = "true"\nuberjar = "mkdir target && '
             f'cp {built}/$(cat resources/clojars/version.txt)-standalone.jar target"',
-            "health": "timeout = 60\n" + "\n".join(f"{key} = {value}" for key, value in health.items()),
+            "health": "timeout = 60\n"
+            + "\n".join(f"{key} = {value}" for key, value in health.items()),
         },
     )
     for job, web, nailgun in (
@@ -89,18 +90,3 @@ def site_of(
     with in_front_of(host) as front:
         host.serving(FIRST, jars[FIRST])
         yield Site(host, front)
-
-
-def phases(load: Load, commands: Mapping[str, Callable[[], None]]) -> dict[str, tuple[float, float]]:
-    """Runs one command after the other, and returns when each began and ended."""
-    moments = {}
-    for name, command in commands.items():
-        began = time.monotonic()
-        command()
-        moments[name] = (began, time.monotonic())
-    return moments
-
-
-def accounts(load: Load, moments: Mapping[str, tuple[float, float]]) -> dict[str, Account]:
-    """What came of each phase."""
-    return {name: load.account(*between) for name, between in moments.items()}

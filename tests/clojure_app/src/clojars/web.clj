@@ -40,7 +40,9 @@
   (Thread/sleep ms)
   (text (str "answered after " ms " ms")))
 
-(defn- upload [uploads upload-log {:keys [request-method params body]}]
+(defn- upload
+  "Writes what was sent, and answers after the ms that making an index of it would take."
+  [uploads upload-log {:keys [request-method params body]}]
   (let [id (:id params "-")
         size (stream/drain body)]
     (swap! uploads update id (fnil inc 0))
@@ -49,6 +51,7 @@
       (spit upload-log
             (str (string/upper-case (name request-method)) " " id " " size "\n")
             :append true))
+    (some-> (:ms params) as-int Thread/sleep)
     (text size)))
 
 (defn- wrap-query-params

@@ -1,0 +1,227 @@
+"""The last runs: who, when, what, how long each step took, how it ended and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from deploy_clojars import lock, tables
+from deploy_clojars.errors import DeployError
+from deploy_clojars.host import Host, user_name
+from deploy_clojars.journal import Event
+from deploy_clojars.tables import Column, Table
+
+UNDER_WAY = "under way"
+CUT_OFF = "cut off"
+
+# Shorter ones are left out of the table; nobody waits for them.
+SHORTEST = 0.05  # seconds
+
+
+@dataclass
+class Step:
+    """A step of a run."""
+
+    name: str
+    began: str
+    seconds: float | None = None
+    done: bool = False
+
+
+@dataclass
+class PastRun:
+    """A run as the journal tells of it."""
+
+    id: str
+    command: str
+    version: str | None
+    by: str | None
+    began: str
+    ended: str | None = None
+    outcome: str = CUT_OFF
+    status: int | None = None
+    why: str | None = None
+    steps: list[Step] = field(default_factory=list)
+    pruned: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; unknown for one that was cut off, whoever wrote its end."""
+        if self.status is None or self.ended is None:
+            return None
+        return seconds_between(self.began, self.ended)
+
+    @property
+    def ended_at(self) -> str | None:
+        """The step at which it failed, or is now: the first one that was not done."""
+        return next((step.name for step in self.steps if not step.done), None)
+
+
+@dataclass(frozen=True)
+class Told:
+    """The last runs, the newest first, and whether there are older ones."""
+
+    runs: list[PastRun]
+    more: bool
+
+
+def told(host: Host, count: int | None) -> Told:
+    """The last `count` runs (None: all), read from the journal's end.
+
+    Raises DeployError if the journal cannot be read.
+    """
+    holder = lock.holder_of(host.lock_file)
+    events: list[Event] = []
+    begun = 0
+    try:
+        for event in host.journal.backwards():
+            begun += event.event == "begin"
+            if count is not None and begun > count:
+                break
+            events.append(event)
+    except FileNotFoundError:
+        return Told([], more=False)
+    except OSError as error:
+        raise DeployError(
+            f"the journal {host.journal.file} is not visible to {user_name()}: {error.strerror}"
+        ) from None
+    runs = runs_of(reversed(events))
+    if runs and runs[0].ended is None and holder is not None and _is_of(holder, runs[0]):
+        runs[0].outcome = UNDER_WAY
+    return Told(runs, more=count is not None and begun > count)
+
+
+def _is_of(holder: lock.Holder, run: PastRun) -> bool:
+    """Whether it is this run that holds the lock, and not one that has not begun yet."""
+    return holder.command == run.command and run.began >= (holder.since or "")
+
+
+def runs_of(events: Iterable[Event]) -> list[PastRun]:
+    """The runs that begin in these events, the newest first.
+
+    A run that was cut off may have been ended by another one, far below.
+    """
+    runs: dict[str, PastRun] = {}
+    for event in events:
+        if event.event == "begin":
+            command = event.command or ""
+            runs[event.run] = PastRun(event.run, command, event.version, event.by, event.at)
+        elif event.run in runs:
+            _add(runs[event.run], event)
+    return [*runs.values()][::-1]
+
+
+def _add(run: PastRun, event: Event) -> None:
+    step = run.steps[-1] if run.steps else None
+    if step is not None and step.seconds is None and event.by == run.by:
+        # To the second; the step's own end is more exact, and a question has none.
+        step.seconds = seconds_between(step.began, event.at)
+    match event.event:
+        case "step" if event.step:
+            run.steps.append(Step(event.step, event.at))
+        case "done" if step is not None and step.name == event.step:
+            step.seconds, step.done = event.seconds, True
+        case "approved" if step is not None and step.name == "ask":
+            step.done = True
+        case "rolled back":
+            run.why = event.why
+        case "pruned" if event.version:
+            run.pruned.append(event.version)
+        case "end":
+            run.ended, run.status = event.at, event.status
+            run.outcome, run.why = event.outcome or "", event.why or run.why
+            if event.status is None:
+                run.outcome = CUT_OFF
+                run.why = f"reverted by {event.by}"
+
+
+def seconds_between(begin: str, end: str) -> float | None:
+    """The seconds from one of the journal's times to another; None if one is no time."""
+    try:
+        return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
+# --- as it is shown ---------------------------------------------------------------------------
+
+
+def as_json(told: Told) -> str:
+    """For programs; keys are only ever added."""
+    document = {"runs": [_as_document(run) for run in told.runs], "more": told.more}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
+def _as_document(run: PastRun) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "command": run.command,
+        "version": run.version,
+        "by": run.by,
+        "began": run.began or None,
+        "ended": run.ended,
+        "seconds": run.seconds,
+        "outcome": run.outcome,
+        "status": run.status,
+        "why": run.why,
+        "steps": [
+            {"step": step.name, "seconds": step.seconds, "done": step.done} for step in run.steps
+        ],
+        "pruned": run.pruned,
+    }
+
+
+def as_text(told: Told) -> str:
+    """For people."""
+    if not told.runs:
+        return "no run yet"
+    columns = (
+        Column("when (UTC)"), Column("who"), Column("what"), Column("took"), Column("ended"),
+        Column("steps (s)", folds=True), Column("why", folds=True),
+    )  # fmt: skip
+    rows = [_row(run) for run in told.runs]
+    text = tables.as_text(Table(columns, rows, stacked=((0, 1), (2, 4, 3), (5, 6))))
+    return f"{text}\nolder ones: -n NUMBER or --all" if told.more else text
+
+
+def _row(run: PastRun) -> tuple[str, ...]:
+    steps = (
+        f"{step.name} {step.seconds:.1f}"
+        for step in run.steps
+        if step.seconds is not None and step.seconds >= SHORTEST
+    )
+    why = " ".join((run.why or "").split())
+    removed = f"removed {', '.join(run.pruned)}" if run.pruned else ""
+    return (
+        moment(run.began),
+        run.by or "",
+        " ".join(filter(None, (run.command, run.version))),
+        "" if run.seconds is None else duration(run.seconds),
+        _how_it_ended(run),
+        ", ".join(steps),
+        "; ".join(filter(None, (why, removed))),
+    )
+
+
+def _how_it_ended(run: PastRun) -> str:
+    at = run.ended_at
+    where = f" at {at}" if at and run.outcome not in ("declined", "promoted") else ""
+    status = f" ({run.status})" if run.status else ""
+    return f"{run.outcome}{where}{status}"
+
+
+def moment(at: str | None) -> str:
+    """One of the journal's times, to the minute."""
+    return (at or "")[:16].replace("T", " ")
+
+
+def duration(seconds: float) -> str:
+    """How long a run took, for people."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

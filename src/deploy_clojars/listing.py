@@ -1,0 +1,169 @@
+"""The releases that are there: how large, from which commit, built and promoted when, and used how."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from deploy_clojars import decisions, tables
+from deploy_clojars.errors import DeployError
+from deploy_clojars.history import moment
+from deploy_clojars.host import Host, Look, user_name
+from deploy_clojars.instances import Role
+from deploy_clojars.tables import Column, Table, decimal
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release, as far as this user can see it."""
+
+    version: str
+    bytes: int | None
+    commit: str | None
+    built: str | None
+    promoted: str | None
+    current: bool
+    approved: bool
+    previous: bool
+    running: tuple[Role, ...] | None  # None: it is not known what an instance runs
+    prunable: bool | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The newest releases and all that are in use."""
+
+    releases: list[Release]
+    more: int  # that are left out
+    remarks: list[str]  # what could not be seen
+
+
+def listing(host: Host, count: int | None) -> Listing:
+    """The `count` newest releases (None: all), and those in use. Raises DeployError."""
+    directory = host.releases.directory
+    if directory.exists() and not os.access(directory, os.R_OK | os.X_OK):
+        raise DeployError(f"{directory} is not visible to {user_name()}")
+    look = host.look()
+    versions = newest_first(host.releases.versions(), [*look.history.installed])
+    shown = versions if count is None else [*versions[:count], *_used(look, versions[count:])]
+    may_go = _prunable(host, look, versions)
+    return Listing(
+        [_release(host, look, version, may_go) for version in shown],
+        len(versions) - len(shown),
+        _remarks(look),
+    )
+
+
+def newest_first(there: list[str], installed: list[str]) -> list[str]:
+    """By the journal's order; those that this tool did not make come last, by their numbers."""
+    built = dict.fromkeys(reversed(installed))
+    known = set(there)
+    others = sorted(known.difference(built), key=_numbers, reverse=True)
+    return [*(version for version in built if version in known), *others]
+
+
+def _numbers(version: str) -> list[tuple[int, str]]:
+    """0.10.0 is newer than 0.9.0."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", version)]
+
+
+def _used(look: Look, versions: list[str]) -> list[str]:
+    named = {look.current.version, look.approved, look.history.previous}
+    used = named | look.primary.open_releases | look.backup.open_releases
+    return [version for version in versions if version in used]
+
+
+def _prunable(host: Host, look: Look, versions: list[str]) -> set[str] | None:
+    """What the journal lets go, or None if that is not known."""
+    if look.in_use is None or look.journal_error:
+        return None
+    history = look.history
+    keep = host.config.keep_releases
+    return {
+        *decisions.prunable(set(versions), history.installed, history.promoted, look.in_use, keep)
+    }
+
+
+def _release(host: Host, look: Look, version: str, may_go: set[str] | None) -> Release:
+    installed = look.history.installed.get(version)
+    instances = (look.primary, look.backup)
+    running = tuple(each.role for each in instances if version in each.open_releases)
+    return Release(
+        version=version,
+        bytes=host.releases.size(version),
+        commit=installed.commit if installed is not None else None,
+        built=installed.at or None if installed is not None else None,
+        promoted=look.history.promoted.get(version) or None,
+        current=version == look.current.version,
+        approved=version == look.approved,
+        previous=version == look.history.previous,
+        running=running if all(each.running_is_known for each in instances) else None,
+        prunable=None if may_go is None else version in may_go and host.is_as_built(look, version),
+    )
+
+
+def _remarks(look: Look) -> list[str]:
+    unknown = (each for each in (look.primary, look.backup) if not each.running_is_known)
+    remarks = [
+        f"not known to {user_name()}: what {each.job} runs ({each.said})" for each in unknown
+    ]
+    return [*remarks, *([look.journal_error] if look.journal_error else [])]
+
+
+# --- as it is shown ---------------------------------------------------------------------------
+
+
+def as_json(listing: Listing) -> str:
+    """For programs; keys are only ever added."""
+    document = {
+        "releases": [_as_document(release) for release in listing.releases],
+        "more": listing.more > 0,
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
+def _as_document(release: Release) -> dict[str, Any]:
+    return {
+        "version": release.version,
+        "bytes": release.bytes,
+        "commit": release.commit,
+        "built": release.built,
+        "promoted": release.promoted,
+        "current": release.current,
+        "approved": release.approved,
+        "previous": release.previous,
+        "running": release.running,
+        "prunable": release.prunable,
+    }
+
+
+def as_text(listing: Listing) -> str:
+    """For people."""
+    if not listing.releases:
+        return "\n".join(["no release", *listing.remarks])
+    columns = (
+        Column("release"), Column("size"), Column("commit"), Column("built (UTC)"),
+        Column("promoted (UTC)"), Column("state", folds=True),
+    )  # fmt: skip
+    rows = [_row(release) for release in listing.releases]
+    lines = [tables.as_text(Table(columns, rows, stacked=((0, 1, 2), (3, 4), (5,))))]
+    if listing.more:
+        lines.append(f"and {listing.more} more: -n NUMBER or --all")
+    return "\n".join([*lines, *listing.remarks])
+
+
+def _row(release: Release) -> tuple[str, ...]:
+    words = ("current", "approved", "previous", "prunable")
+    state = [word for word in words if getattr(release, word)]
+    return (
+        release.version,
+        "" if release.bytes is None else decimal(release.bytes),
+        (release.commit or "")[:10],
+        moment(release.built),
+        moment(release.promoted),
+        ", ".join([*state, *(release.running or ())]),
+    )

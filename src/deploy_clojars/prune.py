@@ -1,0 +1,62 @@
+"""Prune: old releases go, and never one that anybody could want back at once."""
+
+from __future__ import annotations
+
+from deploy_clojars import decisions, signals
+from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.host import Host, Look
+from deploy_clojars.run import Run
+from deploy_clojars.tables import decimal
+
+
+def candidates(host: Host, look: Look) -> list[str]:
+    """The releases that may be removed, in that order. Raises NotReady (4), DeployError (1)."""
+    if look.journal_error:
+        raise DeployError(look.journal_error)
+    history = look.history
+    return decisions.prunable(
+        there=set(host.releases.versions()),
+        installed=[version for version in history.installed if host.is_as_built(look, version)],
+        promoted=history.promoted,
+        in_use=in_use(look),
+        keep=host.config.keep_releases,
+    )
+
+
+def in_use(look: Look) -> frozenset[str]:
+    """What must never be removed. Raises NotReady (4) if what an instance runs is not known."""
+    if look.in_use is None:
+        unknown = [each for each in (look.primary, look.backup) if not each.running_is_known]
+        jobs = " and ".join(f"{each.job} ({each.said})" for each in unknown)
+        raise NotReady(f"nothing is pruned: it is not known what is run by {jobs}")
+    return look.in_use
+
+
+def remove(run: Run, versions: list[str]) -> None:
+    """Removes the releases, one after the other; the host is looked at again before each.
+
+    Raises NotReady (4), DeployError (1), Interrupted.
+    """
+    releases = run.host.releases
+    for version in versions:
+        if version in in_use(run.host.look()):
+            run.console.warn(f"{version} is in use meanwhile, and stays")
+            continue
+        size = releases.size(version) or 0
+        with run.step("prune", f"{version}, {decimal(size)}"):
+            run.record("prune", version=version)
+            releases.remove(version)
+            run.record("pruned", version=version, bytes=size)
+
+
+def after_promotion(run: Run) -> None:
+    """Prunes what a promotion has made too old. That it fails is only a warning."""
+    if run.host.config.keep_releases == 0:
+        return
+    try:
+        with signals.seen_through(lambda: run.console.warn("signal noted; finishing the pruning")):
+            remove(run, candidates(run.host, run.host.look()))
+    except DeployError as error:
+        run.console.warn(f"not all was pruned: {error.message}")
+    except Exception as error:  # noqa: BLE001 # the release is in production all the same
+        run.console.warn(f"not all was pruned: {error!r}")

@@ -1,0 +1,33 @@
+"""A host whose releases need no JVM, under the Upstart stand-in; its build only has to be quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from clojure_repository import ClojureRepository
+from little_host import LittleHost, UpstartLike
+from zip_application import zip_jar
+
+
+def make_light_host(
+    directory: Path, upstart: UpstartLike, repository: ClojureRepository, **options: str
+) -> LittleHost:
+    """Makes the host in `directory`; `options` are further TOML lines, by table."""
+    jars = directory / "jars"
+    host = LittleHost(
+        directory / "host",
+        upstart,
+        repository.url,
+        {},
+        {
+            "build": f'test = "true"\n'
+            f'uberjar = "mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"',
+            **options,
+        },
+        launcher=f"{sys.executable} -I",
+    )
+    for tag in repository.git("tag").split():
+        zip_jar(tag, repository.commit(tag), jars)
+    host.jars = jars
+    return host

@@ -1,0 +1,315 @@
+"""The drain, with the real nginx in front: who gets requests while the instances restart."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from front import Front, in_front_of
+from little_host import LittleHost, wait_for
+
+FIRST, SECOND = Tags.FIRST, Tags.SECOND
+
+
+@pytest.fixture
+def front(light_host: LittleHost) -> Iterator[Front]:
+    """nginx in front of a host that serves 0.1.0 and has 0.2.0."""
+    light_host.have(SECOND)
+    with in_front_of(light_host, quiet="0.2", timeout="1") as front:
+        yield front
+
+
+def asked(front: Front, path: str, method: str = "GET") -> str | None:
+    """What a user gets; None for anything but 200."""
+    connection = http.client.HTTPConnection(front.site.removeprefix("http://"), timeout=20)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        return text if answer.status == 200 else None
+    finally:
+        connection.close()
+
+
+def who_serves(host: LittleHost, front: Front) -> str | None:
+    """Which instance gets a request now."""
+    pid = asked(front, "/pid")
+    return next((role for role in ("primary", "backup") if str(host.pid(role)) == pid), None)
+
+
+@contextlib.contextmanager
+def request_in(host: LittleHost, front: Front, role: str, ms: int) -> Iterator[Future[str | None]]:
+    """A POST, which nginx never sends twice, is in the instance when the block begins."""
+    log = host.upstart.logs / f"{host.primary if role == 'primary' else host.backup}.log"
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        request = pool.submit(asked, front, f"/slow?ms={ms}", "POST")
+        line = f"answering in {ms} ms".encode()
+        wait_for(lambda: log.exists() and line in log.read_bytes(), f"it is in the {role}")
+        yield request
+
+
+def done_and_begun(host: LittleHost) -> list[str]:
+    """What the journal says of the flag, the link and restarts, in order."""
+    kept = ("drain", "flip", "restart", "undrain")
+    return [
+        " ".join(filter(None, (event["event"], event.get("instance"))))
+        for event in host.events
+        if event["event"] in kept
+    ]
+
+
+def test_a_request_in_the_primary_is_answered_before_its_restart(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    with request_in(host, front, "primary", 2500) as request:
+        with host.typing(SECOND, "--yes") as terminal:
+            terminal.sees("nginx prefers clojars-backup")
+            wait_for(lambda: who_serves(host, front) == "backup", "new requests go to the backup")
+            assert host.version("primary") == FIRST
+            terminal.ends(0)
+        assert request.result() == FIRST
+    assert not front.flag.exists()
+    assert who_serves(host, front) == "primary"
+    assert done_and_begun(host) == [
+        "flip", "restart backup", "drain primary", "restart primary", "undrain primary",
+    ]  # fmt: skip
+
+
+def test_a_request_in_the_backup_is_answered_before_the_flip(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    host.control("stop", host.primary)
+    with request_in(host, front, "backup", 1200) as request:
+        host.control("start", host.primary)
+        wait_for(lambda: host.version("primary") == FIRST, "the primary is back")
+        with host.typing(SECOND, "--yes") as terminal:
+            wait_for(lambda: host.is_at("drain"), "the backup's requests are waited for")
+            assert host.current == f"clojars-web-{FIRST}-standalone.jar"
+            terminal.ends(0)
+        assert request.result() == FIRST
+
+
+@pytest.mark.parametrize("command", [("rollback", SECOND), ("restart",)])
+def test_rollback_and_restart_drain_too(
+    light_host: LittleHost, front: Front, command: tuple[str, ...]
+) -> None:
+    with request_in(light_host, front, "primary", 2000) as request:
+        light_host.done(*command, "--yes")
+        assert request.result() == FIRST
+    assert light_host.status["ok"]
+
+
+def test_out_of_time_a_deploy_is_reverted_and_says_who_holds_it_up(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    before = host.pid("primary")
+    with request_in(host, front, "primary", 6000) as request:
+        result = host.run(SECOND, "--yes")
+        assert result.returncode == 6, result.stderr
+        assert "clojars still had requests from nginx after 1 s" in result.stderr
+        assert f"nginx: 1 connection to port {host.ports[0]}" in result.stderr
+        assert not front.flag.exists()
+        assert request.result() == FIRST
+    assert host.pid("primary") == before
+    assert host.versions == (FIRST, FIRST)
+    assert host.status["ok"]
+
+
+@pytest.mark.parametrize("command", [(SECOND, "--force"), ("rollback", SECOND)])
+def test_out_of_time_force_and_rollback_go_on(
+    light_host: LittleHost, front: Front, command: tuple[str, ...]
+) -> None:
+    host = light_host
+    with request_in(host, front, "primary", 7000) as request:
+        result = host.done(*command, "--yes")
+        assert "still had requests from nginx after 1 s; going on" in result.stderr
+        assert request.result() is None
+    assert host.versions == (SECOND, SECOND)
+    assert host.status["ok"]
+
+
+def test_a_flag_that_nginx_does_not_follow_stops_a_deploy_and_no_rollback(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    other = front.flag.with_name("other")
+    host.options["drain"] = host.options["drain"].replace(str(front.flag), str(other))
+    host.write_config()
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 6, result.stderr
+    assert f"nginx does not follow the drain flag {other}: it still says primary" in result.stderr
+    assert host.versions == (FIRST, FIRST)
+    result = host.done("rollback", SECOND, "--yes")
+    assert "nginx does not follow the drain flag" in result.stderr
+    assert not other.exists()
+    assert host.status["ok"]
+
+
+def test_a_flag_that_cannot_be_set_is_refused_before_the_build(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    front.flag.parent.rmdir()
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 4, result.stderr
+    assert "of the drain flag, is not there" in result.stderr
+    result = host.done(SECOND, "--yes", "--force")
+    assert "the drain flag" in result.stderr
+    assert host.status["ok"]
+
+
+def test_without_a_probe_there_is_no_drain_and_that_is_said_once(light_host: LittleHost) -> None:
+    host = light_host
+    host.have(SECOND)
+    result = host.done(SECOND, "--yes")
+    assert result.stderr.count("no drain: nginx does not say") == 1
+    assert "drain primary" not in done_and_begun(host)
+
+
+def test_a_visitor_past_nginx_is_named_and_not_waited_for(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    with socket.create_connection(("127.0.0.1", host.ports[0])) as visitor:
+        address = "{}:{}".format(*visitor.getsockname())
+        result = host.done(SECOND, "--yes")
+    assert f"not waited for, past nginx: {address}" in result.stderr
+
+
+def test_a_nailgun_client_is_waited_for_and_then_cut(light_host: LittleHost, front: Front) -> None:
+    host = light_host
+    with socket.create_connection(("127.0.0.1", front.nailgun_port)) as client:
+        assert client.recv(100)
+        result = host.done(SECOND, "--yes")
+        assert "1 nailgun connection is cut" in result.stderr
+        assert client.recv(100) == b""
+
+
+def test_a_primary_that_does_not_come_back_leaves_the_flag(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    host.does_not_start(SECOND, "primary")
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 8, result.stderr
+    assert f"the drain flag {front.flag} stays" in result.stderr
+    assert front.flag.exists()
+    assert who_serves(host, front) == "backup"
+    Path(f"{host.releases}/clojars-web-{SECOND}-standalone.jar.refused").unlink()
+    host.done(SECOND, "--yes")
+    assert not front.flag.exists()
+    assert who_serves(host, front) == "primary"
+    assert host.status["ok"]
+
+
+def test_a_signal_in_the_drain_reverts_and_removes_the_flag(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    before = host.pid("primary")
+    with request_in(host, front, "primary", 5000) as request:
+        with host.typing(SECOND, "--yes") as terminal:
+            wait_for(front.flag.exists, "the drain")
+            terminal.presses("c")
+            terminal.ends(130)
+        assert request.result() == FIRST
+    assert not front.flag.exists()
+    assert (host.pid("primary"), host.versions) == (before, (FIRST, FIRST))
+    assert host.status["ok"]
+
+
+def test_killed_in_the_drain_users_are_served_and_the_next_run_cleans_up(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    with request_in(host, front, "primary", 5000) as request:
+        with host.typing(SECOND, "--yes") as terminal:
+            wait_for(front.flag.exists, "the drain")
+            terminal.kill(signal.SIGKILL)
+            terminal.ends(137)
+        assert asked(front, "/version") == SECOND
+        status = wait_for(lambda: (now := host.status)["lock"] is None and now, "the lock is free")
+        assert (status["stale_drain_flag"], status["ok"]) == (True, False)
+        assert status["next"] == f"deploy-clojars rollback {FIRST}"
+        assert "a drain flag was left behind" in host.run("status").stdout
+        assert request.result() == FIRST
+    host.done("rollback", FIRST, "--yes")
+    assert not front.flag.exists()
+    assert who_serves(host, front) == "primary"
+    assert host.status["ok"]
+
+
+def test_a_stale_flag_is_removed_by_the_command_that_status_names(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    front.flag.touch()
+    status = host.status
+    assert (status["ok"], status["next"]) == (False, f"deploy-clojars rollback {FIRST}")
+    assert "a drain flag was left behind" in host.run("status", "-q").stdout
+    before = (host.pid("primary"), host.pid("backup"))
+    host.done("rollback", FIRST, "--yes")
+    assert not front.flag.exists()
+    assert (host.pid("primary"), host.pid("backup")) == before
+    assert host.status["ok"]
+
+
+def test_a_stale_flag_stays_while_the_primary_is_down(light_host: LittleHost, front: Front) -> None:
+    host = light_host
+    host.control("stop", host.primary)
+    front.flag.touch()
+    assert host.run(SECOND, "--yes").returncode == 4
+    assert front.flag.exists()
+    host.done("rollback", FIRST, "--yes")
+    assert not front.flag.exists()
+    assert host.status["ok"]
+
+
+def test_the_backup_is_never_restarted_under_a_flag(light_host: LittleHost, front: Front) -> None:
+    """A run that was killed after the primary came up on the new release has left it."""
+    host = light_host
+    host.done("rollback", SECOND, "--yes")
+    host.done("rollback", FIRST, "--yes")
+    host.link.unlink()
+    host.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
+    for job in (host.primary, host.backup):
+        host.control("restart", job)
+    wait_for(lambda: host.versions == (SECOND, SECOND), "both are up")
+    before = len(done_and_begun(host))
+    front.flag.touch()
+    host.done("rollback", FIRST, "--yes")
+    assert done_and_begun(host)[before:] == [
+        "flip", "undrain primary", "restart backup",
+        "drain primary", "restart primary", "undrain primary",
+    ]  # fmt: skip
+    assert host.versions == (FIRST, FIRST)
+    assert host.status["ok"]
+
+
+def test_a_backup_that_dies_during_the_drain_keeps_the_primary_from_being_restarted(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    before = host.pid("primary")
+    host.options["drain"] = host.options["drain"].replace("timeout = 1", "timeout = 20")
+    host.write_config()
+    with request_in(host, front, "primary", 4000) as request:
+        with host.typing(SECOND, "--yes") as terminal:
+            wait_for(front.flag.exists, "the drain")
+            host.control("stop", host.backup)
+            terminal.ends(6)
+        assert request.result() == FIRST
+    assert host.pid("primary") == before
+    assert not front.flag.exists()
+    assert host.versions == (FIRST, FIRST)
+    assert host.status["ok"]

@@ -1,0 +1,128 @@
+"""Faults of what runs the instances, and of the instances themselves: one restart, then back."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from conftest import NewHost
+from little_host import LittleHost
+from standin.upstart import Upstart
+
+FIRST, SECOND = Tags.FIRST, Tags.SECOND
+
+NEVER_ANSWERS = "time.sleep(1000)"
+ANSWERS_500 = """
+class Web(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(500)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
+"""
+ANSWERS_ONCE_AND_DIES = """
+class Web(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        os._exit(1)
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
+"""
+
+
+def make_release(host: LittleHost, version: str, code: str) -> None:
+    """A release of the tag's commit that does something else than to serve."""
+    path = host.releases / f"clojars-web-{version}-standalone.jar"
+    start = "import http.server, os, sys, time\njar = open(os.path.realpath(sys.argv[0]), 'rb')\n"
+    with zipfile.ZipFile(host.jar(version)) as good, zipfile.ZipFile(path, "w") as jar:
+        for name in good.namelist():
+            if name != "__main__.py":
+                jar.writestr(name, good.read(name))
+        jar.writestr("__main__.py", start + code)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (NEVER_ANSWERS, "Connection refused"),
+        (ANSWERS_500, "500 Internal Server Error"),
+        (ANSWERS_ONCE_AND_DIES, "clojars-backup did not come up on"),
+    ],
+    ids=["never answers", "answers 500", "answers once and dies"],
+)
+def test_an_instance_that_does_not_come_up_is_reverted(
+    light_host: LittleHost, code: str, said: str
+) -> None:
+    host = light_host
+    host.write_config(health="timeout = 2\nsettle = 0.3\ninterval = 0.1")
+    make_release(host, SECOND, code)
+    primary = host.pid("primary")
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 6
+    assert said in result.stderr
+    assert f"reverted: {FIRST} is current and runs on both instances" in result.stderr
+    assert (host.versions, host.pid("primary")) == ((FIRST, FIRST), primary)
+    assert host.status["ok"]
+
+
+def test_a_restart_that_hangs_has_a_time_limit_and_is_said(
+    light_host: LittleHost, upstart: Upstart
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    host.write_config(services="timeout = 1")
+    upstart.hang("restart")
+    result = host.run(SECOND, "--yes")
+    # The link is back, and the backup that could not be asked still runs what it ran.
+    assert result.returncode == 6
+    assert "restart clojars-backup: no answer within 1 s" in result.stderr
+    assert host.current == f"clojars-web-{FIRST}-standalone.jar"
+    assert host.versions == (FIRST, FIRST)
+    # What Upstart was asked it does when it can; by then that is the approved release.
+    upstart.unhang()
+    host.done("rollback", FIRST, "--yes")
+    assert host.versions == (FIRST, FIRST)
+    assert host.status["ok"]
+
+
+def fake_sudo(host: LittleHost, directory: Path, text: str) -> None:
+    """A sudo that says this and refuses."""
+    directory.mkdir()
+    (directory / "sudo").write_text(f"#!/bin/sh\necho '{text}' >&2\nexit 1\n", encoding="utf-8")
+    (directory / "sudo").chmod(0o755)
+    host.environment["PATH"] = f"{directory}:{os.environ['PATH']}"
+    host.write_config(services="sudo = true")
+
+
+@pytest.mark.parametrize(
+    "text", ["Sorry, user clojars is not allowed to execute", "sudo: a password is required"]
+)
+@pytest.mark.parametrize("words", [(SECOND, "--yes"), ("rollback", SECOND, "--yes")])
+def test_a_sudo_that_refuses_or_asks_for_a_password_is_said_before_anything_is_done(
+    light_host: LittleHost, tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    fake_sudo(host, tmp_path / "bin", text)
+    result = host.run(*words)
+    assert result.returncode == 4
+    assert "sudo does not let this user run" in result.stderr
+    assert "without a password" in result.stderr
+    assert host.versions == (FIRST, FIRST)
+    assert not (host.deploy / "mirror.git").exists()
+
+
+def test_a_build_that_writes_100_mb_that_are_no_text_shows_a_screenful(
+    new_light_host: NewHost,
+) -> None:
+    host = new_light_host(build='test = "head -c 100000000 /dev/urandom; false"')
+    result = host.run(FIRST, "--yes")
+    assert result.returncode == 5
+    assert (
+        "the tests (head -c 100000000 /dev/urandom; false) failed: exit status 1" in result.stderr
+    )
+    assert len(result.stderr.splitlines()) < 50
+    assert all(line.isprintable() for line in result.stderr.splitlines())
+    [log] = (host.deploy / "logs").iterdir()
+    assert log.stat().st_size > 100_000_000

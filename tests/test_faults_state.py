@@ -1,0 +1,218 @@
+"""Faults of what the tool knows, and of the world around it while it runs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from little_host import LittleHost, wait_for
+
+import deploy_clojars
+from deploy_clojars import lock
+from deploy_clojars.errors import Locked
+
+FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
+
+
+@pytest.fixture
+def second(light_host: LittleHost) -> LittleHost:
+    """0.2.0 is in production, deployed over 0.1.0."""
+    light_host.have(SECOND)
+    light_host.have(THIRD)
+    light_host.done(SECOND, "--yes")
+    return light_host
+
+
+# The journal
+
+
+def test_without_its_journal_a_host_is_adopted_as_it_is(second: LittleHost) -> None:
+    (second.deploy / "journal.jsonl").unlink()
+    status = second.status
+    assert (status["ok"], status["approved"], status["previous"]) == (True, SECOND, None)
+    nowhere = second.run("rollback", "--yes")
+    assert nowhere.returncode == 1
+    assert "there is no previous release to roll back to" in nowhere.stderr
+    assert FIRST in nowhere.stderr
+    second.done(THIRD, "--yes")
+    assert second.status["previous"] == SECOND
+
+
+def test_a_journal_that_was_cut_in_the_middle_of_a_line_goes_on(second: LittleHost) -> None:
+    journal = second.deploy / "journal.jsonl"
+    with journal.open("r+b") as file:
+        file.truncate(journal.stat().st_size - 30)
+    # The end of the run is what was cut off.
+    status = second.status
+    assert (status["interrupted"], status["approved"]) == (True, SECOND)
+    assert status["next"] == f"deploy-clojars deploy {SECOND}"
+    second.done("deploy", SECOND, "--yes")
+    assert second.status["ok"]
+
+
+def test_a_journal_of_100_000_lines_is_read_in_no_time(second: LittleHost) -> None:
+    journal = second.deploy / "journal.jsonl"
+    text = journal.read_text(encoding="utf-8")
+    lines = text.count("\n")
+    journal.write_text(text * (100_000 // lines + 1), encoding="utf-8")
+    started = time.monotonic()
+    assert second.status["ok"]
+    second.done("rollback", FIRST, "--yes")
+    assert second.versions == (FIRST, FIRST)
+    assert time.monotonic() - started < 30
+
+
+# The lock
+
+
+def test_of_two_runs_in_the_same_millisecond_one_is_refused_a_hundred_times_over(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "lock"
+    rounds = 100
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(2)
+    results = fork.SimpleQueue()
+    runs = [
+        fork.Process(target=take_again_and_again, args=(file, rounds, barrier, results))
+        for _ in range(2)
+    ]
+    for run in runs:
+        run.start()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            lock.holder_of(file)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        taken = [results.get() for _ in range(2)]
+    finally:
+        ended.set()
+        looker.join()
+        for run in runs:
+            run.join(10)
+    assert [sum(both) for both in zip(*taken, strict=True)] == [1] * rounds
+
+
+def take_again_and_again(
+    file: Path,
+    rounds: int,
+    barrier: multiprocessing.synchronize.Barrier,
+    results: multiprocessing.SimpleQueue[list[bool]],
+) -> None:
+    """Takes the lock at the same instant as the other one, and says how often it had it."""
+    had = []
+    for _ in range(rounds):
+        barrier.wait(30)
+        try:
+            with lock.held(file, lock.Holder(pid=os.getpid())):
+                had.append(True)
+                barrier.wait(30)
+        except Locked:
+            had.append(False)
+            barrier.wait(30)
+    results.put(had)
+
+
+# While the question is open
+
+
+def test_a_configuration_that_was_changed_while_the_question_is_open_is_not_read_again(
+    second: LittleHost,
+) -> None:
+    with second.typing(THIRD) as terminal:
+        terminal.asked()
+        second.config.write_text("this is no TOML", encoding="utf-8")
+        terminal.types("no")
+        terminal.ends(7)
+    second.write_config()
+    assert second.versions == (SECOND, SECOND)
+    assert second.status["ok"]
+
+
+@pytest.mark.parametrize(("answer", "status"), [("no", 7), ("yes", 0)])
+def test_a_package_that_was_upgraded_while_the_question_is_open_breaks_nothing(
+    second: LittleHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status: int
+) -> None:
+    [source] = deploy_clojars.__path__
+    package = tmp_path / "installed" / "deploy_clojars"
+    shutil.copytree(source, package)
+    # Every import is shown, of whichever package.
+    second.environment.update(PYTHONPATH=str(package.parent), PYTHONPROFILEIMPORTTIME="1")
+    command = [sys.executable, "-m", "deploy_clojars"]
+    monkeypatch.setattr(LittleHost, "command", property(lambda _: command))
+    with second.typing(THIRD) as terminal:
+        terminal.asked()
+        assert "| deploy_clojars.pipeline" in " ".join(terminal.shown.split()) or (
+            "deploy_clojars.pipeline" in terminal.shown
+        )
+        shutil.rmtree(package)
+        seen = len(terminal.shown)
+        terminal.types(answer)
+        shown = terminal.ends(status)
+    assert "import time:" not in shown[seen:]
+    monkeypatch.undo()
+    second.environment.clear()
+    assert second.status["ok"]
+
+
+def test_after_a_reboot_while_the_question_was_open_status_names_the_way_back(
+    second: LittleHost,
+) -> None:
+    with second.typing(THIRD) as terminal:
+        terminal.asked()
+        terminal.kill(signal.SIGKILL)
+        terminal.ends(137)
+    for job in (second.primary, second.backup):
+        second.control("stop", job)
+        second.control("start", job)
+    # Upstart starts what current names, to which nobody has said yes.
+    wait_for(lambda: second.versions == (THIRD, THIRD), "both are up")
+    status = second.status
+    assert (status["ok"], status["interrupted"], status["approved"]) == (False, True, SECOND)
+    assert status["next"] == f"deploy-clojars rollback {SECOND}"
+    second.done("rollback", SECOND, "--yes")
+    assert second.versions == (SECOND, SECOND)
+    assert second.status["ok"]
+
+
+# The shell that it is called from
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["-u", "HOME"],
+        ["LC_ALL=C", "PYTHONCOERCECLOCALE=0", "PYTHONUTF8=0"],
+        ["LC_ALL=en_US.ISO-8859-1", "PYTHONIOENCODING=iso8859-1", "PYTHONUTF8=0"],
+        ["-u", "PATH_THAT_IS_NOT_SET", "COLUMNS=20"],
+    ],
+    ids=["no HOME", "ASCII", "Latin-1", "20 columns"],
+)
+def test_from_an_odd_shell_a_deploy_and_status_work_as_from_any(
+    light_host: LittleHost, changes: list[str]
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    for words in ((SECOND, "--yes"), ("status",), ("rollback", "--yes")):
+        result = subprocess.run(
+            ["env", *changes, *host.command, *words],
+            env=host.whole_environment, cwd=host.directory, stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert b"Traceback" not in result.stderr
+    assert host.versions == (FIRST, FIRST)

@@ -1,0 +1,48 @@
+"""Every signal at the start and at the end of every step; random instants are `make torture`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from torture.hits import EVERY, Hit
+from torture.rig import COMMANDS, DECLINED, DEPLOY, MANAGERS, Rig
+
+Rigs = Callable[[str], Rig]
+
+
+@pytest.fixture(scope="session")
+def rigs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rigs]:
+    """A host for each service manager, hit by all of this worker's tests."""
+    made: dict[str, Rig] = {}
+    with ExitStack() as stack:
+
+        def rig(manager: str) -> Rig:
+            if manager not in made:
+                directory = tmp_path_factory.mktemp(manager)
+                made[manager] = stack.enter_context(Rig.made(directory, manager))
+            return made[manager]
+
+        yield rig
+
+
+@pytest.mark.parametrize("hit", EVERY, ids=str)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_at_every_boundary_of_a_step_all_that_must_hold_holds(
+    rigs: Rigs, command: str, hit: Hit
+) -> None:
+    # Each pair under one of the two managers, by turns.
+    turn = COMMANDS.index(command) + EVERY.index(hit)
+    rig = rigs(MANAGERS[turn % len(MANAGERS)])
+    moments = rig.course(command).boundaries
+    if command == DECLINED:
+        # Up to its question it is a deploy as any other; what it adds is the revert.
+        known = rig.course(DEPLOY).boundaries
+        moments = [moment for moment in moments if moment not in known]
+    for moment in moments:
+        try:
+            rig.attempt(command, hit, moment)
+        except AssertionError as error:
+            error.add_note(f"{command}: {hit}, {moment}")
+            raise
