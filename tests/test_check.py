@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import http.server
 import os
 import pwd
@@ -223,7 +224,8 @@ def test_what_is_not_in_force_or_cannot_be_read_is_found(site: Site, tmp_path: P
     settings.chmod(0o600)
     [(what, remedy)] = wrong(files.of_the_kit(site, tmp_path / "root")).items()
     assert what == f"nobody cannot read {settings}: no instance would start"
-    assert f"chgrp nogroup {settings} && chmod 0640 {settings}" in remedy
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    assert f"chgrp {group} {settings} && chmod 0640 {settings}" in remedy
 
 
 def test_the_user_is_who_has_the_home_and_not_who_has_the_releases(
