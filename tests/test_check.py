@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import http.server
 import os
 import pwd
@@ -88,7 +89,7 @@ def test_a_stale_flag_is_found_and_may_be_removed(light_host: LittleHost, flag: 
         result = light_host.run("check")
     assert result.returncode == 11
     assert f"rm {flag}" in result.stdout
-    assert result.stdout.endswith("1 finding\n")
+    assert result.stdout.endswith("1 finding\n"), result.stdout
 
 
 def test_an_nginx_that_does_not_see_the_flag_is_found(light_host: LittleHost, flag: Path) -> None:
@@ -223,7 +224,8 @@ def test_what_is_not_in_force_or_cannot_be_read_is_found(site: Site, tmp_path: P
     settings.chmod(0o600)
     [(what, remedy)] = wrong(files.of_the_kit(site, tmp_path / "root")).items()
     assert what == f"nobody cannot read {settings}: no instance would start"
-    assert f"chgrp nogroup {settings} && chmod 0640 {settings}" in remedy
+    group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    assert f"chgrp {group} {settings} && chmod 0640 {settings}" in remedy
 
 
 def test_the_user_is_who_has_the_home_and_not_who_has_the_releases(
@@ -297,7 +299,10 @@ def test_a_process_that_is_not_the_users_own_is_found(site: Site) -> None:
     seen(site, observed("primary", FIRST), observed("backup", FIRST))
     assert wrong(running.jobs(site)) == {}
     site.owner = NOBODY
-    found = wrong(running.jobs(site))
+    with subprocess.Popen(["sleep", "60"]) as child:
+        found = wrong(running.jobs(site))
+        child.kill()
+    assert f"stop clojars; kill {child.pid}; /nowhere/start clojars" in next(iter(found.values()))
     assert [what.split(":")[0] for what in found] == ["clojars", "clojars-backup"]
     assert f"(PID {os.getpid()}) and not the application itself" in next(iter(found))
 

@@ -83,7 +83,7 @@ def test_no_leaves_everything_as_it_is(light_host: LittleHost) -> None:
     with host.typing("restart") as terminal:
         terminal.asked()
         terminal.presses("c")
-        terminal.ends(130)
+        assert "nothing was changed" in terminal.ends(130)
     assert pids(host) == before
     assert restarted(host) == []
 

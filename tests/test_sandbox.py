@@ -681,6 +681,10 @@ def test_nginx_in_front_sends_users_to_the_backup_only_while_the_primary_is_down
     serving.services.start("clojars")
     again = wait_for(lambda: serving.services.status("clojars").pid, "the primary runs")
     wait_for(lambda: text_of(site) == str(again), "the users are back on the primary")
+    # A host of supervisord's is none that `setup` makes.
+    checked = serving.run("check")
+    assert checked.stdout.endswith("\nready\n"), checked.stdout
+    assert serving.run("setup").returncode == 2
 
 
 def text_of(url: str) -> str | None:

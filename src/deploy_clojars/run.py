@@ -263,6 +263,13 @@ def refuse_the_wrong_user(host: Host, command: str, version: str | None) -> None
             f"{directory}: {error.strerror}",
             remedy=f"as root: install -d -o USER -g USER {directory}, with the user of the site",
         ) from None
+    whose_home = host.owner
+    if whose_home is not None and owner != whose_home:
+        whose = user_name(whose_home)
+        raise NotReady(
+            f"{directory} belongs to {user_name(owner)}, and {host.home} is the home of {whose}",
+            remedy=f"as root: {shlex.join(['chown', whose, str(directory)])}",
+        )
     if owner != os.geteuid():
         # sudo -i passes no variable on, DEPLOY_CLOJARS_CONFIG included.
         named = host.file is not None and host.file != DEFAULT_FILE

@@ -123,7 +123,8 @@ def _judgement(report: Report) -> str:
 
 def _instance_line(observation: Observation) -> str:
     if observation.pid is None:
-        return f"{observation.job}: {observation.state} ({observation.said})"
+        said = f"{observation.said}{observation.whose_ports}"
+        return f"{observation.job}: {observation.state} ({said})"
     runs = observation.running or "no release"
     if not observation.visible:
         runs = f"what it runs is not visible to {user_name()}"

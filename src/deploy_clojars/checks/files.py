@@ -50,8 +50,9 @@ def _judged(site: Site, directory: Path) -> Finding:
     """Of the user, written by nobody else, and open to nginx where that looks through it."""
     quoted = shlex.quote(str(directory))
     found = directory.stat()
-    # nginx looks through the home, at /repo and at nothing else.
-    through = {site.host.home: 0o001, site.host.home / "repo": 0o005}.get(directory, 0)
+    # nginx looks through the home, at /repo and at nothing else; a sandbox's is its user's own.
+    open_to = {site.host.home: 0o001, site.host.home / "repo": 0o005} if site.is_upstarts else {}
+    through = open_to.get(directory, 0)
     if found.st_uid != site.owner:
         whose = user_name(found.st_uid)
         remedy = by_root(f"chown {site.user} {quoted}")

@@ -64,7 +64,8 @@ def flag_directory(site: Site, directory: Path) -> Finding:
         )
     found = directory.stat()
     closed = [each for each in (directory, *directory.parents) if not each.stat().st_mode & 0o001]
-    if closed:
+    # A sandbox's nginx is its user's own, and no service: it sees what that user sees.
+    if closed and site.is_upstarts:
         remedy = by_root(f"chmod go+x {shlex.quote(str(closed[-1]))}")
         return Finding(f"nginx cannot enter {closed[-1]}", True, remedy)
     if site.owner is not None and found.st_uid != site.owner:
@@ -73,7 +74,6 @@ def flag_directory(site: Site, directory: Path) -> Finding:
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         remedy = site.by_user(f"chmod go-w {quoted}")
         return Finding(f"{directory} can be written by others", True, remedy)
-    # A sandbox's nginx is no service, and sees the same files as everybody.
     if site.is_upstarts and directory.is_relative_to(tempfile.gettempdir()):
         return Finding(f"{directory} is among temporary files, which nginx may see others of", True,
                        "set drain.flag to a path below /run")  # fmt: skip

@@ -72,14 +72,25 @@ def _process(site: Site, observation: Observation) -> Findings:
         name, uid = process.name(), process.uids().real
     except psutil.Error:
         return
+    children = [child.pid for child in process.children(recursive=True)]
     if name in ("su", "sudo") or uid != site.owner:
         yield Finding(
             f"{observation.job}: Upstart knows {name} of {user_name(uid)} (PID {observation.pid}) and "
             "not the application itself, which can outlive a restart and keep its ports",
             True,
-            f"{site.setup or 'see the job file'}\n"
-            f"take the new job file, then: docs/host.md, 'A host that the old script served'",
+            _with_the_new_job_file(site, observation.job, children),
         )
+
+
+def _with_the_new_job_file(site: Site, job: str, children: list[int]) -> str:
+    """The commands after which Upstart knows the application; the old one is ended on the way."""
+    bin = site.host.config.services.bin
+    file = f"/etc/init/{job}.conf"
+    end = f" kill {' '.join(map(str, children))};" if children else ""
+    return (
+        f"{site.setup} puts the new job file beside the old one; then, while the other one serves:\n"
+        + by_root(f"mv {file}.new {file} && {bin}/stop {job};{end} {bin}/start {job}")
+    )
 
 
 def releases(site: Site) -> Findings:
