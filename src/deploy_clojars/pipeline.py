@@ -76,6 +76,7 @@ def rollback(
     """Puts a release that is there back into production. Raises DeployError."""
     require_an_answer(yes)
     with started(host, console, "rollback", version) as run:
+        run.reason = why
         drain.clear_stale_flag(run)
         look = preflight.ready_to_restart(host)
         refuse_an_unreadable_journal(console, look, version)
