@@ -121,6 +121,9 @@ def count_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show the commands that it comes down to, and change nothing."
+)
 yes_option = click.option("--yes", is_flag=True, help="Answer the question beforehand.")
 
 
@@ -139,13 +142,20 @@ def group() -> None:
 @yes_option
 @click.option("--force", is_flag=True,
               help="Restart the backup even while it is the only instance that serves.")  # fmt: skip
+@dry_run_option
 @common_options
 @click.pass_obj
-def deploy(settings: Settings, tag: str, yes: bool, force: bool) -> None:
+def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
     version = versions.checked(tag)
     from deploy_clojars import pipeline
 
+    if dry_run:
+        from deploy_clojars import dry_run as dry
+
+        host, console = settings.host(), settings.console()
+        _show_result(dry.as_text(dry.deploy(host, console, version, force=force)))
+        return
     pipeline.require_an_answer(yes)
     pipeline.deploy(settings.host(), settings.console(), version, yes=yes, force=force)
 
@@ -154,14 +164,22 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool) -> None:
 @click.argument("version", required=False, shell_complete=_offers("releases"))
 @yes_option
 @click.option("-m", "why", metavar="WHY", help="Why; for the journal and the next deploy.")
+@dry_run_option
 @common_options
 @click.pass_obj
-def rollback(settings: Settings, version: str | None, yes: bool, why: str | None) -> None:
+def rollback(
+    settings: Settings, version: str | None, yes: bool, why: str | None, dry_run: bool
+) -> None:
     """Go back to the release VERSION (default: the approved or the previous one)."""
     if version is not None:
         versions.checked(version)
     from deploy_clojars import pipeline
 
+    if dry_run:
+        from deploy_clojars import dry_run as dry
+
+        _show_result(dry.as_text(dry.rollback(settings.host(), settings.console(), version)))
+        return
     pipeline.require_an_answer(yes)
     pipeline.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
 
@@ -170,12 +188,18 @@ def rollback(settings: Settings, version: str | None, yes: bool, why: str | None
 @yes_option
 @click.option("--force", is_flag=True,
               help="Restart the second one even if the first one does not come up.")  # fmt: skip
+@dry_run_option
 @common_options
 @click.pass_obj
-def restart(settings: Settings, yes: bool, force: bool) -> None:
+def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
     from deploy_clojars import pipeline
 
+    if dry_run:
+        from deploy_clojars import dry_run as dry
+
+        _show_result(dry.as_text(dry.restart(settings.host(), force=force)))
+        return
     pipeline.require_an_answer(yes)
     pipeline.restart_both(settings.host(), settings.console(), yes=yes, force=force)
 
