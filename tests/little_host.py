@@ -336,6 +336,10 @@ class Terminal:
         """Types a line and the enter key."""
         self._child.sendline(line)
 
+    def writes(self, text: str) -> None:
+        """Types some keys, and not the enter key."""
+        self._child.send(text)
+
     def presses(self, key: str) -> None:
         """Presses Ctrl and a key."""
         self._child.sendcontrol(key)

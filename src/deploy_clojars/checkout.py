@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -191,11 +192,7 @@ class Mirror:
         except git.GitCommandError as error:
             if error.status != 1:
                 raise Broken(f"the tag {tag} cannot be looked up: {_words(error)}") from None
-            near = get_close_matches(tag, self.tags(), n=3, cutoff=0.5)
-            raise DeployError(
-                f"no tag {tag} in {self._url}",
-                remedy=f"did you mean {', '.join(near)}?" if near else "",
-            ) from None
+            raise _no_tag(tag, self._url, self.tags()) from None
         try:
             return str(command.rev_parse("--verify", "--end-of-options", f"{reference}^{{commit}}"))
         except git.GitCommandError as error:
@@ -234,6 +231,38 @@ class Mirror:
         # Not splitlines(): a subject may hold what that takes for the end of a line.
         subjects = tuple(shell.printable(line) for line in str(lines).split("\n") if line)
         return Commits(count, backwards, subjects)
+
+
+def remote_commit_of(url: str, tag: str, timeout: float) -> str:
+    """The tag's commit, asked of the remote; no mirror is needed, and none is changed.
+
+    Raises DeployError as `fetch` and `commit_of`.
+    """
+    options = [part for setting in SAFE for part in ("-c", setting)]
+    # Not in the repository that the operator happens to be in.
+    words = ["git", "-C", "/", *options, "ls-remote", "--tags", "--", url]
+    try:
+        answer = shell.capture(words, timeout=timeout, env=environment(""))
+    except OSError as error:
+        raise DeployError(f"git: {error.strerror}") from None
+    except shell.TookTooLong as error:
+        raise DeployError(f"{url}: the server has stalled: {error}") from None
+    if answer.status != 0:
+        raise DeployError(
+            f"{url}: git ls-remote failed (exit status {answer.status})",
+            detail=answer.err, remedy=_hint(answer.err),
+        )  # fmt: skip
+    lines = (line.partition("\t") for line in answer.out.splitlines())
+    commits = {name.removeprefix("refs/tags/"): commit for commit, _, name in lines}
+    if tag not in commits:
+        raise _no_tag(tag, url, commits)
+    return commits.get(f"{tag}^{{}}", commits[tag])  # what an annotated tag leads to
+
+
+def _no_tag(tag: str, url: str, tags: Iterable[str]) -> DeployError:
+    near = get_close_matches(tag, list(tags), n=3, cutoff=0.5)
+    remedy = f"did you mean {', '.join(near)}?" if near else ""
+    return DeployError(f"no tag {tag} in {url}", remedy=remedy)
 
 
 class Broken(DeployError):

@@ -14,6 +14,8 @@ from deploy_clojars.errors import Defect, DeployError, Status, UsageError
 
 # Imported where they are used: `--help` needs click alone.
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from deploy_clojars.console import Console
     from deploy_clojars.host import Host
 
@@ -28,6 +30,14 @@ class Commands(click.Group):
         if not known and versions.looks_like_a_version(args[0]):
             args = ["deploy", *args]
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """The commands and, when something is typed, the tags that begin so."""
+        from deploy_clojars import completion
+
+        tags = completion.tags(ctx, incomplete) if incomplete else []
+        bare = [tag for tag in tags if versions.looks_like_a_version(tag.value)]
+        return [*super().shell_complete(ctx, incomplete), *bare]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = Settings()
@@ -74,6 +84,20 @@ def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     return callback
 
 
+def _offers(what: str) -> Callable[..., list[CompletionItem[str]]]:
+    """What a press of TAB offers for a parameter, by the name of completion's function."""
+
+    def offered(
+        ctx: click.Context, _: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        from deploy_clojars import completion
+
+        items: list[CompletionItem[str]] = getattr(completion, what)(ctx, incomplete)
+        return items
+
+    return offered
+
+
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that work before and after the subcommand."""
     for option in (
@@ -82,7 +106,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set("verbose"),
                      help="Show the output of the tests and the build as it comes."),
         click.option("-c", "--config", "config_file", metavar="FILE", expose_value=False,
-                     callback=_set("config_file"),
+                     callback=_set("config_file"), shell_complete=_offers("files"),
                      help="The configuration (default: $DEPLOY_CLOJARS_CONFIG, "
                      "then /etc/deploy-clojars.toml if it is there)."),
     ):  # fmt: skip
@@ -102,6 +126,9 @@ def count_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show the commands that it comes down to, and change nothing."
+)
 yes_option = click.option("--yes", is_flag=True, help="Answer the question beforehand.")
 
 
@@ -116,33 +143,48 @@ def group() -> None:
 
 
 @group.command()
-@click.argument("tag")
+@click.argument("tag", shell_complete=_offers("tags"))
 @yes_option
 @click.option("--force", is_flag=True,
               help="Restart the backup even while it is the only instance that serves.")  # fmt: skip
+@dry_run_option
 @common_options
 @click.pass_obj
-def deploy(settings: Settings, tag: str, yes: bool, force: bool) -> None:
+def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
     version = versions.checked(tag)
     from deploy_clojars import pipeline
 
+    if dry_run:
+        from deploy_clojars import dry_run as dry
+
+        host, console = settings.host(), settings.console()
+        _show_result(dry.as_text(dry.deploy(host, console, version, force=force)))
+        return
     pipeline.require_an_answer(yes)
     pipeline.deploy(settings.host(), settings.console(), version, yes=yes, force=force)
 
 
 @group.command()
-@click.argument("version", required=False)
+@click.argument("version", required=False, shell_complete=_offers("releases"))
 @yes_option
 @click.option("-m", "why", metavar="WHY", help="Why; for the journal and the next deploy.")
+@dry_run_option
 @common_options
 @click.pass_obj
-def rollback(settings: Settings, version: str | None, yes: bool, why: str | None) -> None:
+def rollback(
+    settings: Settings, version: str | None, yes: bool, why: str | None, dry_run: bool
+) -> None:
     """Go back to the release VERSION (default: the approved or the previous one)."""
     if version is not None:
         versions.checked(version)
     from deploy_clojars import pipeline
 
+    if dry_run:
+        from deploy_clojars import dry_run as dry
+
+        _show_result(dry.as_text(dry.rollback(settings.host(), settings.console(), version)))
+        return
     pipeline.require_an_answer(yes)
     pipeline.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
 
@@ -151,12 +193,18 @@ def rollback(settings: Settings, version: str | None, yes: bool, why: str | None
 @yes_option
 @click.option("--force", is_flag=True,
               help="Restart the second one even if the first one does not come up.")  # fmt: skip
+@dry_run_option
 @common_options
 @click.pass_obj
-def restart(settings: Settings, yes: bool, force: bool) -> None:
+def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
     from deploy_clojars import pipeline
 
+    if dry_run:
+        from deploy_clojars import dry_run as dry
+
+        _show_result(dry.as_text(dry.restart(settings.host(), force=force)))
+        return
     pipeline.require_an_answer(yes)
     pipeline.restart_both(settings.host(), settings.console(), yes=yes, force=force)
 
@@ -268,7 +316,7 @@ def setup(settings: Settings, root: str | None, user: str | None,
 
 
 @group.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", shell_complete=_offers("directories"))
 @click.option("--stop", is_flag=True, help="End everything that was started in DIR.")
 @common_options
 def sandbox(directory: str, stop: bool) -> None:
@@ -282,6 +330,22 @@ def sandbox(directory: str, stop: bool) -> None:
             click.echo(line)
     else:
         click.echo(sandbox.as_text(sandbox.start(Path(directory))))
+
+
+@group.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@common_options
+def completion(shell: str) -> None:
+    """Print what makes a press of TAB complete commands, options, tags and releases.
+
+    \b
+    bash: deploy-clojars completion bash > /etc/bash_completion.d/deploy-clojars
+    zsh:  deploy-clojars completion zsh > /usr/local/share/zsh/site-functions/_deploy-clojars
+    fish: deploy-clojars completion fish > /etc/fish/completions/deploy-clojars.fish
+    """
+    from deploy_clojars import completion
+
+    _show_result(completion.script(shell, group))
 
 
 def _show_result(text: str) -> None:

@@ -24,6 +24,7 @@ A_YEAR = 365 * 24 * 3600  # also what keeps `inf` out of a number of seconds
 
 Seconds = Annotated[float, Meta(gt=0, le=A_YEAR)]
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+TextOrNone = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]*\Z")]
 # Neither an option of the service manager nor a path.
 JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*\Z")]
@@ -147,6 +148,13 @@ class Drain(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"`probe` {why.replace('hold URLs', 'be a URL')}, got {self.probe!r}")
 
 
+class Hook(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who is told how a run ended."""
+
+    command: TextOrNone = ""
+    timeout: Seconds = 10
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; `Config()` is the default one."""
 
@@ -159,6 +167,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     instances: Instances = Instances()
     health: Health = Health()
     drain: Drain = Drain()
+    hook: Hook = Hook()
 
     @property
     def deploy_directory(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from deploy_clojars.history import moment
 from deploy_clojars.host import Host, Look, user_name
 from deploy_clojars.instances import Role
 from deploy_clojars.tables import Column, Table, decimal
+from deploy_clojars.versions import numbers
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,8 @@ def newest_first(there: list[str], installed: list[str]) -> list[str]:
     """By the journal's order; those that this tool did not make come last, by their numbers."""
     built = dict.fromkeys(reversed(installed))
     known = set(there)
-    others = sorted(known.difference(built), key=_numbers, reverse=True)
+    others = sorted(known.difference(built), key=numbers, reverse=True)
     return [*(version for version in built if version in known), *others]
-
-
-def _numbers(version: str) -> list[tuple[int, str]]:
-    """0.10.0 is newer than 0.9.0."""
-    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", version)]
 
 
 def _used(look: Look, versions: list[str]) -> list[str]:

@@ -77,10 +77,11 @@ def rollback(
     """Puts a release that is there back into production. Raises DeployError."""
     require_an_answer(yes)
     with started(host, console, "rollback", version) as run:
+        run.reason = why
         drain.clear_stale_flag(run)
         look = preflight.ready_to_restart(host)
         refuse_an_unreadable_journal(console, look, version)
-        target = run.version = target_of_rollback(run, look, version)
+        target = run.version = target_of_rollback(host, look, version)
         if look.history.unfinished is None and is_settled_on(look, target):
             console.say(f"{target} is current, approved and runs on both instances already")
             return
@@ -344,10 +345,15 @@ def reuse(run: Run, version: str, commit: str) -> None:
 
     There is no rebuild in place: a release never changes. Raises DeployError (1).
     """
-    host = run.host
-    path = host.releases.path(version)
+    path = run.host.releases.path(version)
     with run.step("reuse", path.name):
-        facts = releases.facts_of(path, host.config.name)
+        facts = releases.facts_of(path, run.host.config.name)
+    refuse_another_commit(run.host, version, commit, facts)
+
+
+def refuse_another_commit(host: Host, version: str, commit: str, facts: releases.JarFacts) -> None:
+    """Raises DeployError (1) if the release that is there was not built from the commit."""
+    path = host.releases.path(version)
     known = host.journal.history().commits.get(version) or facts.revision
     if known == commit:
         return
@@ -733,9 +739,8 @@ def refuse_an_unreadable_journal(console: Console, look: Look, version: str | No
         console.warn(look.journal_error)
 
 
-def target_of_rollback(run: Run, look: Look, version: str | None) -> str:
+def target_of_rollback(host: Host, look: Look, version: str | None) -> str:
     """The release to go back to, known to be there and sound. Raises DeployError (1)."""
-    host = run.host
     target = version or decisions.bare_rollback_target(
         look.history, look.approved, look.current.version,
         (look.primary.running, look.backup.running),

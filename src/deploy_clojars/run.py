@@ -10,13 +10,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from deploy_clojars import lock, processes, signals, system_log
+from deploy_clojars import hook, lock, processes, signals, system_log
 from deploy_clojars.config import DEFAULT_FILE
 from deploy_clojars.console import Console, log_name
 from deploy_clojars.errors import (
@@ -29,7 +30,7 @@ from deploy_clojars.errors import (
     UsageError,
 )
 from deploy_clojars.host import Host, Look, operator, user_name
-from deploy_clojars.journal import Event, LastRun, Left, now
+from deploy_clojars.journal import Event, History, LastRun, Left, now
 
 # A step that took less is not told of in the summary; in seconds.
 WAITED_FOR = 0.5
@@ -57,6 +58,12 @@ class Run:
         self.journal_may_fail = False
         self.journal_failed = False
         self.said_no_drain = False
+        self.approved_before: str | None = None
+        # How it ended, and how the run that was cut off before it did; what the hook is told.
+        self.status: int | None = None
+        self.why: str | None = None
+        self.reason: str | None = None  # that the operator gave
+        self.cut_off: LastRun | None = None
         # From the first request to restart the primary on nothing is reverted.
         self.past_return = False
         self.took: dict[str, float] = {}  # seconds, by step
@@ -98,6 +105,7 @@ class Run:
 
         Nothing on the host is changed before this.
         """
+        self.approved_before = look.approved
         if not look.history.adopted and not look.journal_error:
             self.record("adopted", version=look.approved)
         # What the last run left goes on to count: drift does not end by a run that fails.
@@ -132,6 +140,7 @@ class Run:
 
     def close(self, cut_off: LastRun, left: Left) -> None:
         """Writes the end of an earlier run that was cut off and is reverted now."""
+        self.cut_off = cut_off
         line = Event(
             event="end", at=now(), run=cut_off.id, by=self.by, outcome="interrupted", left=left
         )
@@ -142,6 +151,9 @@ class Run:
 
     def end(self, status: int, why: str | None) -> None:
         """Writes the run's end, with what it leaves."""
+        self.status, self.why = status, why
+        if status == Status.DONE and self.outcome == "failed":
+            self.outcome = "nothing to do"
         if not self._begun:
             return
         self.journal_may_fail = True
@@ -207,6 +219,34 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
             run.end(Status.DONE, None)
         finally:
             processes.end_strays(run.id)
+            tell_the_hook(run, held)
+
+
+def tell_the_hook(run: Run, held: lock.Lock) -> None:
+    """The last thing of a run; the lock is held so that two runs are told of in their order."""
+    if not run.host.config.hook.command or run.status is None:
+        return
+    held.at_step("hook", run.version)
+    history = History()
+    with suppress(OSError):
+        history = run.host.journal.history()
+    log = run.console.log_file
+    common = partial(
+        hook.Outcome, previous=history.previous, approved=history.approved, log=str(log or "")
+    )
+    outcomes = [
+        common(
+            run.outcome, run.command, run.by, run.version, status=run.status, why=run.why or run.reason,
+            approved_before=run.approved_before,
+        ),
+    ]  # fmt: skip
+    if run.cut_off is not None:
+        cut_off = run.cut_off
+        why = f"it was cut off; reverted by {run.by}"
+        earlier = common("interrupted", cut_off.command, cut_off.by, cut_off.version, why=why)
+        outcomes.insert(0, earlier)
+    for outcome in outcomes:
+        hook.tell(run.host.config, run.console, run.id, outcome)
 
 
 def _defect(run: Run, error: Exception) -> Defect:

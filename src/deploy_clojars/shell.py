@@ -37,7 +37,7 @@ class Answer:
     err: str
 
 
-def capture(argv: Sequence[str], *, timeout: float) -> Answer:
+def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None) -> Answer:
     """Runs a short command and returns its answer; no shell, no input, messages in English.
 
     subprocess and not `sh`: `status` uses it, and importing `sh` takes longer than all it does.
@@ -48,7 +48,7 @@ def capture(argv: Sequence[str], *, timeout: float) -> Answer:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C"},
+        env={**(os.environ if env is None else env), "LC_ALL": "C"},
         start_new_session=True,  # Ctrl-C is for this tool to act on
         text=True,
         errors="replace",

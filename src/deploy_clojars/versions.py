@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from deploy_clojars.errors import UsageError
 
 # Every word that is or will be a subcommand: `deploy --yes status` must not deploy a tag.
@@ -16,6 +18,7 @@ COMMANDS = (
     "check",
     "setup",
     "sandbox",
+    "completion",
 )
 
 # A file name holds 255 bytes, and the release's has the application's name and a suffix in it.
@@ -61,3 +64,8 @@ def looks_like_a_version(word: str) -> bool:
     still told from a tag.
     """
     return any(character.isdigit() for character in word)
+
+
+def numbers(version: str) -> list[tuple[int, str]]:
+    """What versions are sorted by: 0.10.0 is newer than 0.9.0."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", version)]

@@ -42,6 +42,9 @@ class Services(Protocol):
     def refusals(self, jobs: Iterable[str]) -> list[str]:
         """The commands this user may not run, of all that a run may need."""
 
+    def words(self, verb: str, job: str) -> list[str]:
+        """The command that starts, restarts or stops a job, as a person would type it."""
+
     def last_log_lines(self, job: str) -> str:
         """The last lines of the job's log, or nothing where they can't be read."""
 

@@ -91,6 +91,9 @@ class Supervisor:
         # Whoever may use the socket may use all of it; `status` finds out.
         return []
 
+    def words(self, verb: str, job: str) -> list[str]:
+        return ["supervisorctl", "-s", f"unix://{self._path}", verb, job]
+
     def last_log_lines(self, job: str) -> str:
         # The file itself: supervisord puts a log into XML as it is, and a log need not be text.
         try:

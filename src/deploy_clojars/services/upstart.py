@@ -100,6 +100,10 @@ class Upstart:
         ]
         return [command for command in commands if not self._may(command.split())]
 
+    def words(self, verb: str, job: str) -> list[str]:
+        sudo = ["sudo", "-n"] if self._sudo else []
+        return [*sudo, f"{self._bin}/{verb}", job]
+
     def last_log_lines(self, job: str) -> str:
         log = self._logs / f"{job}.log"
         if log.exists() and not os.access(log, os.R_OK):
@@ -128,9 +132,8 @@ class Upstart:
         raise ServiceFailed(said)
 
     def _call(self, verb: str, job: str) -> Answer:
-        sudo = ["sudo", "-n"] if self._sudo else []
         try:
-            return capture([*sudo, f"{self._bin}/{verb}", job], timeout=self._timeout)
+            return capture(self.words(verb, job), timeout=self._timeout)
         except TookTooLong:
             # Upstart goes on with the request: ending the client does not cancel it.
             raise ServiceFailed(f"{verb} {job}: no answer within {self._timeout:g} s") from None

@@ -1,0 +1,114 @@
+"""What a shell offers at a press of TAB: the tags of the mirror, and the releases.
+
+Asked by any user, so nothing here runs git: the mirror's own configuration may name programs, and
+a build may write it. Its files are read instead, which is also quicker.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from deploy_clojars import versions
+from deploy_clojars.errors import UsageError
+
+if TYPE_CHECKING:
+    from deploy_clojars.config import Config
+
+PROGRAM = "deploy-clojars"
+VARIABLE = "_DEPLOY_CLOJARS_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
+
+# bash puts what is offered into the line as it is. A tag may be called `1;reboot`: names that need
+# quotes are not offered, in any shell.
+NEEDS_NO_QUOTES = re.compile(r"[A-Za-z0-9._+-]+", re.ASCII)
+
+PACKED_TAG = re.compile(rb"^[0-9a-f]{40,64} refs/tags/(.+)$", re.MULTILINE)
+
+Items = list[CompletionItem[str]]
+
+
+def script(shell: str, group: click.Group) -> str:
+    """What the shell has to read to know the program's words."""
+    complete = get_completion_class(shell)
+    assert complete is not None
+    return complete(group, {}, PROGRAM, VARIABLE).source()
+
+
+def tags(context: click.Context, incomplete: str) -> Items:
+    """The tags that `deploy` may be meant to get, the newest first."""
+    config = _config(context)
+    if config is None:
+        return []
+    return _offered(tags_in(config.deploy_directory / "mirror.git"), incomplete)
+
+
+def releases(context: click.Context, incomplete: str) -> Items:
+    """The releases that `rollback` may be meant to get, the newest first."""
+    from deploy_clojars.releases import Releases
+
+    config = _config(context)
+    if config is None:
+        return []
+    there = Releases(config.releases_directory, config.name).versions()
+    return _offered(there, incomplete)
+
+
+def files(_: click.Context, incomplete: str) -> Items:
+    """Whatever file the shell finds."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def directories(_: click.Context, incomplete: str) -> Items:
+    """Whatever directory the shell finds."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def tags_in(mirror: Path) -> set[str]:
+    """The names of the tags in a bare repository that keeps its references in files.
+
+    None where this user cannot read them.
+    """
+    found: set[str] = set()
+    try:
+        packed = (mirror / "packed-refs").read_bytes()
+        found.update(name.decode("utf-8", "replace") for name in PACKED_TAG.findall(packed))
+    except OSError:
+        pass
+    loose = mirror / "refs" / "tags"
+    for directory, _, names in os.walk(loose):
+        found.update(str(Path(directory, name).relative_to(loose)) for name in names)
+    return found
+
+
+def newest_first(names: Iterable[str]) -> list[str]:
+    """By their numbers: 0.10.0 is newer than 0.9.0."""
+    return sorted(names, key=versions.numbers, reverse=True)
+
+
+def _offered(names: Iterable[str], incomplete: str) -> Items:
+    fitting = (
+        name
+        for name in names
+        if name.startswith(incomplete)
+        and NEEDS_NO_QUOTES.fullmatch(name)
+        and versions.why_no_version(name) is None
+    )
+    return [CompletionItem(name) for name in newest_first(fitting)]
+
+
+def _config(context: click.Context) -> Config | None:
+    """The configuration, or None if there is none to be had: TAB is no place for an error."""
+    from deploy_clojars import config
+
+    settings = context.find_root().obj
+    try:
+        return config.load(config.file_named(settings.config_file))
+    except UsageError:
+        return None

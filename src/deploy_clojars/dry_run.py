@@ -1,0 +1,204 @@
+"""`--dry-run`: all the reads of a command, and its changes as the commands that they would be.
+
+Nothing is touched: no lock, no journal, no log, no mirror. What is refused is refused as in earnest.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from deploy_clojars import checkout, decisions, lock, pipeline, preflight, releases
+from deploy_clojars.config import Config
+from deploy_clojars.console import Console
+from deploy_clojars.errors import NotReady
+from deploy_clojars.host import Host, Look
+from deploy_clojars.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST
+from deploy_clojars.run import refuse_the_wrong_user
+from deploy_clojars.shell import printable
+
+Lines = Iterator[str]
+Next = Callable[[decisions.Seen, decisions.Seen], Role | None]
+
+
+def deploy(host: Host, console: Console, version: str, *, force: bool) -> list[str]:
+    """What `deploy` would do, line by line; lines that change nothing begin with #.
+
+    Raises DeployError as the deploy would before it builds.
+    """
+    refuse_what_begins_no_run(host, "deploy", version)
+    look, cost = preflight.of_deploy(host, version, force=force)
+    if cost:
+        console.warn(cost)
+    commit = checkout.remote_commit_of(host.config.repository, version, host.config.build.timeout)
+    there = host.releases.has(version)
+    if there:
+        facts = releases.facts_of(host.releases.path(version), host.config.name)
+        pipeline.refuse_another_commit(host, version, commit, facts)
+    lines = [*_first(host, look), *_fetch(host)]
+    if there and pipeline.is_settled_on(look, version) and look.history.unfinished is None:
+        return [*lines, f"# {version} is in production already; nothing to do"]
+    lines += (
+        [f"# {host.releases.path(version)} is there"] if there else _build(host, version, commit)
+    )
+    lines += _flip(host, look.current.version, version)
+    if not look.backup.is_healthy_on(version):
+        lines += _restart(host, look, BACKUP, version)
+    if not (look.approved == version and look.primary.is_healthy_on(version)):
+        lines.append(f"# ask: Promote {version}?")
+    if not look.primary.is_healthy_on(version):
+        lines += _drained_restart(host, look, PRIMARY, version, others_serve=True)
+    return [*lines, *_prune(host, look, version)]
+
+
+def rollback(host: Host, console: Console, version: str | None) -> list[str]:
+    """What `rollback` would do. Raises DeployError as the rollback would before its question."""
+    refuse_what_begins_no_run(host, "rollback", version)
+    look = preflight.ready_to_restart(host)
+    pipeline.refuse_an_unreadable_journal(console, look, version)
+    target = pipeline.target_of_rollback(host, look, version)
+    if look.history.unfinished is None and pipeline.is_settled_on(look, target):
+        return [f"# {target} is current, approved and runs on both instances already"]
+    lines = [f"# ask: Roll back to {target}?", *_first(host, look)]
+    lines += _flip(host, look.current.version, target)
+    return [*lines, *_restarts(host, look, target, decisions.next_to_restart)]
+
+
+def restart(host: Host, *, force: bool) -> list[str]:
+    """What `restart` would do. Raises DeployError as the restart would before its question."""
+    refuse_what_begins_no_run(host, "restart", None)
+    look, approved = preflight.of_restart(host)
+    left: list[Role] = [PRIMARY, BACKUP]
+
+    def next_of(primary: decisions.Seen, backup: decisions.Seen) -> Role | None:
+        role = decisions.next_to_start_anew(primary, backup, left, force=force)
+        if role is not None:
+            left.remove(role)
+        return role
+
+    lines = [f"# ask: Restart both on {approved}?", *_first(host, look)]
+    return [*lines, *_restarts(host, look, approved, next_of, anew=True)]
+
+
+def as_text(lines: list[str]) -> str:
+    """The lines as they are shown."""
+    return "\n".join(map(printable, lines))
+
+
+def refuse_what_begins_no_run(host: Host, command: str, version: str | None) -> None:
+    """What a run refuses before it takes the lock, and a lock that is taken.
+
+    Raises UsageError (2), Locked (3), NotReady (4).
+    """
+    refuse_the_wrong_user(host, command, version)
+    holder = lock.holder_of(host.lock_file)
+    if holder is not None:
+        raise lock.locked_by(holder)
+    if not host.deploy.is_dir() and not os.access(host.home, os.W_OK | os.X_OK):
+        raise NotReady(f"{host.deploy} cannot be made: {os.strerror(13)}")
+
+
+# --- the changes, as commands -----------------------------------------------------------------
+
+
+def _command(*words: str | Path) -> str:
+    return shlex.join(map(str, words))
+
+
+def _first(host: Host, look: Look) -> Lines:
+    """What every run does first: the tool's directory, and what an earlier run has left."""
+    if not host.deploy.is_dir():
+        yield _command("mkdir", host.deploy)
+    if look.drain_flag and look.approved and look.primary.is_healthy_on(look.approved):
+        yield _command("rm", host.nginx.flag)
+    cut_off = look.history.unfinished
+    if cut_off is None or cut_off.past_return or not cut_off.flipped:
+        return
+    if host.way_back(look) != look.approved:
+        return  # what the revert needs is gone, and this is a rollback to something else
+    yield f"# the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off; it is reverted first"
+    if look.approved is None:
+        yield _command("rm", host.releases.link)
+        yield _command(*host.services.words("stop", host.jobs[1]))
+        return
+    yield from _flip(host, look.current.version, look.approved)
+    yield from _restarts(host, look, look.approved, decisions.next_to_restart)
+
+
+def _fetch(host: Host) -> Lines:
+    mirror = host.deploy / "mirror.git"
+    if not mirror.is_dir():
+        yield _command("git", "init", "--bare", mirror)
+    tags = "+refs/tags/*:refs/tags/*"
+    yield _command("git", "-C", mirror, "fetch", "--prune", host.config.repository, tags)
+
+
+def _build(host: Host, version: str, commit: str) -> Lines:
+    settings = host.config.build
+    directory = checkout.new_directory(host.deploy / "checkouts", version)
+    yield _command(
+        "git", "clone", "--shared", "--no-checkout", host.deploy / "mirror.git", directory
+    )
+    yield _command("git", "-C", directory, "checkout", "--detach", commit)
+    for command in (settings.test, settings.uberjar):
+        yield f"cd {_command(directory)} && nice -n {settings.nice} /bin/sh -c {_command(command)}"
+    temporary = host.releases.directory / f"{releases.UNFINISHED}new.jar"
+    release = host.releases.path(version)
+    yield f"cp {_command(directory)}/{settings.jar} {_command(temporary)}"
+    yield f"{_command('ln', temporary, release)} && {_command('rm', temporary)}"
+    yield _command("rm", "-r", directory)
+
+
+def _flip(host: Host, before: str | None, version: str) -> Lines:
+    yield f"# current: {before or 'none'} -> {version}"
+    temporary = host.releases.directory / f"{releases.UNFINISHED}new.link"
+    link = _command("ln", "-s", host.releases.path(version).name, temporary)
+    yield f"{link} && {_command('mv', '-T', temporary, host.releases.link)}"
+
+
+def _restarts(host: Host, look: Look, target: str, next_of: Next, *, anew: bool = False) -> Lines:
+    """The restarts in their order, where each one comes up."""
+    seen = dict(zip((PRIMARY, BACKUP), look.seen(target), strict=True))
+    while (role := next_of(seen[PRIMARY], seen[BACKUP])) is not None:
+        other = seen[BACKUP if role == PRIMARY else PRIMARY]
+        yield from _drained_restart(host, look, role, target, others_serve=other.serving, anew=anew)
+        seen[role] = replace(seen[role], serving=True, healthy=True)
+
+
+def _drained_restart(
+    host: Host, look: Look, role: Role, version: str, *, others_serve: bool, anew: bool = False
+) -> Lines:
+    drains = others_serve and role == PRIMARY and _nginx_answers(host)
+    if drains:
+        yield f"{_command('touch', host.nginx.flag)}  # nginx prefers {host.jobs[1]}"
+    yield from _restart(host, look, role, version, anew=anew)
+    if drains:
+        yield _command("rm", host.nginx.flag)
+
+
+def _nginx_answers(host: Host) -> bool:
+    return host.nginx.answer() in (PRIMARY_FIRST, BACKUP_FIRST)
+
+
+def _restart(host: Host, look: Look, role: Role, version: str, *, anew: bool = False) -> Lines:
+    job = host.instances[role].job
+    observation = look.primary if role == PRIMARY else look.backup
+    stopped = observation.state == "stopped"
+    verbs = ["start"] if stopped else ["stop", "start"] if anew else ["restart"]
+    yield from (_command(*host.services.words(verb, job)) for verb in verbs)
+    yield f"# wait until {job} is healthy on {version}"
+
+
+def _prune(host: Host, look: Look, version: str) -> Lines:
+    """The releases that would go after the promotion."""
+    config: Config = host.config
+    built = [each for each in look.history.installed if host.is_as_built(look, each)]
+    there = {*host.releases.versions(), version}
+    promoted = [*(each for each in look.history.promoted if each != version), version]
+    in_use = {version, *filter(None, [look.approved])}
+    for each in decisions.prunable(there, built, promoted, in_use, config.keep_releases):
+        yield _command("rm", host.releases.path(each))

@@ -1,0 +1,168 @@
+"""`--dry-run`: what it prints is what would be done, and it touches nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from clojure_repository import ClojureRepository as Tags
+from little_host import LittleHost, wait_for
+
+FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
+
+
+def everything(host: LittleHost) -> dict[str, tuple[int, int, str]]:
+    """Every file below the home, with what would tell a change."""
+    found = {}
+    for path in [host.home, *host.home.rglob("*")]:
+        at = os.lstat(path)
+        text = os.readlink(path) if path.is_symlink() else ""
+        found[str(path)] = (at.st_mtime_ns, at.st_size, text)
+    return found
+
+
+def dry(host: LittleHost, *words: str) -> list[str]:
+    """What a dry run prints; nothing may be touched by it."""
+    before, pids = everything(host), (host.pid("primary"), host.pid("backup"))
+    result = host.done(*words, "--dry-run")
+    assert result.stderr == ""
+    assert everything(host) == before
+    assert (host.pid("primary"), host.pid("backup")) == pids
+    return result.stdout.splitlines()
+
+
+def changes(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_a_deploy_is_shown_as_its_commands_and_nothing_is_touched(light_host: LittleHost) -> None:
+    host = light_host
+    lines = dry(host, SECOND)
+    joined = "\n".join(lines)
+    kinds = [shlex.split(line)[:2][-1 if line.startswith("git") else 0] for line in changes(lines)]
+    assert kinds[0] == "mkdir"
+    places = [
+        joined.index(text)
+        for text in (
+            f"git init --bare {host.deploy}/mirror.git\n",
+            f"fetch --prune {host.repository_url} '+refs/tags/*:refs/tags/*'\n",
+            "git clone --shared --no-checkout ",
+            "/bin/sh -c true\n",
+            "target/**/*-standalone.jar ",
+            f"{host.releases}/clojars-web-{SECOND}-standalone.jar && rm ",
+            f"# current: {FIRST} -> {SECOND}\n",
+            f"ln -s clojars-web-{SECOND}-standalone.jar ",
+            f"mv -T {host.releases}/.deploy-clojars-new.link {host.link}\n",
+            f"{host.upstart.bin}/restart clojars-backup\n",
+            f"# wait until clojars-backup is healthy on {SECOND}\n",
+            f"# ask: Promote {SECOND}?\n",
+            f"{host.upstart.bin}/restart clojars\n",
+        )
+    ]
+    assert places == sorted(places)
+    assert not host.deploy.exists()
+
+
+def test_a_release_that_is_there_is_not_built(light_host: LittleHost) -> None:
+    host = light_host
+    host.done(SECOND, "--yes")
+    host.done("rollback", "--yes")
+    lines = dry(host, "deploy", SECOND)
+    assert f"# {host.releases}/clojars-web-{SECOND}-standalone.jar is there" in lines
+    assert not any("clone" in line for line in lines)
+    assert dry(host, FIRST)[-1] == f"# {FIRST} is in production already; nothing to do"
+
+
+def test_the_commands_of_a_rollback_and_of_a_restart_do_it(light_host: LittleHost) -> None:
+    host = light_host
+    host.have(SECOND)
+    pids = host.pid("primary"), host.pid("backup")
+
+    lines = dry(host, "rollback", SECOND)
+    for command in changes(lines):
+        subprocess.run(["sh", "-ec", command], check=True, capture_output=True)
+    assert host.current == f"clojars-web-{SECOND}-standalone.jar"
+    wait_for(lambda: host.versions == (SECOND, SECOND), "both serve the release")
+
+    lines = dry(host, "restart")
+    assert [shlex.split(line)[0].rpartition("/")[2] for line in changes(lines)] == [
+        "stop", "start", "stop", "start",
+    ]  # fmt: skip
+    assert lines[1].endswith("/stop clojars-backup")
+    assert pids != (host.pid("primary"), host.pid("backup"))
+
+
+def test_the_order_of_the_restarts_is_the_one_in_earnest(light_host: LittleHost) -> None:
+    host = light_host
+    host.have(SECOND)
+    host.control("stop", host.primary)
+    lines = changes(dry(host, "rollback", SECOND))
+    assert [line.rpartition("/")[2] for line in lines[-2:]] == [
+        "start clojars", "restart clojars-backup",
+    ]  # fmt: skip
+
+
+def test_an_interrupted_run_is_shown_to_be_reverted_first(light_host: LittleHost) -> None:
+    host = light_host
+    host.have(SECOND)
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.kill(9)
+        terminal.ends(128 + 9)
+    lines = dry(host, THIRD)
+    assert lines[0].startswith(f"# the deploy of {SECOND} by ")
+    assert lines[1] == f"# current: {SECOND} -> {FIRST}"
+    assert lines[3].endswith("/restart clojars-backup")
+    assert host.status["interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("deploy", "0.99"), 1),
+        (("rollback", "0.99"), 1),
+        (("rollback",), 1),
+        (("deploy", "0.1/2"), 2),
+    ],
+)
+def test_what_is_refused_is_refused_with_the_same_status_and_words(
+    light_host: LittleHost, words: tuple[str, ...], status: int
+) -> None:
+    before = everything(light_host)
+    pretended = light_host.run(*words, "--dry-run")
+    assert everything(light_host) == before
+    real = light_host.run(*words, "--yes")
+    assert pretended.returncode == real.returncode == status
+    error = next(line for line in real.stderr.splitlines() if line.startswith("error: "))
+    assert error in pretended.stderr
+    assert pretended.stdout == ""
+
+
+def test_a_host_that_is_not_ready_is_refused(light_host: LittleHost) -> None:
+    light_host.control("stop", light_host.primary)
+    for words in ((SECOND,), ("restart",)):
+        pretended = light_host.run(*words, "--dry-run")
+        assert pretended.returncode == light_host.run(*words, "--yes").returncode, words
+
+
+def test_a_repository_that_is_not_there_is_an_error(light_host: LittleHost, tmp_path: Path) -> None:
+    light_host.repository_url = f"file://{tmp_path}/none"
+    light_host.write_config()
+    result = light_host.run(SECOND, "--dry-run")
+    assert result.returncode == 1
+    assert "git ls-remote failed" in result.stderr
+
+
+def test_while_a_run_is_at_work_it_is_refused(light_host: LittleHost) -> None:
+    host = light_host
+    host.have(SECOND)
+    with host.typing("rollback", SECOND) as terminal:
+        terminal.asked()
+        result = host.run(SECOND, "--dry-run")
+        terminal.types("no")
+        terminal.ends(7)
+    assert result.returncode == 3
+    assert "error: locked: rollback" in result.stderr
