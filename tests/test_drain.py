@@ -168,6 +168,21 @@ def test_a_flag_that_cannot_be_set_is_refused_before_the_build(
     assert host.status["ok"]
 
 
+def test_a_directory_in_the_flags_place_tells_nginx_nothing_and_is_refused(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    front.flag.mkdir()
+    assert host.status["ok"]
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 4, result.stderr
+    assert f"the drain flag {front.flag} is there and no regular file" in result.stderr
+    assert (
+        host.done("rollback", SECOND, "--yes").stderr.count("cannot be made: Is a directory") == 1
+    )
+    assert host.status["ok"]
+
+
 def test_without_a_probe_there_is_no_drain_and_that_is_said_once(light_host: LittleHost) -> None:
     host = light_host
     host.have(SECOND)

@@ -188,7 +188,7 @@ def call(example: str, secret: str, directory: Path, outcome: Outcome) -> int:
     file = directory / "secret"
     file.write_text(secret + "\n", encoding="utf-8")
     environment = {"PATH": os.environ["PATH"], **variables(outcome)}
-    argv = [str(ETC / "hooks" / example), str(file)]
+    argv = [str(ETC.parent / "examples/hooks" / example), str(file)]
     done = subprocess.run(argv, env=environment, cwd=directory, capture_output=True, check=False)
     assert list(directory.iterdir()) == [file]
     return done.returncode

@@ -146,6 +146,10 @@ class Drain(Struct, frozen=True, forbid_unknown_fields=True):
             why = "must be a URL that starts with http://"
         if why:
             raise ValueError(f"`probe` {why.replace('hold URLs', 'be a URL')}, got {self.probe!r}")
+        if self.flag.endswith("/"):
+            raise ValueError(f"`flag` must be the path of a file, got {self.flag!r}")
+        if self.quiet >= self.timeout:
+            raise ValueError(f"`quiet` must be less than `timeout`, got {self.quiet:g}")
 
 
 class Hook(Struct, frozen=True, forbid_unknown_fields=True):

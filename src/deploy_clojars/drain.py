@@ -134,7 +134,7 @@ def clear_stale_flag(run: Run) -> None:
         return
     look = run.host.look()
     if look.approved is not None and look.primary.is_healthy_on(look.approved):
-        run.console.say(f"a drain flag was left behind and is removed: {nginx.flag}")
+        run.console.say(f"a drain flag was left behind: {nginx.flag}")
         prefer_primary(run)
 
 
@@ -161,7 +161,8 @@ def _wait_until_followed(run: Run) -> None:
         if time.monotonic() > deadline:
             raise NotDrained(
                 f"nginx does not follow the drain flag {nginx.flag}: it still says {answer}",
-                remedy="what is wrong with it: " + run.host.command("check"),
+                remedy="its site must look at this very path, be loaded (reload it), and be able to "
+                f"enter the directory: {run.host.command('check')}",
             )
         signals.wait(INTERVAL)
 
@@ -233,7 +234,7 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
             raise NotDrained(
                 f"{instance.job} still had requests from nginx after {settings.timeout:g} s",
                 detail="\n".join(visits.holders),
-                remedy="when they have ended: the same command again; --force does not wait for them",
+                remedy="when they have ended: the same command again; with --force it then goes on",
             )
         signals.wait(INTERVAL)
 

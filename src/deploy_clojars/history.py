@@ -117,7 +117,8 @@ def runs_of(events: Iterable[Event]) -> list[PastRun]:
 
 def _add(run: PastRun, event: Event) -> None:
     step = run.steps[-1] if run.steps else None
-    if step is not None and step.seconds is None and event.by == run.by:
+    goes_on = event.event not in ("step", "end", "approved")  # it is what the step itself writes
+    if step is not None and step.seconds is None and event.by == run.by and not goes_on:
         # To the second; the step's own end is more exact, and a question has none.
         step.seconds = seconds_between(step.began, event.at)
     match event.event:

@@ -53,13 +53,15 @@ class Nginx:
 
     @property
     def flag_is_set(self) -> bool:
-        """Whether nginx is told to prefer the backup."""
-        return os.path.lexists(self.flag)
+        """Whether nginx is told to prefer the backup; a directory tells it nothing."""
+        return self.flag.is_file()
 
     def set_flag(self) -> None:
         """Tells nginx to prefer the backup. Raises NotDrained (6)."""
         try:
-            self.flag.touch(mode=0o644)
+            # Through no link: whoever made one does not choose what is written.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(self.flag, flags, 0o644))
         except OSError as error:
             raise NotDrained(
                 f"the drain flag {self.flag} cannot be made: {error.strerror}"
@@ -82,6 +84,8 @@ class Nginx:
             return f"{directory}, of the drain flag, is not there"
         if not os.access(directory, os.W_OK | os.X_OK):
             return f"{directory}, of the drain flag, cannot be written by this user"
+        if os.path.lexists(self.flag) and (self.flag.is_symlink() or not self.flag.is_file()):
+            return f"the drain flag {self.flag} is there and no regular file"
         return None
 
 

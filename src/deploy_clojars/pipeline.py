@@ -83,6 +83,8 @@ def rollback(
         refuse_an_unreadable_journal(console, look, version)
         target = run.version = target_of_rollback(host, look, version)
         if look.history.unfinished is None and is_settled_on(look, target):
+            if host.nginx.flag_is_set:
+                raise DeployError(f"the drain flag {host.nginx.flag} is still there")
             console.say(f"{target} is current, approved and runs on both instances already")
             return
         restart_failed = host.situation(look, locked=False).failed_restart

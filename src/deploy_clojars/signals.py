@@ -42,8 +42,10 @@ def handled(*, then_ignored: bool = False) -> Iterator[None]:
     global _caught, _wakeup_reader
     _caught = None
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    # Under nohup a hang-up is ignored, and stays so.
-    heeded = [signum for signum in HANDLED if signal.getsignal(signum) != signal.SIG_IGN]
+    # Under nohup a hang-up is ignored, and stays so. What a script runs in its background gets
+    # Ctrl-C ignored, too, and `kill -INT` must stop it all the same.
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heeded = [each for each in HANDLED if each != signal.SIGHUP or not under_nohup]
     before = {signum: signal.signal(signum, _note) for signum in heeded}
     # The pipe ends a select() at once, also when the signal came just before it began.
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
