@@ -211,13 +211,21 @@ def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
 
 @group.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--watch", is_flag=True, help="Show it live, until Ctrl-C.")
 @common_options
 @click.pass_obj
-def status(settings: Settings, as_json: bool) -> None:
+def status(settings: Settings, as_json: bool, watch: bool) -> None:
     """Say what runs where, and what to type next. Exit status 0 if all is well, else 11.
 
     With -q one line, and none if all is well.
     """
+    if watch and as_json:
+        raise UsageError("--watch is for people and --json for programs: one of them")
+    if watch:
+        from deploy_clojars.watch import watch as watch_status
+
+        watch_status(settings.host())
+        return
     from deploy_clojars import status
 
     report = status.report(settings.host())

@@ -1,0 +1,61 @@
+"""`status --watch`: what runs where, drawn anew in place every second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from typing import IO, cast
+
+import rich.console
+import rich.live
+import rich.table
+from rich.text import Text
+
+from deploy_clojars import signals, status
+from deploy_clojars.errors import Interrupted, UsageError
+from deploy_clojars.host import Host
+
+INTERVAL = 1.0  # seconds
+NAME_WIDTH = 9  # what `status` puts before a line
+
+
+def watch(host: Host) -> None:
+    """Watches until a signal comes, and then raises Interrupted, with nothing left to be said.
+
+    Raises UsageError (2) where nothing can be drawn in place.
+    """
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        raise UsageError(
+            "--watch needs a terminal that can be drawn on",
+            remedy=f"for programs: {host.command('status', '--json')}",
+        )
+    console = rich.console.Console(
+        file=cast(IO[str], sys.stdout), highlight=False, markup=False, emoji=False
+    )
+    try:
+        with signals.handled(), rich.live.Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(screen(status.report(host), datetime.now(UTC)), refresh=True)
+                signals.wait(INTERVAL)
+    except Interrupted as error:
+        error.shown = True  # who pressed Ctrl-C knows it
+        raise
+    except OSError:
+        gone = Interrupted(signal.SIGHUP, "a terminal that is gone")
+        gone.shown = True
+        raise gone from None
+
+
+def screen(report: status.Report, moment: datetime) -> rich.table.Table:
+    """The report; what is too long for the terminal goes on below itself."""
+    grid = rich.table.Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=NAME_WIDTH, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for line in status.as_text(report).splitlines():
+        name, text = line[:NAME_WIDTH].strip(), line[NAME_WIDTH + 1 :]
+        is_named = line[NAME_WIDTH : NAME_WIDTH + 1] == " " and " " not in name
+        grid.add_row(*(map(Text, (name, text)) if is_named else (Text(), Text(line, "bold"))))
+    grid.add_row(Text(), Text(f"{moment:%H:%M:%S} UTC, every second; Ctrl-C ends it", "dim"))
+    return grid
