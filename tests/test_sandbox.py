@@ -377,7 +377,7 @@ def test_a_release_that_is_not_held_open_is_named(empty: Little) -> None:
     git(empty.repository, "commit", "--quiet", "--all", "--message", "Do not hold the release open")
     git(empty.repository, "tag", "0.4.0")
     text = empty.config.read_text(encoding="utf-8")
-    empty.config.write_text(text.replace("timeout = 20", "timeout = 0.5"), encoding="utf-8")
+    empty.config.write_text(text.replace("timeout = 20", "timeout = 0.5", 1), encoding="utf-8")
     result = empty.run("0.4.0", "--yes")
     assert result.returncode == 6, result.stderr
     assert "has no release open; it must keep its jar open, as a JVM does" in result.stderr
