@@ -721,6 +721,7 @@ def test_a_start_while_a_run_is_at_work_leaves_the_instances_to_it(serving: Litt
         for process in marked(serving.directory):
             if "supervisor.supervisord" in process.cmdline():
                 process.kill()
+                process.wait(10)  # until then it is a zombie, and one more
         before = marked(serving.directory)
         assert "locked: deploy 0.2.0" in serving.fails(3)
         assert marked(serving.directory) == before
