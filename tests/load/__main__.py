@@ -29,7 +29,7 @@ def main() -> None:
     """Runs the rounds and prints the table."""
     parser = argparse.ArgumentParser(prog="make load")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--scale", type=float, default=1.5)
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="load-") as scratch:
         found = run(Path(scratch), words.rounds, words.scale)
