@@ -64,61 +64,66 @@ def listeners(port: int) -> list[Row]:
     return found
 
 
-def visitors(port: int) -> list[Visitor]:
-    """Who is connected to `port` now, on whatever address.
+class Table:
+    """The rows of these ports, at either end, as the kernel had them at one moment.
 
-    An end of a connection that is on this machine has a row of its own, and that says whose it is.
+    It has a row for every connection of the machine and is read once; most rows are not looked at.
     """
-    rows = [_row(columns) for columns in _lines(port) if columns[3] != TIME_WAIT]
-    other_ends = {(row.local, row.remote): row for row in rows if row.remote[1] == port}
-    found = []
-    for row in rows:
-        if row.local[1] != port or row.state not in CONNECTED:
-            continue
-        other = other_ends.get((row.remote, row.local))
-        host, remote_port = row.remote
-        found.append(
-            Visitor(
-                port,
-                f"{f'[{host}]' if host.version == 6 else host}:{remote_port}",
-                local=host.is_loopback or other is not None,
-                # Without a socket the row's user is root's number and means nobody.
-                uid=other.uid if other is not None and other.inode else None,
-                inode=other.inode if other is not None else 0,
-            )
-        )
-    return found
+
+    def __init__(self, *ports: int) -> None:
+        self._lines: dict[int, list[list[str]]] = {port: [] for port in ports}
+        wanted = {port: f":{port:04X} " for port in ports}
+        for lines in _tables():
+            for line in lines:
+                for port, text in wanted.items():
+                    if text in line:
+                        self._lines[port].append(line.split())
+
+    def visitors(self, port: int) -> list[Visitor]:
+        """Who was connected to `port`, on whatever address.
+
+        An end of a connection that is on this machine has a row of its own, and that says whose
+        it is.
+        """
+        rows = [_row(columns) for columns in self._lines[port] if columns[3] != TIME_WAIT]
+        other_ends = {(row.local, row.remote): row for row in rows if row.remote[1] == port}
+        return [
+            _visitor(port, row, other_ends.get((row.remote, row.local)))
+            for row in rows
+            if row.local[1] == port and row.state in CONNECTED
+        ]
+
+    def seconds_since_one_ended(self, port: int) -> float | None:
+        """How long ago the last connection from this machine to `port` had ended; None: not known.
+
+        The kernel remembers those that the listening side closed first. So a connection is known
+        that was shorter than the pause between two looks.
+        """
+        ticks_left = -1
+        for columns in self._lines[port]:
+            if columns[3] == TIME_WAIT:
+                ticks = int(columns[5].partition(":")[2], 16)
+                if ticks > ticks_left and _is_from_here(_row(columns), port):
+                    ticks_left = ticks
+        if ticks_left < 0:
+            return None
+        return max(0.0, REMEMBERED - ticks_left / os.sysconf("SC_CLK_TCK"))
 
 
-def seconds_since_one_ended(port: int) -> float | None:
-    """How long ago the last connection from this machine to `port` ended; None if none is known.
-
-    The kernel remembers those that the listening side closed first. So a connection is known that
-    was shorter than the pause between two looks.
-    """
-    ticks_left = -1
-    for columns in _lines(port):
-        if columns[3] == TIME_WAIT:
-            ticks = int(columns[5].partition(":")[2], 16)
-            if ticks > ticks_left and _is_from_here(_row(columns), port):
-                ticks_left = ticks
-    if ticks_left < 0:
-        return None
-    return max(0.0, REMEMBERED - ticks_left / os.sysconf("SC_CLK_TCK"))
+def _visitor(port: int, row: Row, other: Row | None) -> Visitor:
+    host, remote_port = row.remote
+    return Visitor(
+        port,
+        f"{f'[{host}]' if host.version == 6 else host}:{remote_port}",
+        local=host.is_loopback or other is not None,
+        # Without a socket the row's user is root's number and means nobody.
+        uid=other.uid if other is not None and other.inode else None,
+        inode=other.inode if other is not None else 0,
+    )
 
 
 def _is_from_here(row: Row, port: int) -> bool:
     return row.local[1] == port and row.remote[0].is_loopback
-
-
-def _lines(port: int) -> Iterator[list[str]]:
-    """The columns of the rows in which `port` is at either end."""
-    wanted = f":{port:04X} "
-    for lines in _tables():
-        for line in lines:
-            # The table has a row for every connection of the machine; most are not looked at.
-            if wanted in line:
-                yield line.split()
 
 
 def _tables() -> Iterator[Iterator[str]]:

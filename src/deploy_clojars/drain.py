@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ SHOWN = 5  # visitors by address
 class Visits:
     """Who is connected to an instance: nginx with requests, with nailgun clients, and others."""
 
+    since_a_request: float = math.inf  # seconds since the last one ended, where that is known
     requests: tuple[Visitor, ...] = ()
     nailgun: tuple[Visitor, ...] = ()
     past_nginx: tuple[Visitor, ...] = ()
@@ -53,17 +54,20 @@ class Visits:
         ]
 
 
-def visits_of(instance: Instance) -> Visits:
-    """Looks at who is connected to the instance now."""
-    web = [each for port in instance.web_ports for each in connections.visitors(port)]
-    nailgun = [each for port in instance.nailgun_ports for each in connections.visitors(port)]
+def visits_at(web_ports: Sequence[int], nailgun_ports: Sequence[int]) -> Visits:
+    """Looks at who is connected to an instance with these ports now."""
+    table = connections.Table(*web_ports, *nailgun_ports)
+    web = [each for port in web_ports for each in table.visitors(port)]
+    nailgun = [each for port in nailgun_ports for each in table.visitors(port)]
+    ended = map(table.seconds_since_one_ended, web_ports)
+    since = min((seconds for seconds in ended if seconds is not None), default=math.inf)
     if not web and not nailgun:
-        return Visits()
+        return Visits(since)
     own = nginx_module.own_processes()
     requests = visitors_from(own, web)
     through_nginx = visitors_from(own, nailgun)
     others = [each for each in (*web, *nailgun) if each not in (*requests, *through_nginx)]
-    return Visits(tuple(requests), tuple(through_nginx), tuple(others))
+    return Visits(since, tuple(requests), tuple(through_nginx), tuple(others))
 
 
 # --- the primary ------------------------------------------------------------------------------
@@ -78,11 +82,11 @@ def drained(run: Run, *, needed: bool = True, vetoes: bool = False) -> Iterator[
     it that is a warning.
     """
     primary = run.host.instances[PRIMARY]
-    before = primary.observe()
-    serves = run.host.instances[BACKUP].observe().serving
+    look = run.host.look()
+    before = look.primary
     came_back = False
     try:
-        if needed and serves and nginx_answers(run):
+        if needed and look.backup.serving and nginx_answers(run):
             _drain(run, primary, before, vetoes=vetoes)
         yield
         came_back = True
@@ -132,8 +136,7 @@ def clear_stale_flag(run: Run) -> None:
     nginx = run.host.nginx
     if not nginx.flag_is_set:
         return
-    look = run.host.look()
-    if look.approved is not None and look.primary.is_healthy_on(look.approved):
+    if run.host.look().primary_is_as_approved:
         run.console.say(f"a drain flag was left behind: {nginx.flag}")
         prefer_primary(run)
 
@@ -176,15 +179,16 @@ def wait_for_backup(run: Run, *, vetoes: bool = False) -> None:
     It may have served a moment ago, and nginx takes a while to forgive a primary that was down.
     The flag is not set while the backup restarts. Raises NotDrained (6) if `vetoes`.
     """
-    instances = run.host.instances
-    if not (instances[PRIMARY].observe().serving and instances[BACKUP].observe().serving):
+    backup = run.host.instances[BACKUP]
+    look = run.host.look()
+    if not (look.primary.serving and look.backup.serving):
         return  # nobody else could take the requests, or there are none
     prefer_primary(run)
     if not nginx_answers(run):
         return
     try:
-        with run.step("drain", instances[BACKUP].job) as becomes:
-            becomes(_wait_until_quiet(run, instances[BACKUP]))
+        with run.step("drain", backup.job) as becomes:
+            becomes(_wait_until_quiet(run, backup))
     except NotDrained as error:
         if vetoes:
             raise
@@ -218,14 +222,15 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
     Returns what is worth saying. Raises NotDrained with the holders, Interrupted.
     """
     settings = run.host.config.drain
+    web_ports, nailgun_ports = instance.web_ports, instance.nailgun_ports
     started = last_request = time.monotonic()
     while True:
-        visits = visits_of(instance)
+        visits = visits_at(web_ports, nailgun_ports)
         now = time.monotonic()
         if visits.requests:
             last_request = now
         elif now - started < LATE:
-            last_request = max(last_request, now - _seconds_since_a_request(instance))
+            last_request = max(last_request, now - visits.since_a_request)
         quiet = now - last_request >= settings.quiet
         out_of_time = now - started >= settings.timeout
         if quiet and (out_of_time or not visits.nailgun):
@@ -237,11 +242,6 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
                 remedy="when they have ended: the same command again; with --force it then goes on",
             )
         signals.wait(INTERVAL)
-
-
-def _seconds_since_a_request(instance: Instance) -> float:
-    known = map(connections.seconds_since_one_ended, instance.web_ports)
-    return min((seconds for seconds in known if seconds is not None), default=math.inf)
 
 
 def _said(visits: Visits) -> str:

@@ -17,7 +17,6 @@ from deploy_clojars.console import Console
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Role
-from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST
 from deploy_clojars.run import refuse_the_wrong_user
 from deploy_clojars.shell import printable
 
@@ -113,7 +112,7 @@ def _first(host: Host, look: Look) -> Lines:
     """What every run does first: the tool's directory, and what an earlier run has left."""
     if not host.deploy.is_dir():
         yield _command("mkdir", host.deploy)
-    if look.drain_flag and look.approved and look.primary.is_healthy_on(look.approved):
+    if look.drain_flag and look.primary_is_as_approved:
         yield _command("rm", host.nginx.flag)
     cut_off = look.history.unfinished
     if cut_off is None or cut_off.past_return or not cut_off.flipped:
@@ -172,16 +171,12 @@ def _restarts(host: Host, look: Look, target: str, next_of: Next, *, anew: bool 
 def _drained_restart(
     host: Host, look: Look, role: Role, version: str, *, others_serve: bool, anew: bool = False
 ) -> Lines:
-    drains = others_serve and role == PRIMARY and _nginx_answers(host)
+    drains = others_serve and role == PRIMARY and host.nginx.answers
     if drains:
         yield f"{_command('touch', host.nginx.flag)}  # nginx prefers {host.jobs[1]}"
     yield from _restart(host, look, role, version, anew=anew)
     if drains:
         yield _command("rm", host.nginx.flag)
-
-
-def _nginx_answers(host: Host) -> bool:
-    return host.nginx.answer() in (PRIMARY_FIRST, BACKUP_FIRST)
 
 
 def _restart(host: Host, look: Look, role: Role, version: str, *, anew: bool = False) -> Lines:

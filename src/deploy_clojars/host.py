@@ -48,6 +48,11 @@ class Look:
         return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
 
     @property
+    def primary_is_as_approved(self) -> bool:
+        """Whether the primary is healthy on the approved release; then no flag need be left."""
+        return self.approved is not None and self.primary.is_healthy_on(self.approved)
+
+    @property
     def in_use(self) -> frozenset[str] | None:
         """The releases that must never be removed; None if what an instance runs is not known."""
         if not (self.primary.running_is_known and self.backup.running_is_known):

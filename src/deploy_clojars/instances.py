@@ -26,6 +26,8 @@ CHECK_SECONDS = 5.0  # for one health URL to answer
 # A JVM that dies after seconds is respawned for ever and looks `start/running` at every look.
 DEATHS = 2
 
+WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
+ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -145,14 +147,15 @@ class Instance:
     @property
     def web_ports(self) -> list[int]:
         """The local ports that nginx sends requests to."""
-        return self._local_ports("http", "https")
+        return self._local_ports(*WEB_SCHEMES)
 
     @property
     def nailgun_ports(self) -> list[int]:
         """The local ports beside them, of which only connections can be known."""
-        return self._local_ports("tcp")
+        return self._local_ports(NAILGUN_SCHEME)
 
     def _local_ports(self, *schemes: str) -> list[int]:
+        """The ports of health URLs with these schemes, as far as they are this machine's."""
         urls = (url for url in self._urls if urlsplit(url).scheme in schemes)
         return [port for host, port in map(_address, urls) if _is_local(host)]
 
@@ -207,17 +210,15 @@ class Instance:
     def _foreign_ports(self, tree: processes.Tree) -> tuple[int, ...]:
         """Local health ports on which not every listening socket is the process tree's."""
         foreign = []
-        for url in self._urls:
-            host, port = _address(url)
-            if _is_local(host):
-                listening = connections.listening_sockets(port)
-                if not listening or listening - tree.sockets:
-                    foreign.append(port)
+        for port in self._local_ports(*ALL_SCHEMES):
+            listening = connections.listening_sockets(port)
+            if not listening or listening - tree.sockets:
+                foreign.append(port)
         return tuple(foreign)
 
     def _strangers(self, own: frozenset[int]) -> tuple[Listener, ...]:
         """The processes that listen on the local health ports and are not the instance's own."""
-        ports = (port for host, port in map(_address, self._urls) if _is_local(host))
+        ports = self._local_ports(*ALL_SCHEMES)
         rows = [(port, row) for port in ports for row in connections.listeners(port)]
         rows = [(port, row) for port, row in rows if row.inode not in own]
         pids = processes.having({row.inode for _, row in rows})

@@ -38,9 +38,14 @@ class Table:
 def as_text(table: Table) -> str:
     """The table as standard output can show it; escape codes are for terminals alone."""
     table = Table(table.columns, [tuple(map(printable, row)) for row in table.rows], table.stacked)
-    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
+    if can_be_drawn_on():
         return _for_a_terminal(table)
     return _plain(table)
+
+
+def can_be_drawn_on() -> bool:
+    """Whether standard output is a terminal that knows escape codes."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def _plain(table: Table) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ import rich.live
 import rich.table
 from rich.text import Text
 
-from deploy_clojars import signals, status
+from deploy_clojars import signals, status, tables
 from deploy_clojars.errors import Interrupted, UsageError
 from deploy_clojars.host import Host
 
@@ -26,7 +25,7 @@ def watch(host: Host) -> None:
 
     Raises UsageError (2) where nothing can be drawn in place.
     """
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+    if not tables.can_be_drawn_on():
         raise UsageError(
             "--watch needs a terminal that can be drawn on",
             remedy=f"for programs: {host.command('status', '--json')}",

@@ -16,7 +16,8 @@ from little_host import LittleHost, UpstartLike
 from load.account import Load, load_on
 
 Stop = Literal["graceful", "abrupt"]
-PLAIN_SEQUENCE = Path(__file__).with_name("plain-sequence")
+# Without a repository it does what comes after a build.
+PLAIN_DEPLOY = Path(__file__).parents[2] / "bench" / "plain-deploy"
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
@@ -41,9 +42,10 @@ class Site:
 
     def plainly(self, version: str) -> None:
         """What a plain script does after its build."""
-        web = map(str, self.host.ports[:2])
+        host = self.host
+        web = map(str, host.ports[:2])
         subprocess.run(
-            [PLAIN_SEQUENCE, self.host.releases, version, self.host.upstart.bin, *web],
+            [PLAIN_DEPLOY, "", version, "", host.releases, host.upstart.bin, *web],
             check=True,
             capture_output=True,
             timeout=120,

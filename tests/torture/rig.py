@@ -270,7 +270,7 @@ class Rig:
 
 
 def heed_signals() -> None:
-    """Under nohup, or in the background of a script, the tool would rightly ignore some."""
+    """What is inherited as ignored stays so until the tool heeds it; a hang-up even then (nohup)."""
     for signum in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,9 +21,8 @@ def drain(site: Site) -> Findings:
     flag, there = host.nginx.flag, host.nginx.flag_is_set
     yield flag_directory(site, flag.parent)
     if there and site.holder is None:
-        approved = site.look.approved
-        serves = approved is not None and site.look.primary.is_healthy_on(approved)
-        remedy = site.by_user(f"rm {shlex.quote(str(flag))}") if serves else site.way_back
+        removal = site.by_user(f"rm {shlex.quote(str(flag))}")
+        remedy = removal if site.look.primary_is_as_approved else site.way_back
         yield Finding(f"a drain flag was left behind: {flag}", True, remedy)
     answer = host.nginx.answer()
     if answer not in (PRIMARY_FIRST, BACKUP_FIRST):

@@ -114,7 +114,7 @@ def releases(site: Site) -> Findings:
 def _left(site: Site, situation: decisions.Situation, remedy: str) -> Findings:
     last = site.look.history.last
     if situation.interrupted and last is not None:
-        what = f"the {last.command} of {last.version} was cut off"
+        what = f"the {last.what} was cut off"
         yield Finding(what, True, f"{remedy}{_and_restart(site, last.command)}")
     if situation.drifted:
         what = "current or what an instance runs is not what the last run left"
