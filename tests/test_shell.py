@@ -621,3 +621,11 @@ def test_what_the_shell_itself_can_do_need_not_be_on_path() -> None:
     assert build.missing_programs(there) == []
     missing = config.Build(test="no-such-program; true", uberjar="true")
     assert build.missing_programs(missing) == ["no-such-program"]
+
+
+@pytest.mark.parametrize("name", ["INT", "QUIT", "HUP"])
+def test_a_command_that_the_terminal_s_signal_hit_at_its_birth_is_asked_again(
+    tmp_path: Path, name: str
+) -> None:
+    script = f"mkdir {tmp_path}/begun 2>/dev/null && kill -{name} $$; echo asked"
+    assert shell.capture(["/bin/sh", "-c", script], timeout=DEADLINE).out == "asked\n"

@@ -14,6 +14,8 @@ from typing import IO
 
 from deploy_clojars import processes, signals
 
+OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # for its whole group
+
 TICK = 0.05  # seconds between two looks at a running program
 GRACE = 5.0  # seconds from TERM to KILL
 LAST_LINES = 25
@@ -43,12 +45,23 @@ def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | Non
     subprocess and not `sh`: `status` uses it, and importing `sh` takes longer than all it does.
     Raises TookTooLong, Interrupted, and FileNotFoundError or PermissionError if it can't be run.
     """
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = _captured(argv, timeout, os.environ if env is None else env)
+        # The terminal's signal reached the child before it had a session of its own: it has not
+        # even begun, and its end says nothing of what was asked.
+        if -answer.status not in OF_THE_TERMINAL or time.monotonic() > deadline:
+            return answer
+        signals.check()
+
+
+def _captured(argv: Sequence[str], timeout: float, env: Mapping[str, str]) -> Answer:
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**(os.environ if env is None else env), "LC_ALL": "C"},
+        env={**env, "LC_ALL": "C"},
         start_new_session=True,  # Ctrl-C is for this tool to act on
         text=True,
         errors="replace",
