@@ -22,8 +22,17 @@ FIRST, SECOND = Tags.FIRST, Tags.SECOND
 def front(light_host: LittleHost) -> Iterator[Front]:
     """nginx in front of a host that serves 0.1.0 and has 0.2.0."""
     light_host.have(SECOND)
-    with in_front_of(light_host, quiet="0.2", timeout="1") as front:
+    with in_front_of(light_host, quiet="0.2", timeout="20") as front:
         yield front
+
+
+@pytest.fixture
+def impatient_host(light_host: LittleHost, front: Front) -> LittleHost:
+    """The drain waits one second, less than any request of its tests takes."""
+    del front
+    light_host.options["drain"] = light_host.options["drain"].replace("timeout = 20", "timeout = 1")
+    light_host.write_config()
+    return light_host
 
 
 def asked(front: Front, path: str, method: str = "GET") -> str | None:
@@ -109,9 +118,9 @@ def test_rollback_and_restart_drain_too(
 
 
 def test_out_of_time_a_deploy_is_reverted_and_says_who_holds_it_up(
-    light_host: LittleHost, front: Front
+    impatient_host: LittleHost, front: Front
 ) -> None:
-    host = light_host
+    host = impatient_host
     before = host.pid("primary")
     with request_in(host, front, "primary", 6000) as request:
         result = host.run(SECOND, "--yes")
@@ -127,9 +136,9 @@ def test_out_of_time_a_deploy_is_reverted_and_says_who_holds_it_up(
 
 @pytest.mark.parametrize("command", [(SECOND, "--force"), ("rollback", SECOND)])
 def test_out_of_time_force_and_rollback_go_on(
-    light_host: LittleHost, front: Front, command: tuple[str, ...]
+    impatient_host: LittleHost, front: Front, command: tuple[str, ...]
 ) -> None:
-    host = light_host
+    host = impatient_host
     with request_in(host, front, "primary", 7000) as request:
         result = host.done(*command, "--yes")
         assert "still had requests from nginx after 1 s; going on" in result.stderr
@@ -316,8 +325,6 @@ def test_a_backup_that_dies_during_the_drain_keeps_the_primary_from_being_restar
 ) -> None:
     host = light_host
     before = host.pid("primary")
-    host.options["drain"] = host.options["drain"].replace("timeout = 1", "timeout = 20")
-    host.write_config()
     with request_in(host, front, "primary", 4000) as request:
         with host.typing(SECOND, "--yes") as terminal:
             wait_for(front.flag.exists, "the drain")
