@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: demo test torture load bench bench-growth tools clean
+.PHONY: demo test torture load bench bench-growth pictures tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -31,6 +31,9 @@ bench: $(VENV)/test tools  ## what the tool costs, as ratios to what was measure
 
 bench-growth: $(VENV)/test  ## what 10,000 releases and 100,000 journal lines cost, as ratios
 	$(PYTHON) bench/growth.py
+
+pictures: $(VENV)/test tools  ## what the README shows: real output, exported by rich
+	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m pictures
 
 # What the tests run and a bare machine lacks. Without root it says what is missing; the tests that
 # need it are then skipped with the reason.

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
@@ -275,3 +276,14 @@ def test_quiet_says_nothing_if_all_is_well_and_one_line_if_not(light_host: Littl
     [line] = result.stdout.splitlines()
     assert line.startswith("drift: ")
     assert line.endswith(f"next: deploy-clojars rollback {SECOND}")
+
+
+def test_what_matters_is_in_colour_on_a_terminal_and_only_there(light_host: LittleHost) -> None:
+    def shown(**environment: str) -> str:
+        env = {**light_host.whole_environment, "TERM": "xterm", **environment}
+        return str(pexpect.run(f"{light_host.command[0]} status", env=env, encoding="utf-8"))
+
+    assert re.search(r"\x1b\[32m(\x1b\[1m)?ok\x1b\[0m", shown(NO_COLOR=""))
+    assert "\x1b" not in shown(NO_COLOR="1")
+    assert "\x1b" not in shown(NO_COLOR="", TERM="dumb")
+    assert "\x1b" not in light_host.run("status").stdout

@@ -153,7 +153,7 @@ def group() -> None:
 def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
     version = versions.checked(tag)
-    from deploy_clojars import pipeline
+    from deploy_clojars import pipeline, steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
@@ -161,7 +161,7 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) 
         host, console = settings.host(), settings.console()
         _show_result(dry.as_text(dry.deploy(host, console, version, force=force)))
         return
-    pipeline.require_an_answer(yes)
+    steps.require_an_answer(yes)
     pipeline.deploy(settings.host(), settings.console(), version, yes=yes, force=force)
 
 
@@ -178,14 +178,14 @@ def rollback(
     """Go back to the release VERSION (default: the approved or the previous one)."""
     if version is not None:
         versions.checked(version)
-    from deploy_clojars import pipeline
+    from deploy_clojars import pipeline, steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
 
         _show_result(dry.as_text(dry.rollback(settings.host(), settings.console(), version)))
         return
-    pipeline.require_an_answer(yes)
+    steps.require_an_answer(yes)
     pipeline.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
 
 
@@ -198,14 +198,14 @@ def rollback(
 @click.pass_obj
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
-    from deploy_clojars import pipeline
+    from deploy_clojars import pipeline, steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
 
         _show_result(dry.as_text(dry.restart(settings.host(), force=force)))
         return
-    pipeline.require_an_answer(yes)
+    steps.require_an_answer(yes)
     pipeline.restart_both(settings.host(), settings.console(), yes=yes, force=force)
 
 
@@ -226,13 +226,15 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 
         watch_status(settings.host())
         return
-    from deploy_clojars import status
+    from deploy_clojars import status, tables
 
     report = status.report(settings.host())
     if as_json:
         text = status.as_json(report)
     else:
         text = status.as_one_line(report) if settings.quiet else status.as_text(report)
+        if tables.can_be_coloured():
+            text = status.coloured(text)
     if text:
         _show_result(text)
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)

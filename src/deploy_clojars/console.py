@@ -25,6 +25,12 @@ from deploy_clojars.shell import printable
 
 ANSWERS = {b"yes": True, b"y": True, b"no": False, b"n": False}
 NARROWEST, WIDEST = 40, 100  # characters of a line of prose
+# On a page before a question: a way to answer, where to look, and what needs a second thought.
+WORTH_SEEING = {
+    r"^  (yes|no)(?=  )": "bold",
+    r"https?://[^\s]+": "underline",
+    r"going BACK|was rolled back": "bold yellow",
+}
 
 
 class Forgiving(io.TextIOBase):
@@ -118,10 +124,16 @@ class Console:
 
     def page(self, lines: Iterable[str], *, always: bool) -> None:
         """Shows what a person should read before a question; `always`: also if the run is quiet."""
+        is_shown = always or not self.quiet
+        if is_shown:
+            self._show_break()
         for line in lines:
             self._into_log(line)
-            if always or not self.quiet:
-                self._show(self._folded(line))
+            if is_shown:
+                text = Text(self._folded(line))
+                for pattern, style in WORTH_SEEING.items():
+                    text.highlight_regex(pattern, style)
+                self._show(text)
 
     def warn(self, text: str) -> None:
         """Shows what the operator should know although the run goes on."""
@@ -240,10 +252,17 @@ class Console:
             self._line.end(ending, failed=failed)
         self._line = None
 
-    def _show(self, text: str, style: str = "", end: str = "\n") -> None:
+    def _show_break(self) -> None:
+        """Sets what follows apart from the steps."""
+        if self._terminal.is_alive:
+            self._terminal.rule(style="dim")
+        else:
+            self._show("")
+
+    def _show(self, text: str | Text, style: str = "", end: str = "\n") -> None:
         if self._line is not None:
             self._line.pause()
-        self._terminal.print(Text(text, style), end=end)
+        self._terminal.print(Text(text, style) if isinstance(text, str) else text, end=end)
         self._terminal.file.flush()
 
     def _folded(self, text: str) -> str:

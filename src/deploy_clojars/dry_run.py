@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deploy_clojars import checkout, decisions, lock, pipeline, preflight, releases
+from deploy_clojars import checkout, decisions, lock, preflight, releases
 from deploy_clojars.config import Config
 from deploy_clojars.console import Console
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.pipeline import refuse_another_commit
+from deploy_clojars.rollback import refuse_an_unreadable_journal, target_of_rollback
 from deploy_clojars.run import refuse_the_wrong_user
 from deploy_clojars.shell import printable
+from deploy_clojars.steps import is_settled_on
 
 Lines = Iterator[str]
 Next = Callable[[decisions.Seen, decisions.Seen], Role | None]
@@ -37,9 +40,9 @@ def deploy(host: Host, console: Console, version: str, *, force: bool) -> list[s
     there = host.releases.has(version)
     if there:
         facts = releases.facts_of(host.releases.path(version), host.config.name)
-        pipeline.refuse_another_commit(host, version, commit, facts)
+        refuse_another_commit(host, version, commit, facts)
     lines = [*_first(host, look), *_fetch(host)]
-    if there and pipeline.is_settled_on(look, version) and look.history.unfinished is None:
+    if there and is_settled_on(look, version) and look.history.unfinished is None:
         return [*lines, f"# {version} is in production already; nothing to do"]
     lines += (
         [f"# {host.releases.path(version)} is there"] if there else _build(host, version, commit)
@@ -58,9 +61,9 @@ def rollback(host: Host, console: Console, version: str | None) -> list[str]:
     """What `rollback` would do. Raises DeployError as the rollback would before its question."""
     refuse_what_begins_no_run(host, "rollback", version)
     look = preflight.ready_to_restart(host)
-    pipeline.refuse_an_unreadable_journal(console, look, version)
-    target = pipeline.target_of_rollback(host, look, version)
-    if look.history.unfinished is None and pipeline.is_settled_on(look, target):
+    refuse_an_unreadable_journal(console, look, version)
+    target = target_of_rollback(host, look, version)
+    if look.history.unfinished is None and is_settled_on(look, target):
         return [f"# {target} is current, approved and runs on both instances already"]
     lines = [f"# ask: Roll back to {target}?", *_first(host, look)]
     lines += _flip(host, look.current.version, target)

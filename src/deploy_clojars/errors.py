@@ -105,3 +105,8 @@ class Interrupted(DeployError):
     def __init__(self, signum: int, name: str) -> None:
         super().__init__(f"stopped by {name}")
         self.status = 128 + signum
+
+
+def reason(error: Exception) -> str:
+    """What an error of the system or of HTTP says, for people: without its number."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

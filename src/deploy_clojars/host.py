@@ -47,6 +47,11 @@ class Look:
         """Whether both instances are healthy on the release now."""
         return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
 
+    def why_not_both_healthy_on(self, version: str) -> str:
+        """What keeps both from being healthy on the release, for people."""
+        reasons = (each.why_not_healthy_on(version) for each in (self.primary, self.backup))
+        return "; ".join(reason for reason in reasons if reason)
+
     @property
     def primary_is_as_approved(self) -> bool:
         """Whether the primary is healthy on the approved release; then no flag need be left."""

@@ -13,7 +13,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from deploy_clojars import config, connections, processes, signals
-from deploy_clojars.errors import NotHealthy
+from deploy_clojars.errors import NotHealthy, reason
 from deploy_clojars.releases import Releases
 from deploy_clojars.services import Job, ServiceFailed, Services
 from deploy_clojars.shell import printable
@@ -331,7 +331,7 @@ def check(url: str) -> Check:
         ok, detail = _connects(url) if urlsplit(url).scheme == "tcp" else _answers(url)
     except (OSError, http.client.HTTPException) as error:
         took_too_long = time.monotonic() - started >= CHECK_SECONDS
-        ok, detail = False, "timed out" if took_too_long else str(error) or type(error).__name__
+        ok, detail = False, "timed out" if took_too_long else reason(error)
     return Check(url, ok, round((time.monotonic() - started) * 1000, 1), detail)
 
 

@@ -14,7 +14,7 @@ import psutil
 
 from deploy_clojars import config, processes
 from deploy_clojars.connections import Visitor
-from deploy_clojars.errors import DeployError, NotDrained
+from deploy_clojars.errors import DeployError, NotDrained, reason
 
 PROBE_SECONDS = 3.0
 
@@ -42,7 +42,7 @@ class Nginx:
                 return f"{response.status} {response.reason}"
             return response.read(100).decode("utf-8", "replace").strip()
         except (OSError, http.client.HTTPException) as error:
-            return str(error) or type(error).__name__
+            return reason(error)
         finally:
             connection.close()
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import msgspec
 
 from deploy_clojars import decisions, lock
 from deploy_clojars.host import Host, Look, user_name
 from deploy_clojars.instances import Observation
 from deploy_clojars.shell import printable
+
+# What matters in the report's text, and how it is shown on a terminal.
+STYLES: dict[str, dict[str, Any]] = {
+    r"(?m)^ok$": {"fg": "green", "bold": True},
+    r"(?m)^(needs a person|nothing is deployed yet)$": {"fg": "red", "bold": True},
+    r"(?m)^next: .*": {"bold": True},
+    r"NOT serving": {"fg": "red", "bold": True},
+    r"(?<=, )serving": {"fg": "green"},
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,13 @@ def as_text(report: Report) -> str:
     if report.next:
         lines.append(f"next: {report.next}")
     return "\n".join(printable(line) for line in lines)
+
+
+def coloured(text: str) -> str:
+    """The report's text with what matters in colour, for a terminal."""
+    for pattern, style in STYLES.items():
+        text = re.sub(pattern, click.style(r"\g<0>", **style), text)
+    return text
 
 
 def as_one_line(report: Report) -> str:

@@ -48,6 +48,11 @@ def can_be_drawn_on() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
+def can_be_coloured() -> bool:
+    """Whether standard output is such a terminal, and colours are wanted (no-color.org)."""
+    return can_be_drawn_on() and not os.environ.get("NO_COLOR")
+
+
 def _plain(table: Table) -> str:
     """One line a row, whatever its length."""
     lines = [[column.name for column in table.columns], *table.rows]

@@ -55,6 +55,7 @@ def screen(report: status.Report, moment: datetime) -> rich.table.Table:
     for line in status.as_text(report).splitlines():
         name, text = line[:NAME_WIDTH].strip(), line[NAME_WIDTH + 1 :]
         is_named = line[NAME_WIDTH : NAME_WIDTH + 1] == " " and " " not in name
-        grid.add_row(*(map(Text, (name, text)) if is_named else (Text(), Text(line, "bold"))))
+        parts = (name, text) if is_named else ("", line)
+        grid.add_row(*(Text.from_ansi(status.coloured(part)) for part in parts))
     grid.add_row(Text(), Text(f"{moment:%H:%M:%S} UTC, every second; Ctrl-C ends it", "dim"))
     return grid

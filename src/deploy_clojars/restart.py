@@ -1,0 +1,87 @@
+"""Both instances stopped and started on the same release, one after the other."""
+
+from __future__ import annotations
+
+from deploy_clojars import decisions, drain
+from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
+from deploy_clojars.host import Look
+from deploy_clojars.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.run import Run
+from deploy_clojars.steps import asked, restart
+
+
+def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool) -> None:
+    """Asks before anything is changed. Raises Declined (7), Interrupted."""
+    console = run.console
+    show = console.say if yes else console.tell
+    show(f"restart both instances on {version}, one after the other", "bold")
+    first, second = (
+        (look.backup, look.primary) if look.primary.serving else (look.primary, look.backup)
+    )
+    for observation in (first, second):
+        state = "serves" if observation.serving else "does not serve"
+        done = "is started" if observation.state == "stopped" else "is stopped and started"
+        show(f"  {observation.job} {state} and {done}")
+    if look.primary.serving:
+        show("  users are logged out")
+    if force:
+        console.warn(
+            "--force: if the first one does not come up, the other one is restarted although it "
+            "serves alone; users get errors until it is up"
+        )
+    run.at("ask")
+    run.state_on_failure = "nothing was changed"
+    if not yes and not asked(run, f"Restart both on {version}?", lambda: None):
+        raise Declined("the restart was declined")
+
+
+def start_each_anew(run: Run, version: str, *, force: bool) -> None:
+    """Stops and starts one instance after the other, each exactly once.
+
+    Raises NotHealthy (6) if the first one does not come up and the other one is spared,
+    PrimaryDown (8) and HalfDone (9) if the second one does not.
+    """
+    host = run.host
+    run.no_return(version)
+    run.journal_may_fail = True  # an instance that is down must not wait for room on the disk
+    left: list[Role] = [PRIMARY, BACKUP]
+    failed: dict[Role, NotHealthy] = {}
+    while True:
+        role = decisions.next_to_start_anew(*host.look().seen(version), left, force=force)
+        if role is None:
+            break
+        left.remove(role)
+        try:
+            with drain.without_requests(run, role):
+                restart(run, role, version, anew=True, force=force)
+        except NotHealthy as error:
+            failed[role] = error
+    after = host.look()
+    if after.both_healthy_on(version) and not left and not failed:
+        run.outcome = "restarted"
+        run.console.say(f"both instances were restarted on {version}", "bold green")
+        run.console.say(f"  {run.summary()}", "dim")
+        return
+    raise half_restarted(run, after, version, failed, spared=bool(left))
+
+
+def half_restarted(
+    run: Run, after: Look, version: str, failed: dict[Role, NotHealthy], *, spared: bool
+) -> DeployError:
+    """What it means that an instance did not come up."""
+    reason = "; ".join(each.message for each in failed.values()) or after.why_not_both_healthy_on(
+        version
+    )
+    detail = "\n".join(each.detail for each in failed.values())
+    remedy = (
+        f"when the reason is mended: {run.host.command('rollback', version)}\n"
+        f"and then once more: {run.host.command('restart')}"
+    )
+    serving = [each.job for each in (after.primary, after.backup) if each.serving]
+    if spared and serving:
+        message = f"{reason}; {serving[0]} serves alone and is left as it is"
+        return NotHealthy(message, detail=detail, remedy=remedy)
+    if not after.primary.serving and after.backup.serving:
+        message = f"{reason}; {after.backup.job} serves {version}"
+        return PrimaryDown(message, detail=detail, remedy=remedy)
+    return HalfDone(f"the restart is half done: {reason}", detail=detail, remedy=remedy)

@@ -1,0 +1,120 @@
+"""The steps that deploy, rollback and restart share: the flip, one instance's restart, the question."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from deploy_clojars import signals, system_log
+from deploy_clojars.errors import NotHealthy, UsageError
+from deploy_clojars.host import Look
+from deploy_clojars.instances import BACKUP, Observation, Role
+from deploy_clojars.run import Run
+
+DATA_STAYS = "data stays as it is: only code is put back"
+
+
+def flip(run: Run, version: str) -> None:
+    """Points the link at the release."""
+    before = run.host.releases.current().version
+    with run.step("flip", f"current: {before or 'none'} -> {version}"):
+        run.record("flip", version=version, previously=before)
+        run.host.releases.flip(version)
+    run.now_left_with(current=version)
+
+
+def restart(
+    run: Run, role: Role, version: str, *, anew: bool = False, force: bool = False
+) -> Observation:
+    """Restarts an instance and waits until it is healthy on the release.
+
+    `anew`: by stop and start, which reads a changed job file. `force`: also the only one that
+    serves. Raises NotHealthy (6), Interrupted.
+    """
+    instance = run.host.instances[role]
+    before = run.host.services.status(instance.job)
+    verb = "stop and start" if anew else "restart"
+    if before.state == "stopped":
+        verb = "start"
+    with run.step(role, f"{verb} {instance.job}") as becomes:
+        refuse_a_link_that_was_changed_meanwhile(run, version)
+        if not force:
+            refuse_the_only_serving_instance(run, role)
+        run.record("restart", instance=role, version=version, pid=before.pid)
+        # Until it is healthy all that is known is that it starts on what is current.
+        run.now_left_with(**{role: None})
+        if anew:
+            instance.start_anew()
+        else:
+            instance.restart()
+        observation = instance.wait_until_healthy(version, not_pid=before.pid)
+        run.now_left_with(**{role: version})
+        becomes(f"healthy on {version} (PID {observation.pid})")
+    return observation
+
+
+def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
+    """Whatever is restarted starts on what current names, so that must be the release.
+
+    Raises NotHealthy (6).
+    """
+    current = run.host.releases.current()
+    if current.version != version:
+        names = current.version or current.broken or "nothing"
+        raise NotHealthy(f"current was changed by somebody else meanwhile: {names}, not {version}")
+
+
+def refuse_the_only_serving_instance(run: Run, role: Role) -> None:
+    """The other one may have died since it was decided that this one is restarted.
+
+    Raises NotHealthy (6).
+    """
+    look = run.host.look()
+    this, other = look.primary, look.backup
+    if role == BACKUP:
+        this, other = other, this
+    if this.serving and not other.serving:
+        raise NotHealthy(f"{other.job} does not serve any more, and {this.job} serves alone")
+
+
+def seen_through_notice(run: Run, restarts: int = 1) -> signals.Notice:
+    """What is said, once, when a signal comes where the run must not stop."""
+    config = run.host.config
+    each = config.drain.timeout + config.health.timeout + config.services.timeout
+    seconds = restarts * each
+    return lambda: run.console.warn(f"signal noted; finishing, up to {seconds:g} s")
+
+
+def require_an_answer(yes: bool) -> None:
+    """Raises UsageError (2) if a question will come and nobody can answer it."""
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(
+            "standard input is no terminal, and this command asks a question",
+            remedy="--yes answers it beforehand",
+        )
+
+
+def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
+    """Asks; the system's log is told if nobody answers for long. Raises Declined, Interrupted."""
+    remind = system_log.Reminder(f"{run.by}: {question}")
+
+    def watch_and_remind() -> str | None:
+        remind()
+        return watch()
+
+    started = time.monotonic()
+    try:
+        return run.console.ask(question, watch_and_remind)
+    finally:
+        run.took["answer"] = time.monotonic() - started
+
+
+def is_settled_on(look: Look, version: str) -> bool:
+    """Whether the release is current and approved, and both instances are healthy on it."""
+    return (
+        look.approved == version
+        and look.current.version == version
+        and look.both_healthy_on(version)
+        and not look.drifted
+    )
