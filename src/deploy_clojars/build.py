@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from deploy_clojars import config, releases, shell
+from deploy_clojars import config, jars, shell
 from deploy_clojars.console import Console
 from deploy_clojars.errors import BuildFailed, DeployError
 from deploy_clojars.processes import RUN_VARIABLE
@@ -181,7 +181,7 @@ def inspect(jar: Path, name: str, version: str, commit: str) -> str | None:
     Raises BuildFailed (5) if it is no sound program or was built from another commit.
     """
     try:
-        facts = releases.facts_of(jar, name)
+        facts = jars.facts_of(jar, name)
     except DeployError as error:
         raise BuildFailed(error.message) from None
     if facts.revision is not None and facts.revision != commit:

@@ -7,7 +7,6 @@ import re
 import shlex
 import stat
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -254,6 +253,8 @@ def _refuse_unknown_keys(
 ) -> None:
     for key, value in data.items():
         if key not in known:
+            from difflib import get_close_matches  # `status` is quicker without it
+
             near = get_close_matches(key, known, n=1, cutoff=0.5)
             expected = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(known)}"
             raise UsageError(f"{source}: {path}{key}: unknown key; {expected}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deploy_clojars import checkout, decisions, lock, preflight, releases
+from deploy_clojars import checkout, decisions, jars, lock, preflight, releases
 from deploy_clojars.config import Config
 from deploy_clojars.console import Console
 from deploy_clojars.errors import NotReady
@@ -39,7 +39,7 @@ def deploy(host: Host, console: Console, version: str, *, force: bool) -> list[s
     commit = checkout.remote_commit_of(host.config.repository, version, host.config.build.timeout)
     there = host.releases.has(version)
     if there:
-        facts = releases.facts_of(host.releases.path(version), host.config.name)
+        facts = jars.facts_of(host.releases.path(version), host.config.name)
         refuse_another_commit(host, version, commit, facts)
     lines = [*_first(host, look), *_fetch(host)]
     if there and is_settled_on(look, version) and look.history.unfinished is None:

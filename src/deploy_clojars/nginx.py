@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
 from deploy_clojars import config, processes
 from deploy_clojars.connections import Visitor
-from deploy_clojars.errors import DeployError, NotDrained, reason
+from deploy_clojars.errors import DeployError, NotDrained
 
 PROBE_SECONDS = 3.0
 
@@ -31,20 +29,12 @@ class Nginx:
 
     def answer(self) -> str:
         """What nginx answers at the probe: `primary` or `backup`, or else why there is no answer."""
-        parts = urlsplit(self.probe)
-        connection = http.client.HTTPConnection(
-            parts.hostname or "", parts.port or 80, timeout=PROBE_SECONDS
+        from deploy_clojars import web  # `status` has no use for it
+
+        answer = web.get(self.probe, PROBE_SECONDS, most=100)
+        return (
+            answer.body.decode("utf-8", "replace").strip() if answer.status == 200 else str(answer)
         )
-        try:
-            connection.request("GET", parts.path or "/")
-            response = connection.getresponse()
-            if response.status != 200:
-                return f"{response.status} {response.reason}"
-            return response.read(100).decode("utf-8", "replace").strip()
-        except (OSError, http.client.HTTPException) as error:
-            return reason(error)
-        finally:
-            connection.close()
 
     @property
     def answers(self) -> bool:

@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from deploy_clojars import build, checkout, drain, preflight, prune, releases, signals
+from deploy_clojars import (
+    build,
+    checkout,
+    drain,
+    jars,
+    preflight,
+    prune,
+    signals,
+    web,  # noqa: F401 # what uses it imports it late
+)
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Mirror
 from deploy_clojars.console import Console
@@ -56,9 +65,10 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
         announce(run, look, cost)
         run.begin(look)
         obtain_release(run, version)
-        if is_done_already(run, version):
+        meanwhile = host.look()  # the build took a while
+        if is_done_already(run, meanwhile, version):
             return
-        wait_for_requests_in_backup(run, version, force=force)
+        wait_for_requests_in_backup(run, meanwhile, version, force=force)
         run.state_on_failure = ""
         with reverted_on_failure(run, look.approved, version):
             flip(run, version)
@@ -220,11 +230,11 @@ def reuse(run: Run, version: str, commit: str) -> None:
     """
     path = run.host.releases.path(version)
     with run.step("reuse", path.name):
-        facts = releases.facts_of(path, run.host.config.name)
+        facts = jars.facts_of(path, run.host.config.name)
     refuse_another_commit(run.host, version, commit, facts)
 
 
-def refuse_another_commit(host: Host, version: str, commit: str, facts: releases.JarFacts) -> None:
+def refuse_another_commit(host: Host, version: str, commit: str, facts: jars.JarFacts) -> None:
     """Raises DeployError (1) if the release that is there was not built from the commit."""
     path = host.releases.path(version)
     known = host.journal.history().commits.get(version) or facts.revision
@@ -244,9 +254,8 @@ def refuse_another_commit(host: Host, version: str, commit: str, facts: releases
     )
 
 
-def is_done_already(run: Run, version: str) -> bool:
+def is_done_already(run: Run, look: Look, version: str) -> bool:
     """Whether the tag's release is approved and current, and both instances are healthy on it."""
-    look = run.host.look()
     own = look.history.last
     if not is_settled_on(look, version) or (own is not None and own.cut_off is not None):
         return False  # a run that was cut off with nothing left to do but its end needs one
@@ -255,9 +264,9 @@ def is_done_already(run: Run, version: str) -> bool:
     return True
 
 
-def wait_for_requests_in_backup(run: Run, version: str, *, force: bool) -> None:
+def wait_for_requests_in_backup(run: Run, look: Look, version: str, *, force: bool) -> None:
     """Waits for what is in the backup, unless it needs no restart. Raises NotDrained (6)."""
-    if not run.host.instances[BACKUP].observe().is_healthy_on(version):
+    if not look.backup.is_healthy_on(version):
         drain.wait_for_backup(run, vetoes=not force)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy_clojars import releases
+from deploy_clojars import jars
 from deploy_clojars.checkout import Commits, Mirror
 from deploy_clojars.errors import DeployError, NotHealthy
 from deploy_clojars.host import Look
@@ -66,7 +66,7 @@ def _commit_of(run: Run, commits: dict[str, str], version: str) -> str | None:
     if version in commits:
         return commits[version]
     try:
-        facts = releases.facts_of(run.host.releases.path(version), run.host.config.name)
+        facts = jars.facts_of(run.host.releases.path(version), run.host.config.name, sound=False)
     except DeployError:
         return None
     return facts.revision

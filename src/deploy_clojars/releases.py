@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import secrets
 import shlex
 import shutil
 import stat
-import zipfile
-import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,14 +35,6 @@ class Current:
     broken: str | None = None  # what is wrong with it
     mend: tuple[str, ...] = ()  # the words of the command that mends it
     visible: bool = True  # whether this user may look
-
-
-@dataclass(frozen=True)
-class JarFacts:
-    """What a jar says of itself (META-INF/maven/…/pom.properties); None where it says nothing."""
-
-    version: str | None = None
-    revision: str | None = None
 
 
 class Releases:
@@ -262,56 +251,6 @@ class Releases:
 
 def _is_a_file(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False)
-
-
-def facts_of(jar: Path, name: str) -> JarFacts:
-    """Checks that `jar` is a sound program and returns what it says of the application `name`.
-
-    Sound: a zip whose every entry has the right checksum, with a Main-Class (what `java -jar`
-    needs) or a `__main__.py` (what `python3 FILE` needs). Raises DeployError that says what is
-    wrong.
-    """
-    if jar.is_symlink() or not jar.is_file():
-        raise DeployError(f"{jar} is no regular file")
-    try:
-        with zipfile.ZipFile(jar) as archive:
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise DeployError(f"{jar} is damaged: the checksum of {damaged!r} is wrong")
-            names = archive.namelist()
-            if not _has_main_class(archive, names) and "__main__.py" not in names:
-                raise DeployError(f"{jar} is no program: no Main-Class and no __main__.py")
-            return _pom_facts(archive, names, name)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        ValueError,
-        OSError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as e:
-        raise DeployError(f"{jar} is no sound jar: {e}") from None
-
-
-def _has_main_class(archive: zipfile.ZipFile, names: list[str]) -> bool:
-    manifest = "META-INF/MANIFEST.MF"
-    if manifest not in names:
-        return False
-    return any(line.startswith(b"Main-Class:") for line in archive.read(manifest).splitlines())
-
-
-def _pom_facts(archive: zipfile.ZipFile, names: list[str], artifact: str) -> JarFacts:
-    """An uberjar carries its libraries' pom.properties, too; only the application's counts."""
-    for name in names:
-        if name.startswith("META-INF/maven/") and name.endswith(f"/{artifact}/pom.properties"):
-            text = archive.read(name).decode("utf-8", "replace")
-            pairs = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-            return JarFacts(
-                pairs.get("version", "").strip() or None, pairs.get("revision", "").strip() or None
-            )
-    return JarFacts()
 
 
 def free_bytes(directory: Path) -> int:

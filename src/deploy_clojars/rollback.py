@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy_clojars import decisions, drain, releases
+from deploy_clojars import decisions, drain, jars
 from deploy_clojars.console import Console
 from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import Host, Look
@@ -30,7 +30,7 @@ def target_of_rollback(host: Host, look: Look, version: str | None) -> str:
         raise DeployError("there is no previous release to roll back to", remedy=_listed(host))
     if not host.releases.has(target):
         raise DeployError(f"no release {target} in {host.releases.directory}", remedy=_listed(host))
-    releases.facts_of(host.releases.path(target), host.config.name)
+    jars.facts_of(host.releases.path(target), host.config.name)
     return target
 
 

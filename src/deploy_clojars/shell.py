@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -140,7 +140,8 @@ def stream(
             last = str(error).strip().splitlines()[-1]
             raise OSError(0, f"cannot be started: {last}", argv[0]) from None
     try:
-        _wait_for_end(running, log, timeout, silence, watch)
+        with _end_of(running.pid) as end:
+            _wait_for_end(running, end, log, timeout, silence, watch)
     finally:
         _end_group(running.pid)
     with suppress(sh.ErrorReturnCode):
@@ -148,8 +149,26 @@ def stream(
     return int(running.exit_code)
 
 
+@contextmanager
+def _end_of(pid: int) -> Iterator[tuple[int, ...]]:
+    """A file that can be read when the process has ended; none if it is gone already.
+
+    A look every TICK would make each step up to a TICK longer.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # gone, or a kernel that has none (before Linux 5.3)
+        yield ()
+        return
+    try:
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
 def _wait_for_end(
     running: object,
+    end: tuple[int, ...],
     log: IO[bytes],
     timeout: float,
     silence: float | None,
@@ -159,7 +178,7 @@ def _wait_for_end(
     started = last_output = time.monotonic()
     size = os.fstat(log.fileno()).st_size
     while process.is_alive()[0]:
-        signals.wait(TICK)
+        signals.wait(TICK, *end)
         if watch is not None:
             watch()
         now = time.monotonic()
