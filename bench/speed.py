@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -92,6 +93,29 @@ def until_primary_serves(host: LittleHost, version: str) -> Iterator[Callable[[]
         thread.join()
 
 
+COMMITS, COMMIT_BYTES = 2000, 8000  # of the repository's history
+
+
+def add_history(repository: Path) -> None:
+    """Years of work, which a fresh clone has to fetch: a branch and a tag of random files."""
+    dice = random.Random(0)
+    commands = [b"reset refs/heads/history\n"]
+    for number in range(COMMITS):
+        content = dice.randbytes(COMMIT_BYTES)
+        commands += [
+            b"commit refs/heads/history\n",
+            b"committer A <a@example.org> %d +0000\n" % (1_000_000_000 + number),
+            b"data 1\nx\n",
+            b"M 644 inline file-%d\ndata %d\n" % (number % 100, COMMIT_BYTES) + content + b"\n",
+        ]
+    subprocess.run(
+        ["git", "fast-import", "--quiet"], cwd=repository, input=b"".join(commands), check=True
+    )
+    subprocess.run(["git", "tag", "history", "history"], cwd=repository, check=True)
+    size = COMMITS * COMMIT_BYTES / 1e6
+    print(f"the repository has {COMMITS} commits of {size:.0f} MB beside the application")
+
+
 def plainly(host: LittleHost, repository: str, tag: str) -> None:
     """The plain script."""
     words = [repository, tag, host.directory / "work", host.releases, host.upstart.bin]
@@ -143,7 +167,7 @@ def deploys(host: LittleHost, rounds: int) -> None:
     say("deploy until the primary serves, by the plain script", median(plain), "s")
     say("  tool / plain script", median(tool) / median(plain), "x", "(<= 1.00)")
     say("  the backup's settle, left out above", SETTLE, "s", "(3 s by default)")
-    say("  the drain's quiet spell, left out above", 0.0, "s", "(1 s by default; no nginx here)")
+    print("  (no nginx here, so no drain; its quiet spell is 1 s by default)")
     say("  the tool's own share", median(own), "s", "(< 1.5)")
     say("rollback until the primary serves, by the tool", median(back), "s")
     say("  tool / plain script, which is two JVM starts", median(back) / median(starts), "x")
@@ -245,6 +269,7 @@ def main() -> None:
             host = LittleHost(directory / "host", upstart, repository.url, environment)
             host.serving(FIRST, build_jar(repository, FIRST, directory / "jars", lein_home))
             print(f"medians of {rounds}; {os.cpu_count()} cores")
+            add_history(repository.directory)
             start(host, rounds)
             deploys(host, rounds)
             wait_for(lambda: host.status["ok"], "all is well")

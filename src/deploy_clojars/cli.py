@@ -226,15 +226,17 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 
         watch_status(settings.host())
         return
-    from deploy_clojars import status, tables
+    from deploy_clojars import status
 
     report = status.report(settings.host())
     if as_json:
         text = status.as_json(report)
     else:
         text = status.as_one_line(report) if settings.quiet else status.as_text(report)
-        if tables.can_be_coloured():
-            text = status.coloured(text)
+        if sys.stdout.isatty():
+            from deploy_clojars import tables
+
+            text = status.coloured(text) if tables.can_be_coloured() else text
     if text:
         _show_result(text)
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)

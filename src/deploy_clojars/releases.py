@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 import shlex
 import shutil
 import stat
@@ -151,7 +149,7 @@ class Releases:
             raise DeployError(f"release {version} is not in {self.directory}")
         if self.link.exists() and not self.link.is_symlink():
             raise DeployError(f"{self.link} is no symbolic link, and is not replaced")
-        temporary = self.directory / f"{UNFINISHED}{secrets.token_hex(8)}.link"
+        temporary = self.directory / f"{UNFINISHED}{os.urandom(8).hex()}.link"
         try:
             os.symlink(self.path(version).name, temporary)
             try:
@@ -177,7 +175,9 @@ class Releases:
         The name appears when the file is complete and on the disk, and never replaces one that
         is there. Raises DeployError; then nothing is left behind.
         """
-        temporary = self.directory / f"{UNFINISHED}{secrets.token_hex(8)}.jar"
+        import hashlib  # `status` is quicker without it
+
+        temporary = self.directory / f"{UNFINISHED}{os.urandom(8).hex()}.jar"
         digest = hashlib.sha256()
         try:
             # The build made `jar`; a link in its place could lead to any file of the user.
