@@ -59,7 +59,6 @@ def test_killed_at_the_question_the_same_deploy_reverts_first(ready: LittleHost)
     assert (ready.status["ok"], ready.status["previous"]) == (True, FIRST)
 
 
-@pytest.mark.jvm
 def test_killed_at_the_question_another_deploy_reverts_first(ready: LittleHost) -> None:
     kill_at_the_question(ready)
     result = ready.done(THIRD, "--yes")
@@ -102,9 +101,7 @@ def test_killed_in_the_promotion_another_deploy_is_refused(ready: LittleHost) ->
     assert ready.status["interrupted"]
 
 
-@pytest.mark.parametrize(
-    "words", [pytest.param(("rollback", FIRST), marks=pytest.mark.jvm), ("rollback",)]
-)
+@pytest.mark.parametrize("words", [("rollback", FIRST), ("rollback",)])
 def test_killed_in_the_promotion_a_rollback_ends_it(
     ready: LittleHost, words: tuple[str, ...]
 ) -> None:
@@ -179,7 +176,6 @@ def test_a_signal_after_the_point_of_no_return_is_noted_and_seen_through(
     assert ready.status["ok"]
 
 
-@pytest.mark.jvm
 def test_signals_never_cut_a_revert_short(ready: LittleHost) -> None:
     before = (ready.current, ready.versions, ready.pid("primary"))
     with ready.typing(SECOND) as terminal:

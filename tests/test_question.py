@@ -60,8 +60,8 @@ def rubbish_then_no(terminal: Terminal) -> None:
     [
         (no, 7),
         pytest.param(rubbish_then_no, 7, marks=pytest.mark.jvm),
-        pytest.param(end_of_input, 7, marks=pytest.mark.jvm),
-        pytest.param(ctrl_c, 130, marks=pytest.mark.jvm),
+        (end_of_input, 7),
+        (ctrl_c, 130),
         (interrupt_the_tool_alone, 130),
         (terminate, 143),
         # The kernel has no order for two that come at once.
@@ -149,7 +149,6 @@ def test_a_primary_that_is_stopped_meanwhile_is_started_again_by_the_revert(
     assert ready.status["ok"]
 
 
-@pytest.mark.jvm
 def test_yes_is_refused_when_the_backup_died_meanwhile(ready: LittleHost) -> None:
     before = site(ready)
     with ready.typing(SECOND) as terminal:
