@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,26 @@ def take_again_and_again(
             had.append(False)
             barrier.wait(30)
     results.put(had)
+
+
+def test_of_two_deploys_at_once_one_is_done_the_other_refused_and_status_never_mistaken(
+    second: LittleHost,
+) -> None:
+    host = second
+    for tags in ((FIRST, THIRD), (SECOND, FIRST)):
+        with ThreadPoolExecutor() as pool:
+            runs = {tag: pool.submit(host.run, tag, "--yes") for tag in tags}
+            while not all(run.done() for run in runs.values()):
+                seen = host.status
+                assert not (seen["interrupted"] or seen["drift"]), seen
+        statuses = {tag: run.result().returncode for tag, run in runs.items()}
+        assert sorted(statuses.values()) == [0, 3], statuses
+        done = next(tag for tag, status in statuses.items() if status == 0)
+        assert host.status["ok"]
+        assert (host.current, host.versions) == (
+            f"clojars-web-{done}-standalone.jar",
+            (done, done),
+        )
 
 
 # While the question is open
