@@ -29,6 +29,33 @@ def run(*words: str | bytes, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
+def test_a_tag_without_a_digit_needs_the_command_and_is_told_so() -> None:
+    result = run("nightly")
+    assert result.returncode == 2
+    assert "No such command 'nightly'" in result.stderr
+    assert "deploy-clojars deploy nightly" in result.stderr
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_no_defect(word: str) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "deploy_clojars", word],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_a_directory_that_is_gone_has_no_configuration(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m deploy_clojars -c it status"
+    result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: it: the directory that this was typed in is gone\n")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["deploy", "--help"], ["-h"], ["--version"]])
 def test_help_and_version_read_no_configuration(words: list[str]) -> None:
     result = run(*words)

@@ -107,7 +107,10 @@ def test_without_a_word_the_commands_are_offered_and_no_tag(home: Path) -> None:
 def test_what_fish_offers(home: Path) -> None:
     require_program("fish")
     script = "deploy-clojars completion fish | source; complete -C 'deploy-clojars deploy 0.1'"
-    assert in_shell(home, "fish", "-N", "-c", script).splitlines() == ["0.10.0", "0.11.0"]
+    assert in_shell(home, "fish", "-N", "-c", script).splitlines() == ["0.11.0", "0.10.0"]
+    # And what a command does, to the end.
+    script = "deploy-clojars completion fish | source; complete -C 'deploy-clojars depl'"
+    assert "install TAG, try it on" in in_shell(home, "fish", "-N", "-c", script)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

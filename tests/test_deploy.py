@@ -173,7 +173,7 @@ def test_an_old_process_that_kept_the_port_is_not_taken_for_the_new_release(
 def test_a_project_version_that_differs_from_the_tag_is_a_warning(host: LittleHost) -> None:
     result = host.run(Tags.OTHER_VERSION, "--yes")
     assert result.returncode == 0, result.stderr
-    assert f"warning: project.clj says 0.3.4, the tag is {Tags.OTHER_VERSION}" in result.stderr
+    assert f"warning: the jar says 0.3.4, the tag is {Tags.OTHER_VERSION}" in result.stderr
     assert host.versions == (Tags.OTHER_VERSION, Tags.OTHER_VERSION)
 
 
@@ -250,11 +250,12 @@ def test_the_build_does_not_get_the_production_environment(
     assert text.splitlines()[-1] == "800"
 
 
+@pytest.mark.parametrize("disguise", ["", "env -i "])
 def test_a_daemon_that_the_tests_left_behind_is_ended(
-    new_light_host: NewHost, tmp_path: Path
+    new_light_host: NewHost, tmp_path: Path, disguise: str
 ) -> None:
     pid_file = tmp_path / "pid"
-    daemon = f"setsid sh -c 'echo $$ > {pid_file}; exec sleep 1000' & sleep 0.5; false"
+    daemon = f"{disguise}setsid sh -c 'echo $$ > {pid_file}; exec sleep 1000' & sleep 0.5; false"
     host = new_light_host(build=f'test = "{daemon}"')
     assert host.run(FIRST, "--yes").returncode == 5
     assert not lives(int(pid_file.read_text()))

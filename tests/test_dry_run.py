@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
+from front import in_front_of
 from little_host import LittleHost, wait_for
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
@@ -95,6 +96,40 @@ def test_the_commands_of_a_rollback_and_of_a_restart_do_it(light_host: LittleHos
     assert pids != (host.pid("primary"), host.pid("backup"))
 
 
+def test_the_commands_of_a_deploy_do_it(light_host: LittleHost) -> None:
+    host = light_host
+    lines = dry(host, SECOND)
+    subprocess.run(["sh", "-e"], input="\n".join(lines), text=True, check=True, capture_output=True)
+    assert host.current == f"clojars-web-{SECOND}-standalone.jar"
+    wait_for(lambda: host.versions == (SECOND, SECOND), "both serve the release")
+
+
+def test_the_drain_is_shown_with_its_waits_and_a_flag_that_was_left(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    with in_front_of(host) as front:
+        touch, rm = f"touch {front.flag}", f"rm {front.flag}"
+        lines = dry(host, "rollback", SECOND)
+        left_out = ("mkdir ", "ln -s ", "# ask")
+        shown = [line for line in lines if not line.startswith(left_out)]
+        assert [line.replace(f"{host.upstart.bin}/", "") for line in shown] == [
+            f"# current: {FIRST} -> {SECOND}",
+            "# wait until nginx has had no request in clojars-backup for 1 s",
+            "restart clojars-backup",
+            f"# wait until clojars-backup is healthy on {SECOND}",
+            f"{touch}  # nginx prefers clojars-backup",
+            "# wait until nginx has had no request in clojars for 1 s",
+            "restart clojars",
+            f"# wait until clojars is healthy on {SECOND}",
+            rm,
+        ]
+        front.flag.touch()
+        assert dry(host, "rollback", SECOND).count(rm) == 2
+        assert front.flag.exists()
+
+
 def test_the_order_of_the_restarts_is_the_one_in_earnest(light_host: LittleHost) -> None:
     host = light_host
     host.have(SECOND)
@@ -117,6 +152,11 @@ def test_an_interrupted_run_is_shown_to_be_reverted_first(light_host: LittleHost
     assert lines[1] == f"# current: {SECOND} -> {FIRST}"
     assert lines[3].endswith("/restart clojars-backup")
     assert host.status["interrupted"]
+    # What comes then is shown as it is after that.
+    for words in (("rollback", FIRST), (FIRST,)):
+        restarts = [line for line in dry(host, *words) if "/restart " in line]
+        assert [line.rpartition("/")[2] for line in restarts] == ["restart clojars-backup"]
+    assert dry(host, FIRST)[-1] == f"# {FIRST} is in production already; nothing to do"
 
 
 @pytest.mark.parametrize(

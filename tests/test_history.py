@@ -125,6 +125,19 @@ def test_how_long_one_that_was_cut_off_took_is_not_known() -> None:
     assert run.seconds is None
 
 
+def test_a_step_that_failed_took_as_long_as_it_says_and_one_that_was_cut_off_is_not_known() -> None:
+    started = line("step", 1, step="test")
+    [failed] = runs_of(
+        [begin(), started, line("failed", 9, step="test", seconds=7.6), end(9, "failed", 5)]
+    )
+    reverted_later = Event(event="end", run="1", by="ann", at=at(900), outcome="interrupted")
+    [cut_off] = runs_of([begin(), started, reverted_later])
+
+    assert failed.steps == [Step("test", at(1), 7.6)]
+    assert failed.ended_at == "test"
+    assert cut_off.steps == [Step("test", at(1), None)]
+
+
 def test_times_that_are_none_are_no_defect() -> None:
     runs = runs_of([Event(event="begin", run="1"), line("step", 1, step="x"), end(2, "failed", 1)])
 

@@ -457,3 +457,9 @@ def test_a_line_for_which_there_is_no_room_is_an_error_and_harms_no_other(
     journal.append(Event(event="promoted", version="C"))
 
     assert journal.history().stack == ("A", "C")
+
+
+def test_a_rollback_to_what_is_approved_promotes_nothing_anew() -> None:
+    promoted = Event(event="promoted", at="1", version="A")
+    started_again = Event(event="rolled back", at="2", version="A")
+    assert history_of([promoted, started_again]).promoted == {"A": "1"}

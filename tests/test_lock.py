@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy_clojars.errors import DeployError, Locked, Status
+from deploy_clojars.errors import DeployError, Locked, NotReady, Status
 from deploy_clojars.lock import Holder, held, holder_of, locked_by
 
 DEADLINE = 10.0  # seconds that anything may take on a busy machine
@@ -308,3 +308,13 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
         time.sleep(0.005)
+
+
+def test_what_is_no_file_in_its_place_is_refused_with_what_mends_it(file: Path) -> None:
+    file.mkdir()
+    with pytest.raises(NotReady, match="Is a directory") as error, held(file, Holder()):
+        pass
+    assert error.value.remedy == f"mv {file} {file}.old"
+    file.rmdir()
+    os.mkfifo(file)
+    assert holder_of(file) is None  # and waits for nobody

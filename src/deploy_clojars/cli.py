@@ -29,7 +29,13 @@ class Commands(click.Group):
         known = self.get_command(ctx, args[0]) is not None
         if not known and versions.looks_like_a_version(args[0]):
             args = ["deploy", *args]
-        return super().resolve_command(ctx, args)
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args[0].startswith("-"):
+                raise
+            hint = f"A tag without a digit is deployed by: deploy-clojars deploy {args[0]}"
+            raise click.UsageError(f"{error.format_message()}\n{hint}", ctx) from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """The commands and, when something is typed, the tags that begin so."""
@@ -41,7 +47,10 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = Settings()
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except OSError as error:  # of `--help` and `--version`, which are shown from here
+            raise _no_output(error) from None
 
 
 class Settings:
@@ -119,7 +128,7 @@ def count_option(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--all", "show_all", is_flag=True, help="Show all of them."),
         click.option("-n", "count", metavar="NUMBER", type=click.IntRange(min=1), default=20,
-                     help="Show the last NUMBER of them (default: 20)."),
+                     help="Show the last NUMBER of them (default: 20), and what is in use."),
         click.option("--json", "as_json", is_flag=True, help="For programs."),
     ):  # fmt: skip
         command = option(command)
@@ -367,7 +376,11 @@ def _show_result(text: str) -> None:
     except BrokenPipeError:
         pass  # `status | head` has seen enough
     except OSError as error:
-        raise DeployError(f"standard output cannot be written: {error.strerror}") from None
+        raise _no_output(error) from None
+
+
+def _no_output(error: OSError) -> DeployError:
+    return DeployError(f"standard output cannot be written: {error.strerror}")
 
 
 def main() -> None:

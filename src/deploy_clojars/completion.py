@@ -38,7 +38,10 @@ def script(shell: str, group: click.Group) -> str:
     """What the shell has to read to know the program's words."""
     complete = get_completion_class(shell)
     assert complete is not None
-    return complete(group, {}, PROGRAM, VARIABLE).source()
+    source = complete(group, {}, PROGRAM, VARIABLE).source()
+    # click's own script for fish cuts what a command does at its first comma, and sorts the tags.
+    source = source.replace('string split "," ', 'string split --max 1 "," ')
+    return source.replace("complete --no-files ", "complete --no-files --keep-order ")
 
 
 def tags(context: click.Context, incomplete: str) -> Items:

@@ -193,7 +193,13 @@ def file_named(option: str | None) -> Path | None:
         raise UsageError("-c needs the name of a file, and got an empty one")
     named = option or os.environ.get(VARIABLE)
     if named:
-        return Path(named).absolute()
+        try:
+            return Path(named).absolute()
+        except OSError:
+            raise UsageError(
+                f"{named}: the directory that this was typed in is gone",
+                remedy="cd, or the whole name of the file",
+            ) from None
     return DEFAULT_FILE if DEFAULT_FILE.exists() else None
 
 
@@ -271,7 +277,7 @@ def _with_key_first(message: str) -> str:
         kinds = {"^/": "an absolute path", "^[A-Za-z_]": "the name of a variable"}
         pattern = what.partition("matching regex '")[2]
         found = (words for start, words in kinds.items() if pattern.startswith(start))
-        what = f"expected {next(found, 'a word without control characters or a leading sign')}"
+        what = f"expected {next(found, 'a text without control characters or a leading sign')}"
     what = what.replace("`object`", "a table").replace("`array`", "a list")
     own = re.match(r"`(\w+)` (?=m)", what)  # a key named by a check of the whole table
     if own is not None:

@@ -197,9 +197,13 @@ class Situation:
             return None
         cut_off = self.history.unfinished
         if cut_off is not None and cut_off.past_return and cut_off.version:
-            # `restart` is refused while a run is cut off; a rollback starts what it left down.
-            command = "rollback" if cut_off.command == "restart" else cut_off.command
-            return command, cut_off.version
+            if cut_off.command != "deploy":
+                # `restart` is refused while a run is cut off; a rollback starts what it left down.
+                return "rollback", cut_off.version
+            if self.current != self.approved:
+                return "deploy", cut_off.version
+            # A deploy flips before it is past return: since then somebody went back, and could not
+            # write it down.
         last = self.history.last
         if (
             last is not None

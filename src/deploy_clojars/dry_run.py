@@ -16,8 +16,9 @@ from deploy_clojars.config import Config
 from deploy_clojars.console import Console
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import Host, Look
-from deploy_clojars.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.pipeline import refuse_another_commit
+from deploy_clojars.releases import Current
 from deploy_clojars.rollback import refuse_an_unreadable_journal, target_of_rollback
 from deploy_clojars.run import refuse_the_wrong_user
 from deploy_clojars.shell import printable
@@ -41,20 +42,26 @@ def deploy(host: Host, console: Console, version: str, *, force: bool) -> list[s
     if there:
         facts = jars.facts_of(host.releases.path(version), host.config.name)
         refuse_another_commit(host, version, commit, facts)
-    lines = [*_first(host, look), *_fetch(host)]
-    if there and is_settled_on(look, version) and look.history.unfinished is None:
+    changes = Changes(host, look)
+    lines = [*changes.first(), *_fetch(host)]
+    look = changes.look
+    past_return = look.history.unfinished is not None and look.history.unfinished.past_return
+    if there and is_settled_on(look, version) and not past_return:
         return [*lines, f"# {version} is in production already; nothing to do"]
     lines += (
         [f"# {host.releases.path(version)} is there"] if there else _build(host, version, commit)
     )
-    lines += _flip(host, look.current.version, version)
-    if not look.backup.is_healthy_on(version):
-        lines += _restart(host, look, BACKUP, version)
+    if look.backup.is_healthy_on(version):
+        lines += _flip(host, look.current.version, version)
+    else:
+        lines += changes.drain_of(BACKUP)
+        lines += _flip(host, look.current.version, version)
+        lines += changes.restart(BACKUP, version)
     if not (look.approved == version and look.primary.is_healthy_on(version)):
         lines.append(f"# ask: Promote {version}?")
     if not look.primary.is_healthy_on(version):
-        lines += _drained_restart(host, look, PRIMARY, version, others_serve=True)
-    return [*lines, *_prune(host, look, version)]
+        lines += changes.drained_restart(PRIMARY, version)
+    return [*lines, *changes.prefer_primary(), *_prune(host, look, version)]
 
 
 def rollback(host: Host, console: Console, version: str | None) -> list[str]:
@@ -63,11 +70,15 @@ def rollback(host: Host, console: Console, version: str | None) -> list[str]:
     look = preflight.ready_to_restart(host)
     refuse_an_unreadable_journal(console, look, version)
     target = target_of_rollback(host, look, version)
+    changes = Changes(host, look)
     if look.history.unfinished is None and is_settled_on(look, target):
-        return [f"# {target} is current, approved and runs on both instances already"]
-    lines = [f"# ask: Roll back to {target}?", *_first(host, look)]
-    lines += _flip(host, look.current.version, target)
-    return [*lines, *_restarts(host, look, target, decisions.next_to_restart)]
+        done = f"# {target} is current, approved and runs on both instances already"
+        return [*changes.prefer_primary(), done]
+    lines = [f"# ask: Roll back to {target}?", *changes.first()]
+    if changes.look.current.version != target:
+        lines += _flip(host, changes.look.current.version, target)
+    lines += changes.restarts(target, decisions.next_to_restart)
+    return [*lines, *changes.prefer_primary()]
 
 
 def restart(host: Host, *, force: bool) -> list[str]:
@@ -82,8 +93,9 @@ def restart(host: Host, *, force: bool) -> list[str]:
             left.remove(role)
         return role
 
-    lines = [f"# ask: Restart both on {approved}?", *_first(host, look)]
-    return [*lines, *_restarts(host, look, approved, next_of, anew=True)]
+    changes = Changes(host, look)
+    lines = [f"# ask: Restart both on {approved}?", *changes.first()]
+    return [*lines, *changes.restarts(approved, next_of, anew=True)]
 
 
 def as_text(lines: list[str]) -> str:
@@ -111,24 +123,94 @@ def _command(*words: str | Path) -> str:
     return shlex.join(map(str, words))
 
 
-def _first(host: Host, look: Look) -> Lines:
-    """What every run does first: the tool's directory, and what an earlier run has left."""
-    if not host.deploy.is_dir():
-        yield _command("mkdir", host.deploy)
-    if look.drain_flag and look.primary_is_as_approved:
-        yield _command("rm", host.nginx.flag)
-    cut_off = look.history.unfinished
-    if cut_off is None or cut_off.past_return or not cut_off.flipped:
-        return
-    if host.way_back(look) != look.approved:
-        return  # what the revert needs is gone, and this is a rollback to something else
-    yield f"# the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off; it is reverted first"
-    if look.approved is None:
-        yield _command("rm", host.releases.link)
-        yield _command(*host.services.words("stop", host.jobs[1]))
-        return
-    yield from _flip(host, look.current.version, look.approved)
-    yield from _restarts(host, look, look.approved, decisions.next_to_restart)
+class Changes:
+    """What is changed step by step, and with it what the host would look like: `look`."""
+
+    def __init__(self, host: Host, look: Look) -> None:
+        self.look = look
+        self._host = host
+        self._flag = look.drain_flag
+
+    def first(self) -> Lines:
+        """What every run does first: the tool's directory, and what an earlier run has left."""
+        host, look = self._host, self.look
+        if not host.deploy.is_dir():
+            yield _command("mkdir", host.deploy)
+        if look.primary_is_as_approved:
+            yield from self.prefer_primary()
+        cut_off = look.history.unfinished
+        if cut_off is None or cut_off.past_return or not cut_off.flipped:
+            return
+        if host.way_back(look) != look.approved:
+            return  # what the revert needs is gone, and this is a rollback to something else
+        yield f"# the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off; it is reverted first"
+        if look.approved is None:
+            if look.current.version in (None, cut_off.version):
+                yield _command("rm", host.releases.link)
+                yield _command(*host.services.words("stop", host.jobs[1]))
+                stopped = Observation(BACKUP, host.jobs[1], "stopped", "")
+                self.look = replace(look, current=Current(), backup=stopped)
+            return
+        yield from _flip(host, look.current.version, look.approved)
+        yield from self.restarts(look.approved, decisions.next_to_restart)
+        self.look = replace(self.look, current=Current(look.approved))
+
+    def restarts(self, target: str, next_of: Next, *, anew: bool = False) -> Lines:
+        """The restarts in their order, where each one comes up."""
+        while (role := next_of(*self.look.seen(target))) is not None:
+            yield from self.drained_restart(role, target, anew=anew)
+
+    def drained_restart(self, role: Role, version: str, *, anew: bool = False) -> Lines:
+        """With the waits for the requests that are in the instance."""
+        yield from self.drain_of(role)
+        yield from self.restart(role, version, anew=anew)
+        if role == PRIMARY:
+            yield from self.prefer_primary()
+
+    def drain_of(self, role: Role) -> Lines:
+        """nginx turned away from the instance, and the wait until no request is in it."""
+        host, look = self._host, self.look
+        instance, other = (
+            (look.primary, look.backup) if role == PRIMARY else (look.backup, look.primary)
+        )
+        if role == BACKUP and other.serving and instance.serving:
+            yield from self.prefer_primary()
+        if not other.serving or not host.nginx.answers:
+            return
+        if role == PRIMARY and not self._flag:
+            self._flag = True
+            yield f"{_command('touch', host.nginx.flag)}  # nginx prefers {other.job}"
+        if instance.serving:
+            quiet = host.config.drain.quiet
+            yield f"# wait until nginx has had no request in {instance.job} for {quiet:g} s"
+
+    def prefer_primary(self) -> Lines:
+        """The drain's flag removed, if it is there."""
+        if self._flag:
+            self._flag = False
+            yield _command("rm", self._host.nginx.flag)
+
+    def restart(self, role: Role, version: str, *, anew: bool = False) -> Lines:
+        """The instance on the release, healthy."""
+        observation = self.look.primary if role == PRIMARY else self.look.backup
+        stopped = observation.state == "stopped"
+        verbs = ["start"] if stopped else ["stop", "start"] if anew else ["restart"]
+        for verb in verbs:
+            yield _command(*self._host.services.words(verb, observation.job))
+        yield f"# wait until {observation.job} is healthy on {version}"
+        healthy = Observation(
+            role,
+            observation.job,
+            "running",
+            "",
+            pid=0,
+            running=version,
+            open_releases=frozenset({version}),
+        )
+        if role == PRIMARY:
+            self.look = replace(self.look, primary=healthy)
+        else:
+            self.look = replace(self.look, backup=healthy)
 
 
 def _fetch(host: Host) -> Lines:
@@ -150,7 +232,9 @@ def _build(host: Host, version: str, commit: str) -> Lines:
         yield f"cd {_command(directory)} && nice -n {settings.nice} /bin/sh -c {_command(command)}"
     temporary = host.releases.directory / f"{releases.UNFINISHED}new.jar"
     release = host.releases.path(version)
-    yield f"cp {_command(directory)}/{settings.jar} {_command(temporary)}"
+    # ** is bash's, and only if it is told so.
+    copy = f"cp {settings.jar} {_command(temporary)}"
+    yield f"cd {_command(directory)} && {_command('bash', '-O', 'globstar', '-c', copy)}"
     yield f"{_command('ln', temporary, release)} && {_command('rm', temporary)}"
     yield _command("rm", "-r", directory)
 
@@ -160,35 +244,6 @@ def _flip(host: Host, before: str | None, version: str) -> Lines:
     temporary = host.releases.directory / f"{releases.UNFINISHED}new.link"
     link = _command("ln", "-s", host.releases.path(version).name, temporary)
     yield f"{link} && {_command('mv', '-T', temporary, host.releases.link)}"
-
-
-def _restarts(host: Host, look: Look, target: str, next_of: Next, *, anew: bool = False) -> Lines:
-    """The restarts in their order, where each one comes up."""
-    seen = dict(zip((PRIMARY, BACKUP), look.seen(target), strict=True))
-    while (role := next_of(seen[PRIMARY], seen[BACKUP])) is not None:
-        other = seen[BACKUP if role == PRIMARY else PRIMARY]
-        yield from _drained_restart(host, look, role, target, others_serve=other.serving, anew=anew)
-        seen[role] = replace(seen[role], serving=True, healthy=True)
-
-
-def _drained_restart(
-    host: Host, look: Look, role: Role, version: str, *, others_serve: bool, anew: bool = False
-) -> Lines:
-    drains = others_serve and role == PRIMARY and host.nginx.answers
-    if drains:
-        yield f"{_command('touch', host.nginx.flag)}  # nginx prefers {host.jobs[1]}"
-    yield from _restart(host, look, role, version, anew=anew)
-    if drains:
-        yield _command("rm", host.nginx.flag)
-
-
-def _restart(host: Host, look: Look, role: Role, version: str, *, anew: bool = False) -> Lines:
-    job = host.instances[role].job
-    observation = look.primary if role == PRIMARY else look.backup
-    stopped = observation.state == "stopped"
-    verbs = ["start"] if stopped else ["stop", "start"] if anew else ["restart"]
-    yield from (_command(*host.services.words(verb, job)) for verb in verbs)
-    yield f"# wait until {job} is healthy on {version}"
 
 
 def _prune(host: Host, look: Look, version: str) -> Lines:

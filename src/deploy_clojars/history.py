@@ -118,7 +118,8 @@ def runs_of(events: Iterable[Event]) -> list[PastRun]:
 def _add(run: PastRun, event: Event) -> None:
     step = run.steps[-1] if run.steps else None
     goes_on = event.event not in ("step", "end", "approved")  # it is what the step itself writes
-    if step is not None and step.seconds is None and event.by == run.by and not goes_on:
+    is_own = event.event != "end" or event.status is not None  # and not of who reverts it
+    if step is not None and step.seconds is None and is_own and not goes_on:
         # To the second; the step's own end is more exact, and a question has none.
         step.seconds = seconds_between(step.began, event.at)
     match event.event:
@@ -126,6 +127,8 @@ def _add(run: PastRun, event: Event) -> None:
             run.steps.append(Step(event.step, event.at))
         case "done" if step is not None and step.name == event.step:
             step.seconds, step.done = event.seconds, True
+        case "failed" if step is not None and step.name == event.step:
+            step.seconds = event.seconds
         case "approved" if step is not None and step.name == "ask":
             step.done = True
         case "rolled back":

@@ -211,11 +211,11 @@ class Sum:
                 self._installed.pop(version, None)  # the order is that of the last time
                 self._installed[version] = Installed(event.at, event.commit, event.bytes)
             case "promoted" if version:
+                self._is_approved(version, event)
                 self._stack.push(version)
-                self._is_approved(version, event)
             case "rolled back" if version:
-                self._stack.roll_back_to(version)
                 self._is_approved(version, event)
+                self._stack.roll_back_to(version)
                 if event.previously and event.previously != version:
                     reason = RolledBack(event.at, event.by, event.why)
                     self._rolled_back[event.previously] = reason
@@ -242,8 +242,9 @@ class Sum:
 
     def _is_approved(self, version: str, event: Event) -> None:
         self._rolled_back.pop(version, None)
-        self._promoted.pop(version, None)
-        self._promoted[version] = event.at
+        if self._stack.versions[-1:] != [version] or version not in self._promoted:
+            self._promoted.pop(version, None)
+            self._promoted[version] = event.at
 
 
 def _went_on(last: LastRun, event: Event) -> LastRun:

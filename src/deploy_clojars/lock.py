@@ -63,10 +63,13 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        user = pwd.getpwuid(os.geteuid()).pw_name
+        if file.is_dir() or file.is_symlink():
+            remedy = shlex.join(["mv", str(file), f"{file}.old"])
+        else:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            remedy = f"as root: {shlex.join(['chown', '-R', user, str(file.parent)])}"
         raise NotReady(
-            f"the lock {file} cannot be opened: {error.strerror}",
-            remedy=f"as root: {shlex.join(['chown', '-R', user, str(file.parent)])}",
+            f"the lock {file} cannot be opened: {error.strerror}", remedy=remedy
         ) from None
     try:
         try:
@@ -82,7 +85,8 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
 def holder_of(file: Path) -> Holder | None:
     """Who holds the lock now, or None if it is free."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # A pipe in its place must not hold `status` up.
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:

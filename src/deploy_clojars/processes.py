@@ -7,7 +7,8 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ import psutil
 
 # Every process of a checkout, a test run or a build carries it; how a stray is told.
 RUN_VARIABLE = "DEPLOY_CLOJARS_RUN"
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,36 @@ def end_strays(run_prefix: str, grace: float = 2.0) -> int:
         time.sleep(0.01)
         remaining = strays(run_prefix)
     return len(found)
+
+
+@contextmanager
+def no_descendant_left(grace: float = 2.0) -> Iterator[None]:
+    """What the block has started, and what those have, is ended with it: TERM, then KILL.
+
+    Meanwhile a process whose parent has ended is this one's child, and not init's (prctl(2)): so a
+    daemon is found that has given its environment away. What belongs to root (under sudo) can't be
+    ended and is left to itself.
+    """
+    import ctypes  # `status` is quicker without it
+
+    kernel = ctypes.CDLL(None)
+    before = {child.pid for child in psutil.Process().children()}
+    kernel.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+            left = _descendants(before)
+            _send((each.pid for each in left), signum)
+            psutil.wait_procs(left, grace)
+        kernel.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _descendants(without: Collection[int]) -> list[psutil.Process]:
+    children = [each for each in psutil.Process().children() if each.pid not in without]
+    with contextlib.suppress(psutil.Error):
+        return [*children, *(one for each in children for one in each.children(recursive=True))]
+    return children  # one has ended meanwhile; there is another look
 
 
 def _send(pids: Iterable[int], signum: int) -> None:

@@ -33,7 +33,10 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         )
     what = f"the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off"
     run.left = look.left()
-    if cut_off.flipped:
+    current = look.current.version
+    if look.approved is None and current not in (None, cut_off.version):
+        run.console.say(f"{what}; current is {current} since, and stays so")
+    elif cut_off.flipped:
         run.console.say(f"{what}; it is reverted first")
         with signals.seen_through(seen_through_notice(run, restarts=2)):
             revert(run, look.approved, cut_off.version or "")

@@ -46,7 +46,8 @@ def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
     show(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
     for observation in (look.primary, look.backup):
         healthy = observation.is_healthy_on(target)
-        what = "is healthy on it already" if healthy else "will be restarted"
+        verb = "started" if observation.state == "stopped" else "restarted"
+        what = "is healthy on it already" if healthy else f"will be {verb}"
         show(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
     if look.primary.serving and not look.primary.is_healthy_on(target):
         show("  users are logged out")

@@ -81,8 +81,14 @@ class Run:
         signals.check()
         self.at(name)
         started = time.monotonic()
-        with self.console.step(name, what, self._usual_seconds.get(name)) as becomes:
-            yield becomes
+        try:
+            with self.console.step(name, what, self._usual_seconds.get(name)) as becomes:
+                yield becomes
+        except BaseException:
+            if self._begun:
+                seconds = round(time.monotonic() - started, 3)
+                self.record("failed", step=name, seconds=seconds, may_fail=True)
+            raise
         seconds = time.monotonic() - started
         self.took[name] = self.took.get(name, 0.0) + seconds
         if self._begun:
@@ -196,6 +202,7 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
         signals.handled(then_ignored=True),
         lock.held(host.lock_file, holder) as held,
         console.logging_to(log),
+        processes.no_descendant_left(),
     ):
         processes.end_strays(host.id_prefix)
         host.releases.clear_unfinished()

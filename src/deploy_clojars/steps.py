@@ -107,7 +107,7 @@ def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
     try:
         return run.console.ask(question, watch_and_remind)
     finally:
-        run.took["answer"] = time.monotonic() - started
+        run.took["ask"] = time.monotonic() - started
 
 
 def is_settled_on(look: Look, version: str) -> bool:

@@ -35,8 +35,14 @@ def watch(host: Host) -> None:
     )
     try:
         with signals.handled(), rich.live.Live(console=console, auto_refresh=False) as live:
+            size = console.size
             while True:
-                live.update(screen(status.report(host), datetime.now(UTC)), refresh=True)
+                lines = status.as_text(status.report(host)).splitlines()
+                if console.size != size:
+                    # What a terminal has wrapped anew is not where rich looks for it.
+                    size = console.size
+                    console.clear()
+                live.update(screen(console, lines, datetime.now(UTC)), refresh=True)
                 signals.wait(INTERVAL)
     except Interrupted as error:
         error.shown = True  # who pressed Ctrl-C knows it
@@ -47,12 +53,23 @@ def watch(host: Host) -> None:
         raise gone from None
 
 
-def screen(report: status.Report, moment: datetime) -> rich.table.Table:
-    """The report; what is too long for the terminal goes on below itself."""
+def screen(console: rich.console.Console, lines: list[str], moment: datetime) -> rich.table.Table:
+    """The report's lines; what is too long for the terminal goes on below itself.
+
+    Where there is no room for all of it the end is shown: what to type stands there.
+    """
+    while True:
+        grid = _grid(lines, moment)
+        if len(lines) == 1 or len(console.render_lines(grid)) < console.height:
+            return grid
+        lines = lines[1:]
+
+
+def _grid(lines: list[str], moment: datetime) -> rich.table.Table:
     grid = rich.table.Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=NAME_WIDTH, no_wrap=True)
     grid.add_column(overflow="fold")
-    for line in status.as_text(report).splitlines():
+    for line in lines:
         name, text = line[:NAME_WIDTH].strip(), line[NAME_WIDTH + 1 :]
         is_named = line[NAME_WIDTH : NAME_WIDTH + 1] == " " and " " not in name
         parts = (name, text) if is_named else ("", line)
