@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
+from conftest import NewHost
 from little_host import LittleHost, wait_for
 
 import deploy_clojars
@@ -59,6 +60,23 @@ def test_a_journal_that_was_cut_in_the_middle_of_a_line_goes_on(second: LittleHo
     assert status["next"] == f"deploy-clojars deploy {SECOND}"
     second.done("deploy", SECOND, "--yes")
     assert second.status["ok"]
+
+
+def test_a_journal_cut_back_into_the_first_deploy_takes_no_link_away(
+    new_light_host: NewHost,
+) -> None:
+    host = new_light_host()
+    host.done(FIRST, "--yes")
+    host.done(SECOND, "--yes")
+    journal = host.deploy / "journal.jsonl"
+    text = journal.read_text(encoding="utf-8")
+    end = text.index("\n", text.index('"flip"')) + 1
+    journal.write_text(text[:end], encoding="utf-8")
+    pids = (host.pid("primary"), host.pid("backup"))
+    result = host.done(SECOND, "--yes")
+    assert f"current is {SECOND} since, and stays so" in result.stderr
+    assert (host.pid("primary"), host.pid("backup")) == pids
+    assert host.status["ok"]
 
 
 def test_a_journal_of_100_000_lines_is_read_in_no_time(second: LittleHost) -> None:

@@ -11,7 +11,7 @@ import pytest
 from clojure_repository import ClojureRepository
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
-from little_host import LittleHost
+from little_host import LittleHost, wait_for
 from private_machine import INSIDE, mount, run
 
 pytestmark = pytest.mark.skipif(INSIDE not in os.environ, reason="only in a private machine")
@@ -131,6 +131,31 @@ def test_a_revert_and_a_rollback_on_a_full_disk(light_host: LittleHost) -> None:
     host.done("rollback", SECOND, "--yes")
     assert host.status["ok"]
     assert host.status["approved"] == SECOND
+
+
+def test_after_a_rollback_that_could_not_be_written_down_status_does_not_name_the_deploy(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    journal = str(host.deploy / "journal.jsonl")
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.types("yes")
+        wait_for(lambda: "no return" in [line["event"] for line in host.events], "the promotion")
+        # A full disk has room for some lines more in the journal's last block.
+        mount("--bind", journal, journal)
+        mount("-o", "remount,ro,bind", journal)
+        shown = terminal.ends(9)
+    assert f"{SECOND} is in production, but that could not be written down" in shown
+    assert host.status["next"].endswith(f"deploy {SECOND}")
+    host.done("rollback", FIRST, "--yes")
+    assert host.versions == (FIRST, FIRST)
+    assert host.status["next"].endswith(f"rollback {FIRST}")
+    mount("-o", "remount,rw,bind", journal)
+    host.done("rollback", FIRST, "--yes")
+    assert host.status["ok"]
+    assert host.versions == (FIRST, FIRST)
 
 
 @pytest.mark.parametrize("words", [(SECOND, "--yes"), ("rollback", SECOND, "--yes")])
