@@ -447,6 +447,7 @@ HALF_ROLLED_BACK = run("rollback", "B", past_return=True, ended=True, status=Sta
         (situation(CUT_OFF, current="B", backup_ok=False), ("rollback", "A")),
         (situation(CUT_OFF_PAST_RETURN, current="B"), ("deploy", "B")),
         (situation(run("rollback", "B", past_return=True), current="B"), ("rollback", "B")),
+        (situation(run("deploy", "A", past_return=True)), ("deploy", "A")),
         # It flips before it is past return: whoever put current back since went back for good.
         (situation(CUT_OFF_PAST_RETURN), ("rollback", "A")),
         # A rollback of which an instance did not come up is typed again.

@@ -200,7 +200,7 @@ class Situation:
             if cut_off.command != "deploy":
                 # `restart` is refused while a run is cut off; a rollback starts what it left down.
                 return "rollback", cut_off.version
-            if self.current != self.approved:
+            if self.current != self.approved or cut_off.version == self.approved:
                 return "deploy", cut_off.version
             # A deploy flips before it is past return: since then somebody went back, and could not
             # write it down.
