@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 MAIN = """
-import http.server, os, socketserver, sys, threading, time
+import os, socketserver, sys, threading, time
 from pathlib import Path
 
 # Python reads a zipapp and closes it; a JVM keeps its jar open, and so does this.
@@ -25,24 +25,24 @@ refused = Path(JAR.name + ".refused")
 if refused.exists() and os.environ["PORT"] in refused.read_text().split():
     sys.exit("refused to start")
 
-class Web(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
+# As much of HTTP as is asked of it; to import http.server takes longer than all else.
+class Web(socketserver.StreamRequestHandler):
+    def handle(self):
+        words = self.rfile.readline().decode().split(" ")
+        if len(words) != 3:
+            return
+        path = words[1]
+        while self.rfile.readline().strip():
+            pass
         body = VERSION.encode()
-        if self.path == "/pid":
+        if path == "/pid":
             body = str(os.getpid()).encode()
-        elif self.path.startswith("/slow?ms="):
-            ms = int(self.path.partition("=")[2])
+        elif path.startswith("/slow?ms="):
+            ms = int(path.partition("=")[2])
             print("answering in", ms, "ms", flush=True)
             time.sleep(ms / 1000)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET
-
-    def log_message(self, *words):
-        pass
+        head = f"HTTP/1.0 200 OK\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n"
+        self.wfile.write(head.encode() + body)
 
 class Nailgun(socketserver.BaseRequestHandler):
     def handle(self):
@@ -50,16 +50,13 @@ class Nailgun(socketserver.BaseRequestHandler):
         while self.request.recv(65536):
             pass
 
-class Server(http.server.ThreadingHTTPServer):
-    pass
-
 class Tcp(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
 tcp = Tcp(("127.0.0.1", int(os.environ["NAILGUN_PORT"])), Nailgun)
 threading.Thread(target=tcp.serve_forever, daemon=True).start()
-Server(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
+Tcp(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
 """
 
 

@@ -187,7 +187,8 @@ def rollback(
     """Go back to the release VERSION (default: the approved or the previous one)."""
     if version is not None:
         versions.checked(version)
-    from deploy_clojars import pipeline, steps
+    from deploy_clojars import rollback as command
+    from deploy_clojars import steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
@@ -195,7 +196,7 @@ def rollback(
         _show_result(dry.as_text(dry.rollback(settings.host(), settings.console(), version)))
         return
     steps.require_an_answer(yes)
-    pipeline.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
+    command.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
 
 
 @group.command()
@@ -207,7 +208,8 @@ def rollback(
 @click.pass_obj
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
-    from deploy_clojars import pipeline, steps
+    from deploy_clojars import restart as command
+    from deploy_clojars import steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
@@ -215,7 +217,7 @@ def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
         _show_result(dry.as_text(dry.restart(settings.host(), force=force)))
         return
     steps.require_an_answer(yes)
-    pipeline.restart_both(settings.host(), settings.console(), yes=yes, force=force)
+    command.restart_both(settings.host(), settings.console(), yes=yes, force=force)
 
 
 @group.command()

@@ -14,7 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from deploy_clojars import connections, signals
+from deploy_clojars import (
+    connections,
+    signals,
+    web,  # noqa: F401 # what asks the probe imports it late, for `status`' sake
+)
 from deploy_clojars import nginx as nginx_module
 from deploy_clojars.connections import Visitor
 from deploy_clojars.errors import DeployError, NotDrained
@@ -57,16 +61,16 @@ class Visits:
 def visits_at(web_ports: Sequence[int], nailgun_ports: Sequence[int]) -> Visits:
     """Looks at who is connected to an instance with these ports now."""
     table = connections.Table(*web_ports, *nailgun_ports)
-    web = [each for port in web_ports for each in table.visitors(port)]
-    nailgun = [each for port in nailgun_ports for each in table.visitors(port)]
+    at_web = [each for port in web_ports for each in table.visitors(port)]
+    at_nailgun = [each for port in nailgun_ports for each in table.visitors(port)]
     ended = map(table.seconds_since_one_ended, web_ports)
     since = min((seconds for seconds in ended if seconds is not None), default=math.inf)
-    if not web and not nailgun:
+    if not at_web and not at_nailgun:
         return Visits(since)
     own = nginx_module.own_processes()
-    requests = visitors_from(own, web)
-    through_nginx = visitors_from(own, nailgun)
-    others = [each for each in (*web, *nailgun) if each not in (*requests, *through_nginx)]
+    requests = visitors_from(own, at_web)
+    through_nginx = visitors_from(own, at_nailgun)
+    others = [each for each in (*at_web, *at_nailgun) if each not in (*requests, *through_nginx)]
     return Visits(since, tuple(requests), tuple(through_nginx), tuple(others))
 
 

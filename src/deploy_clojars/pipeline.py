@@ -1,6 +1,6 @@
-"""Deploy and rollback, from top to bottom as they happen.
+"""Deploy, from top to bottom as it happens.
 
-Everything that they need is imported here, before the lock is taken: an upgrade of the package
+Everything that it needs is imported here, before the lock is taken: an upgrade of the package
 while the question is open must not break the revert.
 """
 
@@ -11,16 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from deploy_clojars import (
-    build,
-    checkout,
-    drain,
-    jars,
-    preflight,
-    prune,
-    signals,
-    web,  # noqa: F401 # what uses it imports it late
-)
+from deploy_clojars import build, checkout, drain, jars, preflight, prune, signals
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Mirror
 from deploy_clojars.console import Console
@@ -36,14 +27,7 @@ from deploy_clojars.errors import (
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Observation
 from deploy_clojars.question import Watch, question_page
-from deploy_clojars.restart import ask_to_restart, start_each_anew
 from deploy_clojars.revert import revert_a_run_that_was_cut_off, reverted_on_failure
-from deploy_clojars.rollback import (
-    ask_to_roll_back,
-    refuse_an_unreadable_journal,
-    roll_back,
-    target_of_rollback,
-)
 from deploy_clojars.run import Run, make_directory, started
 from deploy_clojars.steps import (
     asked,
@@ -77,50 +61,6 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
             refuse_a_backup_that_failed_meanwhile(run, version, backup)
             promote(run, version, backup, force=force)
         prune.after_promotion(run)
-
-
-def rollback(
-    host: Host, console: Console, version: str | None, *, yes: bool, why: str | None
-) -> None:
-    """Puts a release that is there back into production. Raises DeployError."""
-    with started(host, console, "rollback", version) as run:
-        run.reason = why
-        drain.clear_stale_flag(run)
-        look = preflight.ready_to_restart(host)
-        refuse_an_unreadable_journal(console, look, version)
-        target = run.version = target_of_rollback(host, look, version)
-        if look.history.unfinished is None and is_settled_on(look, target):
-            if host.nginx.flag_is_set:
-                raise DeployError(f"the drain flag {host.nginx.flag} is still there")
-            console.say(f"{target} is current, approved and runs on both instances already")
-            return
-        restart_failed = host.situation(look, locked=False).failed_restart
-        ask_to_roll_back(run, look, target, yes=yes)
-        if host.way_back(look) == look.approved:
-            look = revert_a_run_that_was_cut_off(run) or look
-        signals.check()
-        run.journal_may_fail = True
-        run.begin(look)
-        run.state_on_failure = ""
-        with signals.seen_through(seen_through_notice(run, restarts=2)):
-            roll_back(run, look, target, why)
-        if restart_failed:
-            # Only what was down has the new settings now.
-            console.warn(f"the restart before this is not done: {host.command('restart')}")
-
-
-def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> None:
-    """Starts both instances anew on the approved release. Raises DeployError."""
-    with started(host, console, "restart", None) as run:
-        drain.clear_stale_flag(run)
-        look, approved = preflight.of_restart(host)
-        run.version = approved
-        ask_to_restart(run, look, approved, yes=yes, force=force)
-        signals.check()
-        run.begin(look)
-        run.state_on_failure = ""
-        with signals.seen_through(seen_through_notice(run, restarts=2)):
-            start_each_anew(run, approved, force=force)
 
 
 def prune_releases(host: Host, console: Console) -> None:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from deploy_clojars import decisions, drain
+from deploy_clojars import decisions, drain, preflight, signals
+from deploy_clojars.console import Console
 from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
-from deploy_clojars.host import Look
+from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, PRIMARY, Role
-from deploy_clojars.run import Run
-from deploy_clojars.steps import asked, restart
+from deploy_clojars.run import Run, started
+from deploy_clojars.steps import asked, restart, seen_through_notice
+
+
+def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> None:
+    """Starts both instances anew on the approved release. Raises DeployError."""
+    with started(host, console, "restart", None) as run:
+        drain.clear_stale_flag(run)
+        look, approved = preflight.of_restart(host)
+        run.version = approved
+        ask_to_restart(run, look, approved, yes=yes, force=force)
+        signals.check()
+        run.begin(look)
+        run.state_on_failure = ""
+        with signals.seen_through(seen_through_notice(run, restarts=2)):
+            start_each_anew(run, approved, force=force)
 
 
 def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool) -> None:

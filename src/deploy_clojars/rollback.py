@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
-from deploy_clojars import decisions, drain, jars
+from deploy_clojars import decisions, drain, jars, preflight, signals
 from deploy_clojars.console import Console
 from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import Host, Look
 from deploy_clojars.instances import BACKUP, Role
-from deploy_clojars.revert import restart_what_is_not_healthy
-from deploy_clojars.run import Run, where_the_host_stands
-from deploy_clojars.steps import DATA_STAYS, asked, flip, restart
+from deploy_clojars.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
+from deploy_clojars.run import Run, started, where_the_host_stands
+from deploy_clojars.steps import (
+    DATA_STAYS,
+    asked,
+    flip,
+    is_settled_on,
+    restart,
+    seen_through_notice,
+)
+
+
+def rollback(
+    host: Host, console: Console, version: str | None, *, yes: bool, why: str | None
+) -> None:
+    """Puts a release that is there back into production. Raises DeployError."""
+    with started(host, console, "rollback", version) as run:
+        run.reason = why
+        drain.clear_stale_flag(run)
+        look = preflight.ready_to_restart(host)
+        refuse_an_unreadable_journal(console, look, version)
+        target = run.version = target_of_rollback(host, look, version)
+        if look.history.unfinished is None and is_settled_on(look, target):
+            if host.nginx.flag_is_set:
+                raise DeployError(f"the drain flag {host.nginx.flag} is still there")
+            console.say(f"{target} is current, approved and runs on both instances already")
+            return
+        restart_failed = host.situation(look, locked=False).failed_restart
+        ask_to_roll_back(run, look, target, yes=yes)
+        if host.way_back(look) == look.approved:
+            look = revert_a_run_that_was_cut_off(run) or look
+        signals.check()
+        run.journal_may_fail = True
+        run.begin(look)
+        run.state_on_failure = ""
+        with signals.seen_through(seen_through_notice(run, restarts=2)):
+            roll_back(run, look, target, why)
+        if restart_failed:
+            # Only what was down has the new settings now.
+            console.warn(f"the restart before this is not done: {host.command('restart')}")
 
 
 def refuse_an_unreadable_journal(console: Console, look: Look, version: str | None) -> None:
