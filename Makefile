@@ -12,7 +12,7 @@ test: $(VENV)/test tools  ## everything: style, types, and all tests on the real
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 4 --dist worksteal
+	$(VENV)/bin/pytest -n 6 --dist worksteal
 
 # The tool hit by signals at random instants, N times; SEED repeats what a failure names. It takes
 # the ports of a tenth worker, so that the tests can run beside it.

@@ -16,6 +16,7 @@ from conftest import Clojure, NewHost
 from little_host import LittleHost, wait_for
 from programs import require_program
 from system import lives
+from zip_application import zip_jar
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
@@ -170,11 +171,16 @@ def test_an_old_process_that_kept_the_port_is_not_taken_for_the_new_release(
     assert host.status["ok"]
 
 
-def test_a_project_version_that_differs_from_the_tag_is_a_warning(host: LittleHost) -> None:
-    result = host.run(Tags.OTHER_VERSION, "--yes")
-    assert result.returncode == 0, result.stderr
+def test_a_project_version_that_differs_from_the_tag_is_a_warning(
+    light_host: LittleHost, repository: Tags, tmp_path: Path
+) -> None:
+    host = light_host
+    jar = zip_jar("0.3.4", repository.commit(Tags.OTHER_VERSION), tmp_path)
+    host.write_config(build=f'uberjar = "mkdir target && cp {jar} target"')
+    result = host.done(Tags.OTHER_VERSION, "--yes")
     assert f"warning: the jar says 0.3.4, the tag is {Tags.OTHER_VERSION}" in result.stderr
-    assert host.versions == (Tags.OTHER_VERSION, Tags.OTHER_VERSION)
+    assert host.current == f"clojars-web-{Tags.OTHER_VERSION}-standalone.jar"
+    assert host.status["ok"]
 
 
 def test_a_tag_without_project_clj_names_the_keys_to_set(
