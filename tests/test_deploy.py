@@ -176,7 +176,7 @@ def test_a_project_version_that_differs_from_the_tag_is_a_warning(
 ) -> None:
     host = light_host
     jar = zip_jar("0.3.4", repository.commit(Tags.OTHER_VERSION), tmp_path)
-    host.write_config(build=f'uberjar = "mkdir target && cp {jar} target"')
+    host.write_config(build=f'test = "true"\nuberjar = "mkdir target && cp {jar} target"')
     result = host.done(Tags.OTHER_VERSION, "--yes")
     assert f"warning: the jar says 0.3.4, the tag is {Tags.OTHER_VERSION}" in result.stderr
     assert host.current == f"clojars-web-{Tags.OTHER_VERSION}-standalone.jar"
