@@ -50,6 +50,7 @@ def environment(home: Path) -> dict[str, str]:
     return {
         "PATH": f"{TOOLS}:{os.environ['PATH']}",
         "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home),  # or fish leaves a directory in /tmp
         "TERM": "dumb",
         "DEPLOY_CLOJARS_CONFIG": str(home / "deploy-clojars.toml"),
         "LC_ALL": "C.UTF-8",

@@ -104,6 +104,13 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def start_sleeping(upstart: Upstart, job: str) -> None:
+    """Starts a job whose program ends with `exec sleep`, and waits until the shell has read it."""
+    call(upstart, "start", job)
+    pid = running_pid(upstart, job)
+    wait_for(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n", f"{job} sleeps")
+
+
 def written_pid(path: Path) -> int:
     """The PID that a job's process wrote to `path`, once it is there whole."""
     wait_for(lambda: path.exists() and path.read_text().endswith("\n"), f"a PID in {path}")
@@ -213,7 +220,7 @@ def test_restart_to_a_program_that_dies_at_once_succeeds(upstart: Upstart, direc
     program = directory / "program"
     write_program(program, "exec sleep 1000")
     upstart.install("prog", f"exec {program}\n")
-    call(upstart, "start", "prog")
+    start_sleeping(upstart, "prog")
     write_program(program, "exit 1")
     answer = call(upstart, "restart", "prog")
     assert re.fullmatch(r"prog start/running, process \d+\n", answer.output)
@@ -227,7 +234,7 @@ def test_restart_without_the_program_file_leaves_the_job_stopped(
     program = directory / "program"
     write_program(program, "exec sleep 1000")
     upstart.install("prog", f"respawn\nexec {program}\n")
-    call(upstart, "start", "prog")
+    start_sleeping(upstart, "prog")
     program.unlink()
     assert call(upstart, "restart", "prog") == ("", "restart: Job failed to restart\n", 1)
     assert call(upstart, "status", "prog") == ("prog stop/waiting\n", "", 0)
