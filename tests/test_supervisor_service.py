@@ -52,7 +52,7 @@ class Supervisord:
         configuration = directory / "supervisord.conf"
         configuration.write_text(
             f"[unix_http_server]\nfile={self.path}\n"
-            f"[supervisord]\nlogfile={directory}/log\npidfile={directory}/pid\n"
+            f"[supervisord]\nlogfile={directory}/log\npidfile={directory}/pid\nchildlogdir={directory}\n"
             "[rpcinterface:supervisor]\n"
             "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n"
             f"[include]\nfiles={directory}/*.program\n"
