@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from torture.hits import EVERY, Hit
-from torture.rig import COMMANDS, DECLINED, DEPLOY, MANAGERS, Rig
-
-
-class Rigs:
-    """A host for each service manager, hit by all of this worker's tests."""
-
-    def __init__(self, new_directory: Callable[[str], Path]) -> None:
-        self._new_directory = new_directory
-        self._made: dict[str, tuple[Rig, ExitStack]] = {}
-
-    def of(self, manager: str) -> Rig:
-        """The host at work, or a new one."""
-        if manager not in self._made:
-            stack = ExitStack()
-            rig = stack.enter_context(Rig.made(self._new_directory(manager), manager))
-            self._made[manager] = rig, stack
-        return self._made[manager][0]
-
-    def throw_away(self, *managers: str) -> None:
-        """Ends the hosts; what was broken on one must not break the tests that come after."""
-        for manager in managers:
-            if manager in self._made:
-                self._made.pop(manager)[1].close()
+from torture.rig import COMMANDS, DECLINED, DEPLOY, MANAGERS, Rigs
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +16,7 @@ def rigs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rigs]:
     try:
         yield rigs
     finally:
-        rigs.throw_away(*MANAGERS)
+        rigs.throw_away()
 
 
 @pytest.mark.parametrize("hit", EVERY, ids=str)

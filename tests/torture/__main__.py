@@ -11,11 +11,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 from torture.hits import any_hit
-from torture.rig import COMMANDS, MANAGERS, Rig
+from torture.rig import COMMANDS, MANAGERS, Rigs
 
 HITS_PER_HOST = 100
 
@@ -25,29 +24,20 @@ class Torture:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._stack = ExitStack()
-        self._rigs: dict[str, Rig] = {}
-        self._made = 0
+        self._rigs = Rigs(self._new_directory)
         self.statuses: Counter[int] = Counter()
 
-    def rig(self, manager: str) -> Rig:
-        """The rig at work, or a new one."""
-        if manager not in self._rigs:
-            self._made += 1
-            directory = self._directory / f"{manager}-{self._made}"
-            directory.mkdir()
-            self._rigs[manager] = self._stack.enter_context(Rig.made(directory, manager))
-        return self._rigs[manager]
+    def _new_directory(self, manager: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix=f"{manager}-", dir=self._directory))
 
     def throw_away(self) -> None:
         """Ends the hosts; the next hits get new ones."""
-        self._rigs = {}
-        self._stack.close()
+        self._rigs.throw_away()
 
     def hit(self, seed: str) -> str:
         """Deals one hit and returns what it was. Raises AssertionError for a violation."""
         dice = random.Random(seed)
-        rig = self.rig(dice.choice(MANAGERS))
+        rig = self._rigs.of(dice.choice(MANAGERS))
         command = dice.choice(COMMANDS)
         hit = any_hit(dice)
         what = f"{command}: {hit}"

@@ -6,8 +6,8 @@ import json
 import random
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,28 @@ class Rig:
         self._releases.judge_all()
         violations = [*self._releases.violations, *self._site.violations]
         assert violations == [], "; ".join(violations)
+
+
+class Rigs:
+    """A rig for each service manager, made when it is wanted."""
+
+    def __init__(self, new_directory: Callable[[str], Path]) -> None:
+        self._new_directory = new_directory
+        self._made: dict[str, tuple[Rig, ExitStack]] = {}
+
+    def of(self, manager: str) -> Rig:
+        """The rig at work, or a new one."""
+        if manager not in self._made:
+            stack = ExitStack()
+            rig = stack.enter_context(Rig.made(self._new_directory(manager), manager))
+            self._made[manager] = rig, stack
+        return self._made[manager][0]
+
+    def throw_away(self, *managers: str) -> None:
+        """Ends these hosts, or all; what was broken on one must not break the hits that come after."""
+        for manager in managers or MANAGERS:
+            if manager in self._made:
+                self._made.pop(manager)[1].close()
 
 
 def heed_signals() -> None:
