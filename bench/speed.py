@@ -21,11 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from clojure_jars import build_jar, lein_environment, write_lein_home
 from clojure_repository import ClojureRepository as Tags
-from clojure_repository import make_repository
 from little_host import LittleHost, wait_for
-from standin.upstart import Upstart
+from playground import clojure_host
 
 ROUNDS = 5
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
@@ -262,12 +260,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     with tempfile.TemporaryDirectory(prefix="speed-") as scratch:
         directory = Path(scratch)
-        repository = make_repository(directory / "clojars-web")
-        lein_home = write_lein_home(directory / "lein")
-        environment = lein_environment(lein_home)
-        with Upstart.started(directory / "upstart") as upstart:
-            host = LittleHost(directory / "host", upstart, repository.url, environment)
-            host.serving(FIRST, build_jar(repository, FIRST, directory / "jars", lein_home))
+        with clojure_host(directory) as (host, repository):
             print(f"medians of {rounds}; {os.cpu_count()} cores")
             add_history(repository.directory)
             start(host, rounds)

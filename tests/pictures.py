@@ -15,15 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import rich._export_format
-from clojure_jars import build_jar, lein_environment, write_lein_home
 from clojure_repository import ClojureRepository as Tags
-from clojure_repository import make_repository
 from front import in_front_of
 from little_host import PROMPT, LittleHost, wait_for, without_escapes
+from playground import clojure_host
 from programs import require_program
 from rich.console import Console
 from rich.text import Text
-from standin.upstart import Upstart
 
 PICTURES = Path(__file__).parents[1] / "docs/pictures"
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
@@ -146,21 +144,15 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pictures-") as name:
         scratch = Path(name)
-        repository = make_repository(scratch / "clojars-web")
-        lein_home = write_lein_home(scratch / "lein")
-        environment = lein_environment(lein_home) | as_from("https://github.com/clojars/", scratch)
-        with Upstart.started(scratch / "upstart") as upstart:
-            host = LittleHost(
-                scratch / "host",
-                upstart,
-                "https://github.com/clojars/clojars-web",
-                environment,
-                {
-                    "instances.primary": 'url = "http://clojars.org:8001/"',
-                    "instances.backup": 'url = "http://clojars.org:8002/"',
-                },
-            )
-            host.serving(FIRST, build_jar(repository, FIRST, scratch / "jars", lein_home))
+        with clojure_host(
+            scratch,
+            "https://github.com/clojars/clojars-web",
+            as_from("https://github.com/clojars/", scratch),
+            {
+                "instances.primary": 'url = "http://clojars.org:8001/"',
+                "instances.backup": 'url = "http://clojars.org:8002/"',
+            },
+        ) as (host, _):
             # A run before, so that the next one knows how long its steps take.
             host.done(SECOND, "--yes")
             host.done("rollback", FIRST, "--yes", "-m", "uploads by scp are refused")
