@@ -61,10 +61,8 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """A directory for sandboxes. All that runs in it is ended."""
     place = tmp_path.resolve()
     yield place
-    for process in [*marked(place), *nginx_in(place)]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    wait_for(lambda: not marked(place) and not nginx_in(place), "all processes are gone")
+    # Looked for again and again: one that was starting another is not seen to have done so.
+    wait_for(lambda: not killed_in(place), "all processes are gone")
 
 
 @pytest.fixture
@@ -103,6 +101,15 @@ def marked(directory: Path) -> list[psutil.Process]:
             mark = process.environ().get(MARK, "")
             if Path(mark).is_relative_to(directory) and lives(process.pid):
                 found.append(process)
+    return found
+
+
+def killed_in(directory: Path) -> list[psutil.Process]:
+    """Kills the processes of all sandboxes in a directory, and returns those that were there."""
+    found = [*marked(directory), *nginx_in(directory)]
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     return found
 
 
@@ -540,9 +547,7 @@ def test_after_a_crash_of_supervisord_its_orphans_end_with_the_next_start_or_sto
 
 
 def test_after_a_reboot_a_stranger_with_the_pid_of_supervisord_lives_on(empty: Little) -> None:
-    for process in marked(empty.directory):
-        process.kill()
-    wait_for(lambda: not marked(empty.directory), "all is gone")
+    wait_for(lambda: not killed_in(empty.directory), "all is gone")
     assert (empty.directory / "supervisor.sock").exists()
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         try:
