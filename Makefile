@@ -3,6 +3,10 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
+# Installed by pip the tool has its bytecode. Here it would be compiled at every start, which is
+# neither what the tests mean nor what the bench is to measure.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test torture load bench bench-growth pictures tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough

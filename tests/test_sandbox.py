@@ -704,12 +704,12 @@ def test_what_a_killed_supervisord_leaves_of_nginx_ends_too(serving: Little) -> 
         skip_or_fail("not installed: nginx")
     record = json.loads((serving.directory / "sandbox.json").read_text())
     port = record["ports"]["site"]
-    wait_for(lambda: connections.listening_sockets(port), "nginx listens")
+    wait_for(lambda: connections.listeners(port)[port], "nginx listens")
     for process in marked(serving.directory):
         if "supervisor.supervisord" in process.cmdline():
             process.kill()
     serving.stop()
-    assert not connections.listening_sockets(port)
+    assert not connections.listeners(port)[port]
 
 
 def test_the_shell_s_variables_do_not_reach_the_instances(empty: Little) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,6 +27,8 @@ DEATHS = 2
 WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
 ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+Listeners = Mapping[int, Sequence[connections.Row]]  # by port
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,10 @@ class Instance:
     def _with_process(self, job: Job, tree: processes.Tree | None) -> Observation:
         if tree is None:
             # Whoever has the ports of a stopped instance keeps it from coming up.
-            strangers = self._strangers(frozenset()) if job.state == "stopped" else ()
+            strangers = _strangers(self._listeners()) if job.state == "stopped" else ()
             return Observation(self.role, self.job, job.state, job.said, strangers=strangers)
-        foreign_ports = self._foreign_ports(tree) if tree.visible else ()
+        listeners = self._listeners() if tree.visible else {}
+        foreign_ports = tuple(_foreign_ports(listeners, tree.sockets))
         versions, others = self._what_is_open(tree)
         return Observation(
             role=self.role,
@@ -186,7 +189,7 @@ class Instance:
             open_releases=frozenset(versions),
             visible=tree.visible,
             foreign_ports=foreign_ports,
-            strangers=self._strangers(tree.sockets) if foreign_ports else (),
+            strangers=_strangers(listeners, tree.sockets) if foreign_ports else (),
         )
 
     def _what_is_open(self, tree: processes.Tree) -> tuple[list[str], list[str]]:
@@ -205,28 +208,9 @@ class Instance:
                 others.append(file.name)
         return versions, others
 
-    def _foreign_ports(self, tree: processes.Tree) -> tuple[int, ...]:
-        """Local health ports on which not every listening socket is the process tree's."""
-        foreign = []
-        for port in self._local_ports(*ALL_SCHEMES):
-            listening = connections.listening_sockets(port)
-            if not listening or listening - tree.sockets:
-                foreign.append(port)
-        return tuple(foreign)
-
-    def _strangers(self, own: frozenset[int]) -> tuple[Listener, ...]:
-        """The processes that listen on the local health ports and are not the instance's own."""
-        ports = self._local_ports(*ALL_SCHEMES)
-        rows = [(port, row) for port in ports for row in connections.listeners(port)]
-        rows = [(port, row) for port, row in rows if row.inode not in own]
-        pids = processes.having({row.inode for _, row in rows})
-        found = {
-            (port, row.uid, pids.get(row.inode)): Listener(
-                port, row.uid, pids.get(row.inode), _command(pids.get(row.inode))
-            )
-            for port, row in rows
-        }
-        return tuple(found.values())
+    def _listeners(self) -> Listeners:
+        """Who listens on its local health ports, at one moment."""
+        return connections.listeners(*self._local_ports(*ALL_SCHEMES))
 
     def restart(self) -> None:
         """Asks for a restart, or a start if it is stopped. Raises NotHealthy (6)."""
@@ -311,6 +295,26 @@ class Instance:
             lines.append(f"job: {observation.said}")
         log = self._services.last_log_lines(self.job)
         return "\n".join([*lines, *([f"the end of its log:\n{log}"] if log else [])])
+
+
+def _foreign_ports(listeners: Listeners, own: frozenset[int]) -> Iterator[int]:
+    """The ports on which not every listening socket is the instance's own, or none listens."""
+    for port, rows in listeners.items():
+        if not rows or {row.inode for row in rows} - own:
+            yield port
+
+
+def _strangers(listeners: Listeners, own: frozenset[int] = frozenset()) -> tuple[Listener, ...]:
+    """The processes that listen and are not the instance's own."""
+    rows = [(port, row) for port in listeners for row in listeners[port] if row.inode not in own]
+    pids = processes.having({row.inode for _, row in rows})
+    found = {
+        (port, row.uid, pids.get(row.inode)): Listener(
+            port, row.uid, pids.get(row.inode), _command(pids.get(row.inode))
+        )
+        for port, row in rows
+    }
+    return tuple(found.values())
 
 
 def _command(pid: int | None) -> str:

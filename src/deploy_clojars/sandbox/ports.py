@@ -28,7 +28,7 @@ def chosen(old: Ports | None = None) -> Ports:
 
 def is_free(port: int) -> bool:
     """Whether nobody listens on the port, on whatever address, and an instance could."""
-    if connections.listening_sockets(port):
+    if connections.listeners(port)[port]:
         return False
     with socket.socket() as probe:
         # As the instances do: connections that were closed lately are no obstacle.
