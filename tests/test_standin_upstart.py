@@ -1,4 +1,4 @@
-"""The stand-in for Upstart answers as the real one did when it was measured (facts/upstart.md)."""
+"""The stand-in for Upstart answers as the real one, measured, did (standin/upstart.md)."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def write_program(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-# The table of facts/upstart.md, row by row
+# The table of standin/upstart.md, row by row
 
 
 def test_status_of_a_running_job(upstart: Upstart) -> None:

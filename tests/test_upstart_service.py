@@ -1,4 +1,4 @@
-"""Upstart's four programs, told what the real ones were measured to say (facts/upstart.md)."""
+"""Upstart's four programs, told what the real ones were measured to say (standin/upstart.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A stand-in for Upstart 1.13.2, which no current Debian has: real processes, its very texts.
 
-What it says and does is what `facts/upstart.md` measured; "fact N" and "row" mean that page. Where
-that page is silent the code follows Upstart's published state machine and says "not measured".
+What it says and does is what `upstart.md` beside it has as measured; "fact N" and "row" mean that
+page. Where it is silent the code follows Upstart's published state machine and says "not measured".
 
     with Upstart.started(directory) as upstart:
         upstart.install("clojars", "exec /usr/bin/java -jar /home/clojars/current.jar")
