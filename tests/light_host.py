@@ -15,7 +15,7 @@ def make_light_host(
 ) -> LittleHost:
     """Makes the host in `directory`; `options` are further TOML lines, by table."""
     jars = directory / "jars"
-    # Every look costs what a real service manager's answer does not: the start of a Python.
+    # Quick, but not so quick that a busy machine does nothing but look.
     options = {"health": "settle = 0.2\ninterval = 0.2", **options}
     host = LittleHost(
         directory / "host",
@@ -27,7 +27,7 @@ def make_light_host(
             f'uberjar = "mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"',
             **options,
         },
-        launcher=f"{sys.executable} -I",
+        launcher=f"{sys.executable} -IS",
     )
     for tag in repository.git("tag").split():
         zip_jar(tag, repository.commit(tag), jars)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -275,8 +276,9 @@ class Little:
     @property
     def supervisord(self) -> psutil.Process:
         """Its supervisord."""
-        [found] = [each for each in marked(self.directory) if is_supervisord(each)]
-        return found
+        found = [each for each in marked(self.directory) if is_supervisord(each)]
+        # What it forks is, for a moment, still called as it is.
+        return min(found, key=psutil.Process.create_time)
 
     def crash(self) -> None:
         """Kills supervisord alone; the instances run on and nobody watches them."""
@@ -498,6 +500,15 @@ def test_whatever_the_umask_nobody_else_can_change_or_drive_it(place: Path) -> N
     assert sandbox.stop(place / "sandbox")[0].startswith("stopped: PID ")
 
 
+def test_beside_a_sandbox_whose_instances_never_started_no_port_of_theirs_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(random, "sample", lambda choices, count: list(choices))
+    first = chosen()
+    with socket.create_server(("127.0.0.1", first.site)):
+        assert not set(first.all) & set(chosen().all)
+
+
 def test_a_port_that_somebody_has_taken_meanwhile_is_chosen_anew(empty: Little) -> None:
     empty.stop()
     old = empty.ports
@@ -705,9 +716,7 @@ def test_what_a_killed_supervisord_leaves_of_nginx_ends_too(serving: Little) -> 
     record = json.loads((serving.directory / "sandbox.json").read_text())
     port = record["ports"]["site"]
     wait_for(lambda: connections.listeners(port)[port], "nginx listens")
-    for process in marked(serving.directory):
-        if "supervisor.supervisord" in process.cmdline():
-            process.kill()
+    serving.crash()
     serving.stop()
     assert not connections.listeners(port)[port]
 
@@ -723,10 +732,7 @@ def test_a_start_while_a_run_is_at_work_leaves_the_instances_to_it(serving: Litt
     lock_file = serving.directory / "home" / "deploy" / "lock"
     lock_file.parent.mkdir(exist_ok=True)
     with lock.held(lock_file, lock.Holder(pid=os.getpid(), command="deploy", version="0.2.0")):
-        for process in marked(serving.directory):
-            if "supervisor.supervisord" in process.cmdline():
-                process.kill()
-                process.wait(10)  # until then it is a zombie, and one more
+        serving.crash()
         before = marked(serving.directory)
         assert "locked: deploy 0.2.0" in serving.fails(3)
         assert marked(serving.directory) == before

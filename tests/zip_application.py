@@ -11,7 +11,6 @@ from pathlib import Path
 
 MAIN = """
 import os, socketserver, sys, threading, time
-from pathlib import Path
 
 # Python reads a zipapp and closes it; a JVM keeps its jar open, and so does this.
 JAR = open(os.path.realpath(sys.argv[0]), "rb")
@@ -21,8 +20,8 @@ sys.path[0] = JAR.name
 from release import VERSION
 
 # A file beside the release names the ports that it does not start on.
-refused = Path(JAR.name + ".refused")
-if refused.exists() and os.environ["PORT"] in refused.read_text().split():
+refused = JAR.name + ".refused"
+if os.path.exists(refused) and os.environ["PORT"] in open(refused).read().split():
     sys.exit("refused to start")
 
 # As much of HTTP as is asked of it; to import http.server takes longer than all else.

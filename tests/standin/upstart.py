@@ -27,7 +27,6 @@ import os
 import pwd
 import re
 import resource
-import secrets
 import selectors
 import signal
 import socket
@@ -1218,7 +1217,7 @@ class Upstart:
         for folder in (self.bin, self.jobs, self.logs):
             folder.mkdir(parents=True)
             folder.chmod(0o755)
-        self._marker = secrets.token_hex(8)
+        self._marker = os.urandom(8).hex()
         # An abstract address: no file that stays behind, no limit of 108 bytes on a path, and
         # open to every user, as Upstart's own /com/ubuntu/upstart is.
         address = f"/standin/upstart/{self._marker}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Collection
 
 from deploy_clojars import connections
 from deploy_clojars.errors import DeployError
@@ -13,15 +12,17 @@ from deploy_clojars.sandbox.place import Pair, Ports
 # Below the range from which the kernel takes the ports of outgoing connections (32768 and up): one
 # of those could have the port in the moment in which an instance is restarted.
 CHOICE = range(20000, 30000)
+# Neighbours, so that two sandboxes share none: nginx has its two from the start on, but an instance
+# that was never started has its own in a file alone, where the next sandbox would not see it.
+BLOCK = 6
 
 
 def chosen(old: Ports | None = None) -> Ports:
     """Six free ports: the old ones, or others for those that are taken. Raises DeployError (1)."""
-    kept = [port if is_free(port) else None for port in old.all] if old else [None] * 6
-    avoided = old.all if old else ()
-    ports: list[int] = []
-    for port in kept:
-        ports.append(port if port is not None else _a_free_one([*avoided, *ports]))
+    ports = old.all if old else tuple(_free_block())
+    if not all(map(is_free, ports)):
+        pairs = zip(ports, _free_block(), strict=True)
+        ports = tuple(port if is_free(port) else other for port, other in pairs)
     web, nailgun, backup_web, backup_nailgun, site, probe = ports
     return Ports(Pair(web, nailgun), Pair(backup_web, backup_nailgun), site, probe)
 
@@ -40,8 +41,10 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _a_free_one(avoided: Collection[int]) -> int:
-    for port in random.sample(CHOICE, len(CHOICE)):
-        if port not in avoided and is_free(port):
-            return port
-    raise DeployError(f"no free port on 127.0.0.1 from {CHOICE.start} to {CHOICE.stop - 1}")
+def _free_block() -> range:
+    starts = range(CHOICE.start, CHOICE.stop - BLOCK + 1, BLOCK)
+    for start in random.sample(starts, len(starts)):
+        block = range(start, start + BLOCK)
+        if all(map(is_free, block)):
+            return block
+    raise DeployError(f"no {BLOCK} free ports on 127.0.0.1 from {CHOICE.start} to {CHOICE.stop}")
