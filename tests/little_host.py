@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import pexpect
 
-from deploy_clojars.sandbox.ports import is_free
+from deploy_clojars.sandbox.ports import free
 
 ETC = Path(__file__).parents[1] / "etc"
 PROMPT = "[yes/no] "
@@ -46,7 +46,10 @@ PORTS = itertools.cycle(range(10000 + 1000 * (WORKER % 10), 11000 + 1000 * (WORK
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, and that no other test will take for a while."""
-    return list(itertools.islice(filter(is_free, PORTS), count))
+    found: list[int] = []
+    while len(found) < count:
+        found += free(*itertools.islice(PORTS, count - len(found)))
+    return found
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:

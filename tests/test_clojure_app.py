@@ -26,6 +26,7 @@ from clojure_jars import (
     write_lein_home,
 )
 from clojure_repository import ClojureRepository, make_repository
+from little_host import free_ports, wait_for
 from programs import require_program
 
 DEADLINE = 30.0  # seconds that anything may take on a busy machine
@@ -213,7 +214,7 @@ def test_nothing_of_a_build_outlives_its_time_limit(
         run_lein("uberjar", checkout=tmp_path, lein_home=tmp_path, timeout=1)
 
     child = int((tmp_path / "child").read_text())
-    wait_until(lambda: not is_running(child))
+    wait_for(lambda: not is_running(child), "its child has ended", DEADLINE)
 
 
 # Running it
@@ -306,7 +307,7 @@ def test_a_good_tag_serves_its_version_on_both_ports(
 ) -> None:
     upload_log = tmp_path / "uploads.log"
     instance = start(repository.FIRST, UPLOAD_LOG=str(upload_log))
-    wait_until(instance.serves)
+    wait_for(instance.serves, "it serves", DEADLINE)
 
     assert "<h1>Clojars 0.1.0</h1>" in instance.get("/")
     assert instance.get("/version") == "0.1.0"
@@ -326,7 +327,7 @@ def test_both_ports_are_open_to_this_machine_only(
     repository: ClojureRepository, start: StartInstance
 ) -> None:
     instance = start(repository.FIRST)
-    wait_until(instance.serves)
+    wait_for(instance.serves, "it serves", DEADLINE)
 
     listening = {
         (connection.laddr.ip, connection.laddr.port)
@@ -373,7 +374,7 @@ def test_it_serves_and_dies_after_three_seconds(
     repository: ClojureRepository, start: StartInstance
 ) -> None:
     instance = start(repository.DIES)
-    wait_until(instance.serves)
+    wait_for(instance.serves, "it serves", DEADLINE)
     served = time.monotonic()
 
     assert instance.get("/version") == "0.3.3-dies"
@@ -385,11 +386,15 @@ def test_it_lives_on_without_a_web_server_when_its_port_is_taken(
     repository: ClojureRepository, start: StartInstance
 ) -> None:
     old = start(repository.FIRST)
-    wait_until(old.serves)
+    wait_for(old.serves, "the old one serves", DEADLINE)
 
     new = start(repository.CANNOT_BIND, web=old.web)
 
-    wait_until(lambda: new.has_printed("No web server: Failed to bind to"))
+    wait_for(
+        lambda: new.has_printed("No web server: Failed to bind to"),
+        "it says that it has no web server",
+        DEADLINE,
+    )
     assert new.upload(b"") == "nailgun 0.3.4-cannot-bind\n"
     assert new.get("/version") == "0.1.0"
     assert new.get("/pid") == str(old.process.pid)
@@ -410,29 +415,16 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that the kernel says are free, all asked for at once so that no two are the same."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {DEADLINE:.0f} s"
-        time.sleep(0.02)
-
-
 @contextmanager
 def slow_request_in_flight(instance: Instance, ms: int) -> Iterator[Future[str]]:
     """A request that the application has begun to handle, and its answer."""
-    wait_until(instance.serves)
+    wait_for(instance.serves, "it serves", DEADLINE)
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(instance.get, f"/slow?ms={ms}")
-        wait_until(lambda: instance.has_printed(f"answering in {ms} ms"))
+        wait_for(
+            lambda: instance.has_printed(f"answering in {ms} ms"),
+            "it has begun to answer",
+            DEADLINE,
+        )
         assert not answer.done()
         yield answer

@@ -7,16 +7,31 @@ import resource
 import signal
 
 import pytest
+from built_releases import built, promoted, written_down
 from clojure_repository import ClojureRepository as Tags
 from conftest import Clojure, NewHost
 from little_host import LittleHost, wait_for
+
+from deploy_clojars.journal import Event, now
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 
 
 @pytest.fixture
-def three(light_host: LittleHost) -> LittleHost:
-    """0.1.0, 0.2.0 and 0.2.1 were promoted, one after the other."""
+def three(new_light_host: NewHost) -> LittleHost:
+    """0.1.0, 0.2.0 and 0.2.1 were promoted, one after the other; so the journal says."""
+    host = new_light_host()
+    host.serving(THIRD)
+    host.have(FIRST)
+    host.have(SECOND)
+    adopted = Event(event="adopted", at=now(), version=FIRST)
+    written_down(host, adopted, *built(host, SECOND, THIRD), *promoted(SECOND, THIRD))
+    return host
+
+
+@pytest.fixture
+def three_deployed(light_host: LittleHost) -> LittleHost:
+    """The same, by three runs of the tool."""
     for tag in (SECOND, THIRD):
         light_host.have(tag)
         light_host.done(tag, "--yes")
@@ -38,14 +53,15 @@ def test_a_rollback_of_the_clojure_application(host: LittleHost, clojure: Clojur
     assert host.status["ok"]
 
 
-def test_back_back_back_ends_at_the_bottom(three: LittleHost) -> None:
+def test_back_back_back_ends_at_the_bottom(three_deployed: LittleHost) -> None:
+    host = three_deployed
     for version in (SECOND, FIRST):
-        three.done("rollback", "--yes")
-        assert three.versions == (version, version)
-    result = three.run("rollback", "--yes")
+        host.done("rollback", "--yes")
+        assert host.versions == (version, version)
+    result = host.run("rollback", "--yes")
     assert result.returncode == 1
     assert "there is no previous release" in result.stderr
-    assert three.versions == (FIRST, FIRST)
+    assert host.versions == (FIRST, FIRST)
 
 
 def test_no_changes_nothing(three: LittleHost) -> None:
@@ -176,19 +192,21 @@ def test_foreign_jars_can_be_rolled_back_to(light_host: LittleHost) -> None:
     assert light_host.status["previous"] == FIRST
 
 
-def test_a_link_changed_by_hand_is_drift_and_the_bare_rollback_ends_it(three: LittleHost) -> None:
-    three.link.unlink()
-    three.link.symlink_to(f"clojars-web-{FIRST}-standalone.jar")
-    status = three.status
+def test_a_link_changed_by_hand_is_drift_and_the_bare_rollback_ends_it(
+    three_deployed: LittleHost,
+) -> None:
+    three_deployed.link.unlink()
+    three_deployed.link.symlink_to(f"clojars-web-{FIRST}-standalone.jar")
+    status = three_deployed.status
     assert (status["drift"], status["ok"]) == (True, False)
     assert status["next"] == f"deploy-clojars rollback {THIRD}"
-    refused = three.run(SECOND, "--yes")
+    refused = three_deployed.run(SECOND, "--yes")
     assert refused.returncode == 4
     assert f"rollback {THIRD}" in refused.stderr
-    pids = (three.pid("primary"), three.pid("backup"))
-    three.done("rollback", "--yes")
-    assert (three.pid("primary"), three.pid("backup")) == pids
-    assert three.status["ok"]
+    pids = (three_deployed.pid("primary"), three_deployed.pid("backup"))
+    three_deployed.done("rollback", "--yes")
+    assert (three_deployed.pid("primary"), three_deployed.pid("backup")) == pids
+    assert three_deployed.status["ok"]
 
 
 def test_a_rollback_does_not_need_a_journal_that_can_be_written(three: LittleHost) -> None:

@@ -20,17 +20,21 @@ BLOCK = 6
 def chosen(old: Ports | None = None) -> Ports:
     """Six free ports: the old ones, or others for those that are taken. Raises DeployError (1)."""
     ports = old.all if old else tuple(_free_block())
-    if not all(map(is_free, ports)):
-        pairs = zip(ports, _free_block(), strict=True)
-        ports = tuple(port if is_free(port) else other for port, other in pairs)
+    kept = free(*ports)
+    if len(kept) < len(ports):
+        others = zip(ports, _free_block(), strict=True)
+        ports = tuple(port if port in kept else other for port, other in others)
     web, nailgun, backup_web, backup_nailgun, site, probe = ports
     return Ports(Pair(web, nailgun), Pair(backup_web, backup_nailgun), site, probe)
 
 
-def is_free(port: int) -> bool:
-    """Whether nobody listens on the port, on whatever address, and an instance could."""
-    if connections.listeners(port)[port]:
-        return False
+def free(*ports: int) -> list[int]:
+    """Those on which nobody listens, on whatever address, and an instance could."""
+    listening = connections.listeners(*ports)
+    return [port for port in ports if not listening[port] and _can_be_bound(port)]
+
+
+def _can_be_bound(port: int) -> bool:
     with socket.socket() as probe:
         # As the instances do: connections that were closed lately are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,6 +49,6 @@ def _free_block() -> range:
     starts = range(CHOICE.start, CHOICE.stop - BLOCK + 1, BLOCK)
     for start in random.sample(starts, len(starts)):
         block = range(start, start + BLOCK)
-        if all(map(is_free, block)):
+        if len(free(*block)) == BLOCK:
             return block
     raise DeployError(f"no {BLOCK} free ports on 127.0.0.1 from {CHOICE.start} to {CHOICE.stop}")
