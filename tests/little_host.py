@@ -52,7 +52,7 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """Waits until `condition()` is true and returns its value; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
