@@ -145,7 +145,8 @@ def three_built(new_light_host: NewHost) -> LittleHost:
 def ready(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LittleHost]:
     """0.1.0 is in production, 0.2.0 and 0.2.1 are there.
 
-    Under Upstart, on JVMs where the test is marked so; and in a sandbox under supervisord.
+    Under Upstart; and in a sandbox under supervisord. Where the test is marked so, it runs on JVMs
+    under Upstart, and 0.2.1 is not there.
     """
     host: LittleHost
     if request.param == "supervisor":
@@ -156,8 +157,7 @@ def ready(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LittleHost
     elif request.node.get_closest_marker("jvm"):
         host = request.getfixturevalue("host")
         clojure: Clojure = request.getfixturevalue("clojure")
-        for tag in (ClojureRepository.SECOND, ClojureRepository.THIRD):
-            host.have(tag, clojure.jar(tag))
+        host.have(ClojureRepository.SECOND, clojure.jar(ClojureRepository.SECOND))
         yield host
     else:
         host = request.getfixturevalue("light_host")

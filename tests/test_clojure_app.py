@@ -108,41 +108,6 @@ def jar_of(
     return lambda tag: build_jar(repository, tag, jars, lein_home)
 
 
-def test_the_tests_of_a_good_tag_pass(
-    repository: ClojureRepository, lein_home: Path, tmp_path: Path
-) -> None:
-    checkout = repository.checkout(repository.FIRST, tmp_path / "checkout")
-
-    result = run_lein("test", checkout=checkout, lein_home=lein_home)
-
-    assert result.returncode == 0, result.stdout
-    assert "0 failures, 0 errors." in result.stdout
-
-
-def test_one_test_fails(repository: ClojureRepository, lein_home: Path, tmp_path: Path) -> None:
-    checkout = repository.checkout(repository.FAILING_TESTS, tmp_path / "checkout")
-
-    result = run_lein("test", checkout=checkout, lein_home=lein_home)
-
-    assert result.returncode == 1, result.stdout
-    assert "FAIL in (front-page-names-the-version)" in result.stdout
-    assert "1 failures, 0 errors." in result.stdout
-
-
-def test_a_compile_error_fails_the_build_but_not_the_tests(
-    repository: ClojureRepository, lein_home: Path, tmp_path: Path
-) -> None:
-    checkout = repository.checkout(repository.COMPILE_ERROR, tmp_path / "checkout")
-
-    # `do` runs the one after the other, as far as they succeed, with one start of Leiningen.
-    result = run_lein("do", "test,", "uberjar", checkout=checkout, lein_home=lein_home)
-
-    assert result.returncode == 1, result.stdout
-    assert "0 failures, 0 errors." in result.stdout
-    assert "Unable to resolve symbol: start-wbe" in result.stdout
-    assert not list(checkout.glob("target/**/*.jar"))
-
-
 def test_the_jar_knows_its_version_and_its_commit(
     repository: ClojureRepository, jar_of: Callable[[str], Path]
 ) -> None:

@@ -443,4 +443,6 @@ def _leave(status: int) -> None:
             stream.flush()
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    # Else the interpreter looks through all that is alive once more, which is 30 ms of a deploy.
+    gc.freeze()
     sys.exit(status)
