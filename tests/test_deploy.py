@@ -18,6 +18,10 @@ from programs import require_program
 from system import lives
 from zip_application import zip_jar
 
+from deploy_clojars import config, signals
+from deploy_clojars.host import Host
+from deploy_clojars.instances import PRIMARY
+
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
 
@@ -153,6 +157,17 @@ def test_a_tag_that_does_not_stay_up_is_reverted(
     assert "keeps dying" in result.stderr or "it has ended" in result.stderr
     assert site(host) == before
     assert host.status["ok"]
+
+
+def test_an_instance_settles_no_longer_than_it_must(
+    light_host: LittleHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    light_host.write_config(health="settle = 0.4\ninterval = 60")
+    pauses: list[float] = []
+    monkeypatch.setattr(signals, "wait", lambda seconds: pauses.append(seconds))
+    host = Host(config.load(light_host.config))
+    host.instances[PRIMARY].wait_until_healthy(FIRST)
+    assert 0 < max(pauses) <= 0.4
 
 
 def test_an_old_process_that_kept_the_port_is_not_taken_for_the_new_release(

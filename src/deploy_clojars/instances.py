@@ -254,6 +254,7 @@ class Instance:
         healthy_since: float | None = None
         pids: list[int] = []
         while True:
+            pause = self._health.interval
             observation = self.observe()
             now = time.monotonic()
             why = observation.why_not_healthy_on(version, not_pid)
@@ -263,8 +264,10 @@ class Instance:
                 healthy_since = None
             if why is None:
                 healthy_since = now if healthy_since is None else healthy_since
-                if now - healthy_since >= self._health.settle:
+                left = self._health.settle - (now - healthy_since)
+                if left <= 0:
                     return observation
+                pause = min(pause, left)
             else:
                 healthy_since = None
                 hopeless = self._why_hopeless(observation, pids)
@@ -276,7 +279,7 @@ class Instance:
                         f"{hopeless}",
                         detail=self._last_words(observation),
                     )
-            signals.wait(self._health.interval)
+            signals.wait(pause)
 
     @staticmethod
     def _why_hopeless(observation: Observation, pids: list[int]) -> str | None:
