@@ -28,6 +28,7 @@ from clojure_jars import (
 from clojure_repository import ClojureRepository, make_repository
 from little_host import free_ports, wait_for
 from programs import require_program
+from system import lives
 
 DEADLINE = 30.0  # seconds that anything may take on a busy machine
 
@@ -179,7 +180,7 @@ def test_nothing_of_a_build_outlives_its_time_limit(
         run_lein("uberjar", checkout=tmp_path, lein_home=tmp_path, timeout=1)
 
     child = int((tmp_path / "child").read_text())
-    wait_for(lambda: not is_running(child), "its child has ended", DEADLINE)
+    wait_for(lambda: not lives(child), "its child has ended", DEADLINE)
 
 
 # Running it
@@ -371,13 +372,6 @@ def project_version(repository: ClojureRepository, tag: str) -> str:
     match = re.match(r'\(defproject clojars-web "(.+)"', project)
     assert match, project
     return match[1]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager

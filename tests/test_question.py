@@ -87,7 +87,7 @@ def test_a_hang_up_reverts_although_nothing_can_be_shown(ready: LittleHost) -> N
     with ready.typing(SECOND) as terminal:
         terminal.asked()
         terminal.hangs_up()
-        wait_for(lambda: ready.events[-1]["event"] == "end", "the run ends", 60)
+        wait_for(lambda: ready.events[-1]["event"] == "end", "the run ends")
     assert ready.events[-1]["status"] in (7, 129)
     wait_for(lambda: ready.status["lock"] is None, "the lock is free")
     assert site(ready) == before

@@ -388,8 +388,8 @@ def _no_output(error: OSError) -> DeployError:
 
 def main() -> None:
     """The program. Ends with the exit status of the contract."""
-    # What a run makes lives as long as it does: with Python's own 700 the collector spends a tenth
-    # of `status` on looking through the modules that are being imported.
+    # What a run makes lives as long as it does: with Python's own 700 the collector looks again and
+    # again, and for nothing, through the modules that are being imported.
     gc.set_threshold(50_000)
     _open_what_is_closed()
     try:

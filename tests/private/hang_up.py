@@ -150,7 +150,7 @@ def test_a_closed_terminal_puts_everything_back(
     with machine.ann_types(tag) as terminal:
         until(terminal, moment)
         terminal.hangs_up()
-        wait_for(lambda: status(machine)["lock"] is None, "the run ends", 60)
+        wait_for(lambda: status(machine)["lock"] is None, "the run ends")
     now = status(machine)
     assert now["ok"], now
     assert (machine.upstart.pid("clojars"), version(machine, 8001)) == before

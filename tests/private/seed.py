@@ -133,7 +133,7 @@ def nothing_but_the_two_jobs_is_allowed(machine: Machine) -> None:
     for allowed in (["status", "clojars"], ["restart", "clojars-backup"]):
         result = machine.as_clojars("sudo", "-n", f"/sbin/{allowed[0]}", *allowed[1:])
         assert result.returncode == 0, result.stderr
-    wait_for(lambda: machine.get("http://127.0.0.1:8002/version"), "the backup is back", 60)
+    wait_for(lambda: machine.get("http://127.0.0.1:8002/version"), "the backup is back")
     for refused in (
         ["/sbin/restart", "clojars-balance"],
         ["/sbin/restart", "clojars", "X=1"],

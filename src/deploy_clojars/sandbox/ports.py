@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Sequence
 
 from deploy_clojars import connections
 from deploy_clojars.errors import DeployError
@@ -19,13 +20,17 @@ BLOCK = 6
 
 def chosen(old: Ports | None = None) -> Ports:
     """Six free ports: the old ones, or others for those that are taken. Raises DeployError (1)."""
-    ports = old.all if old else tuple(_free_block())
-    kept = free(*ports)
-    if len(kept) < len(ports):
-        others = zip(ports, _free_block(), strict=True)
-        ports = tuple(port if port in kept else other for port, other in others)
-    web, nailgun, backup_web, backup_nailgun, site, probe = ports
+    web, nailgun, backup_web, backup_nailgun, site, probe = _kept(old.all) if old else _free_block()
     return Ports(Pair(web, nailgun), Pair(backup_web, backup_nailgun), site, probe)
+
+
+def _kept(ports: Sequence[int]) -> Sequence[int]:
+    """The ports; instead of those that are taken, others."""
+    kept = free(*ports)
+    if len(kept) == len(ports):
+        return ports
+    pairs = zip(ports, _free_block(), strict=True)
+    return [port if port in kept else other for port, other in pairs]
 
 
 def free(*ports: int) -> list[int]:
@@ -51,4 +56,6 @@ def _free_block() -> range:
         block = range(start, start + BLOCK)
         if len(free(*block)) == BLOCK:
             return block
-    raise DeployError(f"no {BLOCK} free ports on 127.0.0.1 from {CHOICE.start} to {CHOICE.stop}")
+    raise DeployError(
+        f"no {BLOCK} free ports in a row on 127.0.0.1 from {CHOICE.start} to {CHOICE.stop - 1}"
+    )
