@@ -648,7 +648,11 @@ def test_the_remedy_for_a_broken_sandbox_works(empty: Little) -> None:
 
 
 def test_a_sandbox_that_was_removed_while_it_ran_can_still_be_stopped(empty: Little) -> None:
-    shutil.rmtree(empty.directory)
+    def is_removed() -> bool:
+        shutil.rmtree(empty.directory, ignore_errors=True)
+        return not empty.directory.exists()
+
+    wait_for(is_removed, "nothing is written into it any more")
     assert "stopped: PID" in empty.stop()
     assert marked(empty.directory) == []
     assert "is no sandbox" in empty.fails(2, "--stop")
