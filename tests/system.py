@@ -6,7 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deploy_clojars import processes
+from deploy_clojars.machine import processes
 
 
 def lives(pid: int) -> bool:

@@ -19,9 +19,10 @@ from uuid import uuid4
 import pytest
 from programs import require_program
 
-from deploy_clojars import checkout, processes, shell
+from deploy_clojars import checkout
 from deploy_clojars.checkout import SUBJECTS, Broken, Mirror, keep_last_failed, new_directory
 from deploy_clojars.errors import DeployError, Status
+from deploy_clojars.machine import processes, shell
 
 require_program("git")
 

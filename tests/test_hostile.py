@@ -19,10 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy_clojars import checkout, config, decisions, lock, shell, versions
+from deploy_clojars import checkout, config, decisions, lock, versions
 from deploy_clojars.console import log_name
 from deploy_clojars.errors import DeployError, UsageError
 from deploy_clojars.journal import Event, Journal, now
+from deploy_clojars.machine import shell
 from deploy_clojars.releases import Releases
 from deploy_clojars.services import upstart
 

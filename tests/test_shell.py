@@ -18,10 +18,11 @@ from typing import IO
 import pytest
 from system import lives
 
-from deploy_clojars import build, config, processes, shell, signals
+from deploy_clojars import build, config
 from deploy_clojars.errors import Interrupted
-from deploy_clojars.processes import RUN_VARIABLE
-from deploy_clojars.shell import Silent, TookTooLong, capture, last_lines, printable, stream
+from deploy_clojars.machine import processes, shell, signals
+from deploy_clojars.machine.processes import RUN_VARIABLE
+from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, printable, stream
 
 DEADLINE = 15.0  # seconds that anything may take on a busy machine
 
@@ -499,7 +500,9 @@ def test_strays_of_one_run_or_of_all_runs_of_a_host(start: Callable[..., int], r
 
 
 def test_the_tool_does_not_end_itself(run_id: str) -> None:
-    program = f"from deploy_clojars.processes import end_strays; print(end_strays({run_id!r}))"
+    program = (
+        f"from deploy_clojars.machine.processes import end_strays; print(end_strays({run_id!r}))"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from deploy_clojars import config, jars, shell
+from deploy_clojars import config, jars
 from deploy_clojars.console import Console
 from deploy_clojars.errors import BuildFailed, DeployError
-from deploy_clojars.processes import RUN_VARIABLE
+from deploy_clojars.machine import shell
+from deploy_clojars.machine.processes import RUN_VARIABLE
 
 # What a build may see of the login shell. Not DATABASE_URL, MAIL_URL, KEY_FILE or CLASSPATH: the
 # production user's shell may export them, and tests would run on the live database.

@@ -18,9 +18,9 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import git
 
-from deploy_clojars import shell
 from deploy_clojars.errors import DeployError
-from deploy_clojars.processes import RUN_VARIABLE
+from deploy_clojars.machine import shell
+from deploy_clojars.machine.processes import RUN_VARIABLE
 
 # A repository's configuration and a user's may name programs to run; none is run here.
 SAFE = (

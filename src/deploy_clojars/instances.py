@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
-from deploy_clojars import config, connections, processes, signals
+from deploy_clojars import config
 from deploy_clojars.errors import NotHealthy, reason
+from deploy_clojars.machine import connections, processes, signals
+from deploy_clojars.machine.shell import printable
 from deploy_clojars.releases import Releases
 from deploy_clojars.services import Job, ServiceFailed, Services
-from deploy_clojars.shell import printable
 
 Role = Literal["primary", "backup"]
 PRIMARY: Role = "primary"
@@ -350,7 +351,7 @@ def _connects(url: str) -> tuple[bool, str]:
 def _answers(url: str) -> tuple[bool, str]:
     # Imported in the thread that asks, while another one waits for the service manager: a quarter
     # of the time that `status` takes.
-    from deploy_clojars import web
+    from deploy_clojars.machine import web
 
     answer = web.get(url, CHECK_SECONDS)
     return answer.status is not None and 200 <= answer.status < 400, str(answer)

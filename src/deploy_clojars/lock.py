@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from deploy_clojars import processes
 from deploy_clojars.errors import Locked, NotReady
+from deploy_clojars.machine import processes
 
 
 class Holder(msgspec.Struct, frozen=True):

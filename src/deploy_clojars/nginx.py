@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from deploy_clojars import config, processes
-from deploy_clojars.connections import Visitor
+from deploy_clojars import config
 from deploy_clojars.errors import DeployError, NotDrained
+from deploy_clojars.machine import processes
+from deploy_clojars.machine.connections import Visitor
 
 PROBE_SECONDS = 3.0
 
@@ -29,7 +30,7 @@ class Nginx:
 
     def answer(self) -> str:
         """What nginx answers at the probe: `primary` or `backup`, or else why there is no answer."""
-        from deploy_clojars import web  # `status` has no use for it
+        from deploy_clojars.machine import web  # `status` has no use for it
 
         answer = web.get(self.probe, PROBE_SECONDS, most=100)
         return (

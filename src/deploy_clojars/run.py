@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars import hook, lock, processes, signals, system_log
+from deploy_clojars import hook, lock, system_log
 from deploy_clojars.config import DEFAULT_FILE
 from deploy_clojars.console import Console, log_name
 from deploy_clojars.errors import (
@@ -31,6 +31,7 @@ from deploy_clojars.errors import (
 )
 from deploy_clojars.host import Host, Look, operator, user_name
 from deploy_clojars.journal import Event, History, LastRun, Left, now
+from deploy_clojars.machine import processes, signals
 
 # A step that took less is not told of in the summary; in seconds.
 WAITED_FOR = 0.5

@@ -12,7 +12,7 @@ import msgspec
 from deploy_clojars import decisions, lock
 from deploy_clojars.host import Host, Look, user_name
 from deploy_clojars.instances import Observation
-from deploy_clojars.shell import printable
+from deploy_clojars.machine.shell import printable
 
 # What matters in the report's text, and how it is shown on a terminal.
 STYLES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploy_clojars.shell import printable
+from deploy_clojars.machine.shell import printable
 
 if TYPE_CHECKING:
     import rich.table

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from deploy_clojars.checks import files, front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.host import Host
-from deploy_clojars.shell import printable
+from deploy_clojars.machine.shell import printable
 
 
 def findings(host: Host) -> list[Finding]:

@@ -30,7 +30,7 @@ from deploy_clojars.kit.files import (
     refuse_collisions,
     values_of,
 )
-from deploy_clojars.shell import TookTooLong, capture, printable
+from deploy_clojars.machine.shell import TookTooLong, capture, printable
 
 Say = Callable[[str], None]
 

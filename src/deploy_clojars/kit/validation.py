@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploy_clojars.errors import NotReady
 from deploy_clojars.kit.files import File, Nailgun, Values, render
-from deploy_clojars.shell import Answer, TookTooLong, capture
+from deploy_clojars.machine.shell import Answer, TookTooLong, capture
 
 SECONDS = 30.0  # for visudo and nginx -t
 

@@ -6,8 +6,8 @@ import random
 import socket
 from collections.abc import Sequence
 
-from deploy_clojars import connections
 from deploy_clojars.errors import DeployError
+from deploy_clojars.machine import connections
 from deploy_clojars.sandbox.place import Pair, Ports
 
 # Below the range from which the kernel takes the ports of outgoing connections (32768 and up): one

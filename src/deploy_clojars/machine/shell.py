@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from deploy_clojars import processes, signals
+from deploy_clojars.machine import processes, signals
 
 OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # for its whole group
 

@@ -1,0 +1,1 @@
+"""What the kernel and other programs say: processes, connections, signals."""
