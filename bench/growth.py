@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from deploy_clojars import sandbox
-from deploy_clojars.journal import Event, Left
+from deploy_clojars.host.journal import Event, Left
 
 TOOL = str(Path(sys.executable).with_name("deploy-clojars"))
 ROUNDS = 7

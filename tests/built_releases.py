@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from little_host import LittleHost
 
-from deploy_clojars.journal import Event, Journal, now
+from deploy_clojars.host.journal import Event, Journal, now
 
 
 def keeping(host: LittleHost, count: int) -> None:

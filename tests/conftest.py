@@ -21,7 +21,7 @@ from programs import require_program
 from sandbox_host import serving_sandbox
 from standin.upstart import RealUpstart, Upstart
 
-from deploy_clojars.journal import Event, now
+from deploy_clojars.host.journal import Event, now
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,9 +13,9 @@ from little_host import LittleHost, free_ports, wait_for
 from programs import require_program, skip_or_fail
 
 from deploy_clojars import config
+from deploy_clojars.host.nginx import Nginx
 from deploy_clojars.kit import validation
 from deploy_clojars.kit.files import Values, render, values_of
-from deploy_clojars.nginx import Nginx
 
 
 @contextmanager

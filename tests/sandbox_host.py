@@ -12,7 +12,7 @@ from little_host import LittleHost, wait_for
 from zip_application import zip_jar
 
 from deploy_clojars import sandbox
-from deploy_clojars.services.supervisor import Supervisor
+from deploy_clojars.host.services.supervisor import Supervisor
 
 
 class SandboxHost(LittleHost):

@@ -7,7 +7,8 @@ from itertools import product
 
 import pytest
 
-from deploy_clojars.decisions import (
+from deploy_clojars.errors import Status
+from deploy_clojars.host.decisions import (
     Refusal,
     Seen,
     Situation,
@@ -19,9 +20,8 @@ from deploy_clojars.decisions import (
     next_to_restart,
     prunable,
 )
-from deploy_clojars.errors import Status
-from deploy_clojars.instances import BACKUP, PRIMARY, Role
-from deploy_clojars.journal import History, LastRun, Left
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.host.journal import History, LastRun, Left
 
 DOWN = Seen(serving=False, healthy=False)
 SERVING = Seen(serving=True, healthy=False)  # another release than the one in question

@@ -15,8 +15,8 @@ from little_host import LittleHost
 
 from deploy_clojars import history
 from deploy_clojars.history import Step, runs_of
-from deploy_clojars.host import Host
-from deploy_clojars.journal import Event, Journal
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.journal import Event, Journal
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 

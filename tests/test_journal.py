@@ -12,7 +12,7 @@ import pytest
 from system import files_no_larger_than
 
 from deploy_clojars.errors import Status
-from deploy_clojars.journal import Event, History, Journal, Left, history_of, now
+from deploy_clojars.host.journal import Event, History, Journal, Left, history_of, now
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy_clojars import lines
-from deploy_clojars.journal import Event, History, Journal, history_of
-from deploy_clojars.lines import Growing, from_the_end
+from deploy_clojars.host import lines
+from deploy_clojars.host.journal import Event, History, Journal, history_of
+from deploy_clojars.host.lines import Growing, from_the_end
 
 VERSIONS = st.sampled_from(["A", "B", "C"]) | st.none()
 EVENTS = st.builds(

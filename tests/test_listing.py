@@ -15,9 +15,9 @@ from clojure_repository import ClojureRepository as Tags
 from little_host import LittleHost
 
 from deploy_clojars import config, listing
-from deploy_clojars.host import Host
-from deploy_clojars.instances import Observation
-from deploy_clojars.journal import Event, now
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.journal import Event, now
 from deploy_clojars.listing import newest_first
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD

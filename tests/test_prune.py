@@ -13,9 +13,9 @@ from little_host import LittleHost, wait_for
 from deploy_clojars import config, prune
 from deploy_clojars.console import Console
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host import Host
-from deploy_clojars.journal import Event, now
-from deploy_clojars.releases import Releases
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.journal import Event, now
+from deploy_clojars.host.releases import Releases
 from deploy_clojars.run import started
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD

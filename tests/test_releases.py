@@ -15,7 +15,7 @@ import pytest
 from system import files_no_larger_than
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.releases import UNFINISHED, Current, Releases
+from deploy_clojars.host.releases import UNFINISHED, Current, Releases
 
 NAME = "clojars-web"
 MANIFEST = "META-INF/MANIFEST.MF"

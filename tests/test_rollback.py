@@ -12,7 +12,7 @@ from clojure_repository import ClojureRepository as Tags
 from conftest import Clojure, NewHost
 from little_host import LittleHost, wait_for
 
-from deploy_clojars.journal import Event, now
+from deploy_clojars.host.journal import Event, now
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 

@@ -29,11 +29,11 @@ from system import lives
 
 from deploy_clojars import lock, sandbox
 from deploy_clojars.errors import NotReady
+from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import connections
 from deploy_clojars.sandbox import nginx, repository
 from deploy_clojars.sandbox.place import Sandbox
 from deploy_clojars.sandbox.ports import chosen
-from deploy_clojars.services.supervisor import Supervisor
 
 TOOL = str(Path(sys.executable).with_name("deploy-clojars"))
 ROLES = {"primary": "clojars", "backup": "clojars-backup"}

@@ -20,7 +20,7 @@ from conftest import NewHost
 from little_host import LittleHost, wait_for
 
 from deploy_clojars import config, status
-from deploy_clojars.host import Host
+from deploy_clojars.host.host import Host
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 

@@ -24,8 +24,8 @@ import pytest
 from programs import skip_or_fail
 
 from deploy_clojars.config import parse
-from deploy_clojars.services import Job, ServiceFailed, services_of
-from deploy_clojars.services.supervisor import Supervisor
+from deploy_clojars.host.services import Job, ServiceFailed, services_of
+from deploy_clojars.host.services.supervisor import Supervisor
 
 DEADLINE = 10.0  # seconds that anything may take on a busy machine
 SHORT = 0.2  # seconds: the time limit of what is meant to reach it

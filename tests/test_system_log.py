@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from deploy_clojars import system_log
-from deploy_clojars.journal import Event
+from deploy_clojars.host.journal import Event
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from system import lives
 
-from deploy_clojars.services import Job, ServiceFailed
-from deploy_clojars.services.upstart import Upstart, parse_status
+from deploy_clojars.host.services import Job, ServiceFailed
+from deploy_clojars.host.services.upstart import Upstart, parse_status
 
 DEADLINE = 10.0  # seconds that anything may take on a busy machine
 

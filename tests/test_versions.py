@@ -9,7 +9,7 @@ import pytest
 from deploy_clojars.cli import group
 from deploy_clojars.config import Config
 from deploy_clojars.errors import Status, UsageError
-from deploy_clojars.releases import Releases
+from deploy_clojars.host.releases import Releases
 from deploy_clojars.versions import COMMANDS, LONGEST, checked, looks_like_a_version
 
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from deploy_clojars import config, jars
+from deploy_clojars import config
 from deploy_clojars.console import Console
 from deploy_clojars.errors import BuildFailed, DeployError
+from deploy_clojars.host import jars
 from deploy_clojars.machine import shell
 from deploy_clojars.machine.processes import RUN_VARIABLE
 

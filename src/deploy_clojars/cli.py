@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from deploy_clojars.console import Console
-    from deploy_clojars.host import Host
+    from deploy_clojars.host.host import Host
 
 
 class Commands(click.Group):
@@ -69,7 +69,7 @@ class Settings:
         those of another user, who has no such variable.
         """
         from deploy_clojars import config
-        from deploy_clojars.host import Host
+        from deploy_clojars.host.host import Host
 
         words: tuple[str, ...] = ("deploy-clojars",)
         file = config.file_named(self.config_file)

@@ -54,7 +54,7 @@ def tags(context: click.Context, incomplete: str) -> Items:
 
 def releases(context: click.Context, incomplete: str) -> Items:
     """The releases that `rollback` may be meant to get, the newest first."""
-    from deploy_clojars.releases import Releases
+    from deploy_clojars.host.releases import Releases
 
     config = _config(context)
     if config is None:

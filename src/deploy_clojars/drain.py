@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from deploy_clojars import nginx as nginx_module
 from deploy_clojars.errors import DeployError, NotDrained
-from deploy_clojars.instances import BACKUP, PRIMARY, Instance, Observation, Role
+from deploy_clojars.host import nginx as nginx_module
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Instance, Observation, Role
+from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, visitors_from
 from deploy_clojars.machine import (
     connections,
     signals,
     web,  # noqa: F401 # what asks the probe imports it late, for `status`' sake
 )
 from deploy_clojars.machine.connections import Visitor
-from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST, visitors_from
 from deploy_clojars.run import Run
 
 # Within it nginx has seen a flag: it looks at every request, the probe's own too. In seconds.

@@ -11,8 +11,8 @@ import msgspec
 
 from deploy_clojars import lock, tables
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host import Host, user_name
-from deploy_clojars.journal import Event
+from deploy_clojars.host.host import Host, user_name
+from deploy_clojars.host.journal import Event
 from deploy_clojars.tables import Column, Table
 
 UNDER_WAY = "under way"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from deploy_clojars import build, checkout, drain, jars, preflight, prune
+from deploy_clojars import build, checkout, drain, preflight, prune
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Mirror
 from deploy_clojars.console import Console
@@ -24,8 +24,9 @@ from deploy_clojars.errors import (
     NotReady,
     PrimaryDown,
 )
-from deploy_clojars.host import Host, Look
-from deploy_clojars.instances import BACKUP, PRIMARY, Observation
+from deploy_clojars.host import jars
+from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
 from deploy_clojars.machine import signals
 from deploy_clojars.question import Watch, question_page
 from deploy_clojars.revert import revert_a_run_that_was_cut_off, reverted_on_failure

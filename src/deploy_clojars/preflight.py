@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-from deploy_clojars import build, decisions
+from deploy_clojars import build
 from deploy_clojars.errors import DeployError, NotReady
-from deploy_clojars.host import Host, Look
-from deploy_clojars.releases import free_bytes
+from deploy_clojars.host import decisions
+from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.releases import free_bytes
 
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
 RELEASES_THAT_MUST_FIT = 4

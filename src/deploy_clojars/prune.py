@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from deploy_clojars import decisions
 from deploy_clojars.errors import DeployError, NotReady
-from deploy_clojars.host import Host, Look
+from deploy_clojars.host import decisions
+from deploy_clojars.host.host import Host, Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run import Run
 from deploy_clojars.tables import decimal

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from deploy_clojars import decisions, drain
+from deploy_clojars import drain
 from deploy_clojars.errors import Declined, DeployError, HalfDone, Interrupted, NotHealthy, NotReady
-from deploy_clojars.host import Look
-from deploy_clojars.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.host import decisions
+from deploy_clojars.host.host import Look
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.machine import signals
 from deploy_clojars.run import Run, where_the_host_stands
 from deploy_clojars.steps import flip, restart, seen_through_notice

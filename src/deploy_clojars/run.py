@@ -29,8 +29,8 @@ from deploy_clojars.errors import (
     Status,
     UsageError,
 )
-from deploy_clojars.host import Host, Look, operator, user_name
-from deploy_clojars.journal import Event, History, LastRun, Left, now
+from deploy_clojars.host.host import Host, Look, operator, user_name
+from deploy_clojars.host.journal import Event, History, LastRun, Left, now
 from deploy_clojars.machine import processes, signals
 
 # A step that took less is not told of in the summary; in seconds.

@@ -9,9 +9,10 @@ from typing import Any
 import click
 import msgspec
 
-from deploy_clojars import decisions, lock
-from deploy_clojars.host import Host, Look, user_name
-from deploy_clojars.instances import Observation
+from deploy_clojars import lock
+from deploy_clojars.host import decisions
+from deploy_clojars.host.host import Host, Look, user_name
+from deploy_clojars.host.instances import Observation
 from deploy_clojars.machine.shell import printable
 
 # What matters in the report's text, and how it is shown on a terminal.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from deploy_clojars import system_log
 from deploy_clojars.errors import NotHealthy, UsageError
-from deploy_clojars.host import Look
-from deploy_clojars.instances import BACKUP, Observation, Role
+from deploy_clojars.host.host import Look
+from deploy_clojars.host.instances import BACKUP, Observation, Role
 from deploy_clojars.machine import signals
 from deploy_clojars.run import Run
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from deploy_clojars.journal import Event
+from deploy_clojars.host.journal import Event
 from deploy_clojars.machine.shell import printable
 
 ADDRESS = "/dev/log"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from deploy_clojars import status, tables
 from deploy_clojars.errors import Interrupted, UsageError
-from deploy_clojars.host import Host
+from deploy_clojars.host.host import Host
 from deploy_clojars.machine import signals
 
 INTERVAL = 1.0  # seconds

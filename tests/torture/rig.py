@@ -19,7 +19,7 @@ from sandbox_host import serving_sandbox
 from standin.upstart import Upstart
 
 from deploy_clojars import config, status
-from deploy_clojars.host import Host
+from deploy_clojars.host.host import Host
 from torture.attempt import Attempt, Ended
 from torture.hits import Course, Hit, Moment
 from torture.watchers import Releases, Site

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from deploy_clojars.checks import files, front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Findings, Site
-from deploy_clojars.host import Host
+from deploy_clojars.host.host import Host
 from deploy_clojars.machine.shell import printable
 
 

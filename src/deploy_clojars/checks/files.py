@@ -12,8 +12,8 @@ from pathlib import Path
 from deploy_clojars import preflight
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host import user_name
-from deploy_clojars.instances import Observation
+from deploy_clojars.host.host import user_name
+from deploy_clojars.host.instances import Observation
 from deploy_clojars.kit import in_the_way
 from deploy_clojars.kit.files import File, Nailgun, Values, files
 

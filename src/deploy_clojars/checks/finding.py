@@ -11,7 +11,7 @@ from functools import cached_property
 
 from deploy_clojars import lock
 from deploy_clojars.errors import UsageError
-from deploy_clojars.host import Host, Look, user_name
+from deploy_clojars.host.host import Host, Look, user_name
 from deploy_clojars.kit.files import Values, values_of
 
 

@@ -8,11 +8,11 @@ import stat
 import tempfile
 from pathlib import Path
 
-from deploy_clojars import nginx
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
-from deploy_clojars.host import user_name
+from deploy_clojars.host import nginx
+from deploy_clojars.host.host import user_name
+from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST
 from deploy_clojars.kit import in_the_way, validation
-from deploy_clojars.nginx import BACKUP_FIRST, PRIMARY_FIRST
 
 
 def drain(site: Site) -> Findings:

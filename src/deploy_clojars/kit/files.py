@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from deploy_clojars.config import HOST, Config, Instance
 from deploy_clojars.errors import UsageError
-from deploy_clojars.instances import BACKUP, PRIMARY
+from deploy_clojars.host.instances import BACKUP, PRIMARY
 
 Nailgun = Literal["nginx", "balance"]
 

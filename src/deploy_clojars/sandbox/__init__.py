@@ -18,7 +18,7 @@ from pathlib import Path
 
 from deploy_clojars import config, lock
 from deploy_clojars.errors import DeployError, NotReady
-from deploy_clojars.host import Host
+from deploy_clojars.host.host import Host
 from deploy_clojars.machine import processes
 from deploy_clojars.sandbox import configuration, nginx, place, ports, repository, supervisord
 from deploy_clojars.sandbox.place import Sandbox

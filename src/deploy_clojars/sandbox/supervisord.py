@@ -15,10 +15,10 @@ from signal import SIGKILL, SIGTERM
 import psutil
 
 from deploy_clojars.errors import DeployError
+from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine.shell import printable
 from deploy_clojars.sandbox import nginx
 from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
-from deploy_clojars.services.supervisor import Supervisor
 
 # Every process of a sandbox has the sandbox's directory in its environment under this name; it is
 # how they are told, also when a crash has left no supervisord, no PID file and no sandbox.json.

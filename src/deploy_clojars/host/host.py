@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy_clojars import decisions
 from deploy_clojars.config import Config
 from deploy_clojars.errors import NotReady
-from deploy_clojars.instances import BACKUP, PRIMARY, Instance, Observation, Role
-from deploy_clojars.journal import History, Journal, Left
-from deploy_clojars.nginx import Nginx
-from deploy_clojars.releases import Current, Releases
-from deploy_clojars.services import services_of
+from deploy_clojars.host import decisions
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Instance, Observation, Role
+from deploy_clojars.host.journal import History, Journal, Left
+from deploy_clojars.host.nginx import Nginx
+from deploy_clojars.host.releases import Current, Releases
+from deploy_clojars.host.services import services_of
 
 
 @dataclass(frozen=True)

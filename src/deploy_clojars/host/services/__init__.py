@@ -53,11 +53,11 @@ def services_of(config: Config) -> Services:
     """The configured service manager."""
     settings = config.services
     if settings.manager == "supervisor":
-        from deploy_clojars.services.supervisor import Supervisor
+        from deploy_clojars.host.services.supervisor import Supervisor
 
         assert settings.socket is not None  # the configuration demands it
         return Supervisor(path=settings.socket, timeout=settings.timeout)
 
-    from deploy_clojars.services.upstart import Upstart
+    from deploy_clojars.host.services.upstart import Upstart
 
     return Upstart(bin=settings.bin, sudo=settings.sudo, timeout=settings.timeout)

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deploy_clojars.host.services import Job, ServiceFailed, State
 from deploy_clojars.machine import signals
 from deploy_clojars.machine.shell import last_lines, printable
-from deploy_clojars.services import Job, ServiceFailed, State
 
 LONGEST_SOCKET = 107
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from deploy_clojars.errors import Status
-from deploy_clojars.lines import Growing, from_the_end
+from deploy_clojars.host.lines import Growing, from_the_end
 
 FORMAT = 1
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from deploy_clojars.host.services import Job, ServiceFailed, State
 from deploy_clojars.machine.shell import Answer, TookTooLong, capture, last_lines, printable
-from deploy_clojars.services import Job, ServiceFailed, State
 
 # Where Upstart writes what a job prints (`console log`); root alone may read it by default.
 LOGS = Path("/var/log/upstart")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from deploy_clojars.errors import Status
-from deploy_clojars.instances import BACKUP, PRIMARY, Role
-from deploy_clojars.journal import History, LastRun, Left
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.host.journal import History, LastRun, Left
 
 
 @dataclass(frozen=True)

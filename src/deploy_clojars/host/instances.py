@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from deploy_clojars import config
 from deploy_clojars.errors import NotHealthy, reason
+from deploy_clojars.host.releases import Releases
+from deploy_clojars.host.services import Job, ServiceFailed, Services
 from deploy_clojars.machine import connections, processes, signals
 from deploy_clojars.machine.shell import printable
-from deploy_clojars.releases import Releases
-from deploy_clojars.services import Job, ServiceFailed, Services
 
 Role = Literal["primary", "backup"]
 PRIMARY: Role = "primary"
