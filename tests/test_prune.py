@@ -11,12 +11,12 @@ from clojure_repository import ClojureRepository as Tags
 from little_host import LittleHost, wait_for
 
 from deploy_clojars import config, prune
-from deploy_clojars.console import Console
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, now
 from deploy_clojars.host.releases import Releases
 from deploy_clojars.run import started
+from deploy_clojars.screen.console import Console
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 

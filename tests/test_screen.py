@@ -11,7 +11,7 @@ import pytest
 from clojure_repository import ClojureRepository as Tags
 from little_host import PROMPT, LittleHost, without_escapes
 
-from deploy_clojars.screen import fitted
+from deploy_clojars.screen.line import fitted
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 

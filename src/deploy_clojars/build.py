@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from deploy_clojars import config
-from deploy_clojars.console import Console
 from deploy_clojars.errors import BuildFailed, DeployError
 from deploy_clojars.host import jars
 from deploy_clojars.machine import shell
 from deploy_clojars.machine.processes import RUN_VARIABLE
+from deploy_clojars.screen.console import Console
 
 # What a build may see of the login shell. Not DATABASE_URL, MAIL_URL, KEY_FILE or CLASSPATH: the
 # production user's shell may export them, and tests would run on the live database.

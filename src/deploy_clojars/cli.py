@@ -17,8 +17,8 @@ from deploy_clojars.errors import Defect, DeployError, Status, UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from deploy_clojars.console import Console
     from deploy_clojars.host.host import Host
+    from deploy_clojars.screen.console import Console
 
 
 class Commands(click.Group):
@@ -81,7 +81,7 @@ class Settings:
 
     def console(self) -> Console:
         """Where progress goes."""
-        from deploy_clojars.console import Console
+        from deploy_clojars.screen.console import Console
 
         return Console(verbose=self.verbose, quiet=self.quiet)
 
@@ -246,7 +246,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
     else:
         text = status.as_one_line(report) if settings.quiet else status.as_text(report)
         if sys.stdout.isatty():
-            from deploy_clojars import tables
+            from deploy_clojars.screen import tables
 
             text = status.coloured(text) if tables.can_be_coloured() else text
     if text:
@@ -417,7 +417,7 @@ def _open_what_is_closed() -> None:
 
 
 def _show(error: DeployError) -> None:
-    from deploy_clojars.console import Console
+    from deploy_clojars.screen.console import Console
 
     Console().error(error)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from deploy_clojars import checkout, lock, preflight
 from deploy_clojars.config import Config
-from deploy_clojars.console import Console
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import decisions, jars, releases
 from deploy_clojars.host.host import Host, Look
@@ -23,6 +22,7 @@ from deploy_clojars.machine.shell import printable
 from deploy_clojars.pipeline import refuse_another_commit
 from deploy_clojars.rollback import refuse_an_unreadable_journal, target_of_rollback
 from deploy_clojars.run import refuse_the_wrong_user
+from deploy_clojars.screen.console import Console
 from deploy_clojars.steps import is_settled_on
 
 Lines = Iterator[str]

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars import lock, tables
+from deploy_clojars import lock
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host, user_name
 from deploy_clojars.host.journal import Event
-from deploy_clojars.tables import Column, Table
+from deploy_clojars.screen import tables
+from deploy_clojars.screen.tables import Column, Table
 
 UNDER_WAY = "under way"
 CUT_OFF = "cut off"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from deploy_clojars.build import environment
 from deploy_clojars.config import Config
-from deploy_clojars.console import Console
 from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.shell import printable
+from deploy_clojars.screen.console import Console
 
 LONGEST = 4000  # characters of one variable; the kernel takes no more than 128 KiB
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars import tables
 from deploy_clojars.errors import DeployError
 from deploy_clojars.history import moment
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look, user_name
 from deploy_clojars.host.instances import Role
-from deploy_clojars.tables import Column, Table, decimal
+from deploy_clojars.screen import tables
+from deploy_clojars.screen.tables import Column, Table, decimal
 from deploy_clojars.versions import numbers
 
 

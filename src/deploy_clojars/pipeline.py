@@ -14,7 +14,6 @@ from pathlib import Path
 from deploy_clojars import build, checkout, drain, preflight, prune
 from deploy_clojars.build import Builder
 from deploy_clojars.checkout import Mirror
-from deploy_clojars.console import Console
 from deploy_clojars.errors import (
     Declined,
     DeployError,
@@ -31,6 +30,8 @@ from deploy_clojars.machine import signals
 from deploy_clojars.question import Watch, question_page
 from deploy_clojars.revert import revert_a_run_that_was_cut_off, reverted_on_failure
 from deploy_clojars.run import Run, make_directory, started
+from deploy_clojars.screen.console import Console
+from deploy_clojars.screen.tables import decimal
 from deploy_clojars.steps import (
     asked,
     flip,
@@ -39,7 +40,6 @@ from deploy_clojars.steps import (
     restart,
     seen_through_notice,
 )
-from deploy_clojars.tables import decimal
 
 
 def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool) -> None:

@@ -7,7 +7,7 @@ from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run import Run
-from deploy_clojars.tables import decimal
+from deploy_clojars.screen.tables import decimal
 
 
 def candidates(host: Host, look: Look) -> list[str]:

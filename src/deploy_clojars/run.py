@@ -19,7 +19,6 @@ import msgspec
 
 from deploy_clojars import hook, lock, system_log
 from deploy_clojars.config import DEFAULT_FILE
-from deploy_clojars.console import Console, log_name
 from deploy_clojars.errors import (
     Declined,
     Defect,
@@ -32,6 +31,7 @@ from deploy_clojars.errors import (
 from deploy_clojars.host.host import Host, Look, operator, user_name
 from deploy_clojars.host.journal import Event, History, LastRun, Left, now
 from deploy_clojars.machine import processes, signals
+from deploy_clojars.screen.console import Console, log_name
 
 # A step that took less is not told of in the summary; in seconds.
 WAITED_FOR = 0.5

@@ -12,10 +12,11 @@ import rich.live
 import rich.table
 from rich.text import Text
 
-from deploy_clojars import status, tables
+from deploy_clojars import status
 from deploy_clojars.errors import Interrupted, UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import signals
+from deploy_clojars.screen import tables
 
 INTERVAL = 1.0  # seconds
 NAME_WIDTH = 9  # what `status` puts before a line

@@ -21,7 +21,7 @@ from rich.text import Text
 from deploy_clojars.errors import Declined, DeployError
 from deploy_clojars.machine import signals
 from deploy_clojars.machine.shell import printable
-from deploy_clojars.screen import Line, LiveLine, PlainLine, Terminal
+from deploy_clojars.screen.line import Line, LiveLine, PlainLine, Terminal
 
 ANSWERS = {b"yes": True, b"y": True, b"no": False, b"n": False}
 NARROWEST, WIDEST = 40, 100  # characters of a line of prose
