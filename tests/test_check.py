@@ -22,7 +22,7 @@ from conftest import NewHost
 from little_host import LittleHost, free_ports
 from programs import require_program
 
-from deploy_clojars import checks, lock
+from deploy_clojars import checks
 from deploy_clojars.checks import files, front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import parse
@@ -30,6 +30,7 @@ from deploy_clojars.host import nginx
 from deploy_clojars.host.host import Host, user_name
 from deploy_clojars.host.instances import Check, Observation, Role
 from deploy_clojars.kit import setup
+from deploy_clojars.run import lock
 
 FIRST = Tags.FIRST
 

@@ -20,8 +20,8 @@ from conftest import NewHost
 from little_host import LittleHost, wait_for
 
 import deploy_clojars
-from deploy_clojars import lock
 from deploy_clojars.errors import Locked
+from deploy_clojars.run import lock
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 

@@ -18,7 +18,7 @@ from clojure_repository import ClojureRepository as Tags
 from little_host import ETC, LittleHost, wait_for
 from programs import require_program
 
-from deploy_clojars.hook import Outcome, variables
+from deploy_clojars.run.hook import Outcome, variables
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 TELLS = 'env | grep -a ^DEPLOY_ | sort >> "$HOOK_FILE"; echo >> "$HOOK_FILE"'

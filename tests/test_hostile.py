@@ -19,13 +19,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy_clojars import checkout, config, lock, versions
+from deploy_clojars import checkout, config, versions
 from deploy_clojars.errors import DeployError, UsageError
 from deploy_clojars.host import decisions
 from deploy_clojars.host.journal import Event, Journal, now
 from deploy_clojars.host.releases import Releases
 from deploy_clojars.host.services import upstart
 from deploy_clojars.machine import shell
+from deploy_clojars.run import lock
 from deploy_clojars.screen.console import log_name
 
 # One example is one instant of a test run: no deadline on a machine that others use, too.

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from deploy_clojars.errors import DeployError, Locked, NotReady, Status
-from deploy_clojars.lock import Holder, held, holder_of, locked_by
+from deploy_clojars.run.lock import Holder, held, holder_of, locked_by
 
 DEADLINE = 10.0  # seconds that anything may take on a busy machine
 

@@ -15,7 +15,7 @@ from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, now
 from deploy_clojars.host.releases import Releases
-from deploy_clojars.run import started
+from deploy_clojars.run.run import started
 from deploy_clojars.screen.console import Console
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD

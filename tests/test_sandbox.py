@@ -27,10 +27,11 @@ from little_host import Terminal, wait_for
 from programs import require_program, skip_or_fail
 from system import lives
 
-from deploy_clojars import lock, sandbox
+from deploy_clojars import sandbox
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import connections
+from deploy_clojars.run import lock
 from deploy_clojars.sandbox import nginx, repository
 from deploy_clojars.sandbox.place import Sandbox
 from deploy_clojars.sandbox.ports import chosen

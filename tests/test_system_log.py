@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy_clojars import system_log
 from deploy_clojars.host.journal import Event
+from deploy_clojars.run import system_log
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from deploy_clojars.machine import (
     web,  # noqa: F401 # what asks the probe imports it late, for `status`' sake
 )
 from deploy_clojars.machine.connections import Visitor
-from deploy_clojars.run import Run
+from deploy_clojars.run.run import Run
 
 # Within it nginx has seen a flag: it looks at every request, the probe's own too. In seconds.
 FOLLOWS_WITHIN = 3.0

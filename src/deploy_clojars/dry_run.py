@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deploy_clojars import checkout, lock, preflight
+from deploy_clojars import checkout, preflight
 from deploy_clojars.config import Config
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import decisions, jars, releases
@@ -21,7 +21,8 @@ from deploy_clojars.host.releases import Current
 from deploy_clojars.machine.shell import printable
 from deploy_clojars.pipeline import refuse_another_commit
 from deploy_clojars.rollback import refuse_an_unreadable_journal, target_of_rollback
-from deploy_clojars.run import refuse_the_wrong_user
+from deploy_clojars.run import lock
+from deploy_clojars.run.run import refuse_the_wrong_user
 from deploy_clojars.screen.console import Console
 from deploy_clojars.steps import is_settled_on
 

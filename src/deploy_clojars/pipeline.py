@@ -29,7 +29,7 @@ from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
 from deploy_clojars.machine import signals
 from deploy_clojars.question import Watch, question_page
 from deploy_clojars.revert import revert_a_run_that_was_cut_off, reverted_on_failure
-from deploy_clojars.run import Run, make_directory, started
+from deploy_clojars.run.run import Run, make_directory, started
 from deploy_clojars.screen.console import Console
 from deploy_clojars.screen.tables import decimal
 from deploy_clojars.steps import (

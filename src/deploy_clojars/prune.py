@@ -6,7 +6,7 @@ from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.machine import signals
-from deploy_clojars.run import Run
+from deploy_clojars.run.run import Run
 from deploy_clojars.screen.tables import decimal
 
 

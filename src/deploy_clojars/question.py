@@ -7,7 +7,7 @@ from deploy_clojars.errors import DeployError, NotHealthy
 from deploy_clojars.host import jars
 from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
-from deploy_clojars.run import Run
+from deploy_clojars.run.run import Run
 from deploy_clojars.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 
 

@@ -8,7 +8,7 @@ from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.machine import signals
-from deploy_clojars.run import Run, started
+from deploy_clojars.run.run import Run, started
 from deploy_clojars.screen.console import Console
 from deploy_clojars.steps import asked, restart, seen_through_notice
 

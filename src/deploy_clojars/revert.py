@@ -11,7 +11,7 @@ from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.machine import signals
-from deploy_clojars.run import Run, where_the_host_stands
+from deploy_clojars.run.run import Run, where_the_host_stands
 from deploy_clojars.steps import flip, restart, seen_through_notice
 
 # For an instance that runs the target of a revert or a rollback and does not answer; in seconds.

@@ -9,7 +9,7 @@ from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, Role
 from deploy_clojars.machine import signals
 from deploy_clojars.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
-from deploy_clojars.run import Run, started, where_the_host_stands
+from deploy_clojars.run.run import Run, started, where_the_host_stands
 from deploy_clojars.screen.console import Console
 from deploy_clojars.steps import (
     DATA_STAYS,

@@ -9,11 +9,11 @@ from typing import Any
 import click
 import msgspec
 
-from deploy_clojars import lock
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look, user_name
 from deploy_clojars.host.instances import Observation
 from deploy_clojars.machine.shell import printable
+from deploy_clojars.run import lock
 
 # What matters in the report's text, and how it is shown on a terminal.
 STYLES: dict[str, dict[str, Any]] = {

@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 
-from deploy_clojars import system_log
 from deploy_clojars.errors import NotHealthy, UsageError
 from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, Observation, Role
 from deploy_clojars.machine import signals
-from deploy_clojars.run import Run
+from deploy_clojars.run import system_log
+from deploy_clojars.run.run import Run
 
 DATA_STAYS = "data stays as it is: only code is put back"
 

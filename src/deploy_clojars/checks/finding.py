@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from deploy_clojars import lock
 from deploy_clojars.errors import UsageError
 from deploy_clojars.host.host import Host, Look, user_name
 from deploy_clojars.kit.files import Values, values_of
+from deploy_clojars.run import lock
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import shlex
 
 import psutil
 
-from deploy_clojars import lock
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import user_name
 from deploy_clojars.host.instances import Observation
+from deploy_clojars.run import lock
 
 
 def jobs(site: Site) -> Findings:

@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from deploy_clojars import config, lock
+from deploy_clojars import config
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import processes
+from deploy_clojars.run import lock
 from deploy_clojars.sandbox import configuration, nginx, place, ports, repository, supervisord
 from deploy_clojars.sandbox.place import Sandbox
 

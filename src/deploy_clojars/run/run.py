@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars import hook, lock, system_log
 from deploy_clojars.config import DEFAULT_FILE
 from deploy_clojars.errors import (
     Declined,
@@ -31,6 +30,7 @@ from deploy_clojars.errors import (
 from deploy_clojars.host.host import Host, Look, operator, user_name
 from deploy_clojars.host.journal import Event, History, LastRun, Left, now
 from deploy_clojars.machine import processes, signals
+from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
 # A step that took less is not told of in the summary; in seconds.

@@ -1,0 +1,1 @@
+"""One run of a command that changes the host."""
