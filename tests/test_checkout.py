@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 from programs import require_program
 
-from deploy_clojars import checkout
-from deploy_clojars.checkout import SUBJECTS, Broken, Mirror, keep_last_failed, new_directory
+from deploy_clojars.deploy import checkout
+from deploy_clojars.deploy.checkout import SUBJECTS, Broken, Mirror, keep_last_failed, new_directory
 from deploy_clojars.errors import DeployError, Status
 from deploy_clojars.machine import processes, shell
 

@@ -195,8 +195,8 @@ def test_a_package_that_was_upgraded_while_the_question_is_open_breaks_nothing(
     monkeypatch.setattr(LittleHost, "command", property(lambda _: command))
     with second.typing(THIRD) as terminal:
         terminal.asked()
-        assert "| deploy_clojars.pipeline" in " ".join(terminal.shown.split()) or (
-            "deploy_clojars.pipeline" in terminal.shown
+        assert "| deploy_clojars.deploy.pipeline" in " ".join(terminal.shown.split()) or (
+            "deploy_clojars.deploy.pipeline" in terminal.shown
         )
         shutil.rmtree(package)
         seen = len(terminal.shown)

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy_clojars import checkout, config, versions
+from deploy_clojars import config, versions
+from deploy_clojars.deploy import checkout
 from deploy_clojars.errors import DeployError, UsageError
 from deploy_clojars.host import decisions
 from deploy_clojars.host.journal import Event, Journal, now

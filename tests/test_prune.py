@@ -10,7 +10,8 @@ from built_releases import keeping, promoted, written_down
 from clojure_repository import ClojureRepository as Tags
 from little_host import LittleHost, wait_for
 
-from deploy_clojars import config, prune
+from deploy_clojars import config
+from deploy_clojars.deploy import prune
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, now

@@ -18,7 +18,8 @@ from typing import IO
 import pytest
 from system import lives
 
-from deploy_clojars import build, config
+from deploy_clojars import config
+from deploy_clojars.deploy import build
 from deploy_clojars.errors import Interrupted
 from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.processes import RUN_VARIABLE

@@ -163,7 +163,7 @@ def group() -> None:
 def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
     version = versions.checked(tag)
-    from deploy_clojars import pipeline, steps
+    from deploy_clojars.deploy import pipeline, steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
@@ -189,7 +189,7 @@ def rollback(
     if version is not None:
         versions.checked(version)
     from deploy_clojars import rollback as command
-    from deploy_clojars import steps
+    from deploy_clojars.deploy import steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
@@ -210,7 +210,7 @@ def rollback(
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
     from deploy_clojars import restart as command
-    from deploy_clojars import steps
+    from deploy_clojars.deploy import steps
 
     if dry_run:
         from deploy_clojars import dry_run as dry
@@ -283,7 +283,7 @@ def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> No
 @click.pass_obj
 def prune(settings: Settings) -> None:
     """Remove old releases; `keep_releases` in the configuration says how many stay."""
-    from deploy_clojars import pipeline
+    from deploy_clojars.deploy import pipeline
 
     pipeline.prune_releases(settings.host(), settings.console())
 

@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deploy_clojars import checkout, preflight
 from deploy_clojars.config import Config
+from deploy_clojars.deploy import checkout, preflight
+from deploy_clojars.deploy.pipeline import refuse_another_commit
+from deploy_clojars.deploy.steps import is_settled_on
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import decisions, jars, releases
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.host.releases import Current
 from deploy_clojars.machine.shell import printable
-from deploy_clojars.pipeline import refuse_another_commit
 from deploy_clojars.rollback import refuse_an_unreadable_journal, target_of_rollback
 from deploy_clojars.run import lock
 from deploy_clojars.run.run import refuse_the_wrong_user
 from deploy_clojars.screen.console import Console
-from deploy_clojars.steps import is_settled_on
 
 Lines = Iterator[str]
 Next = Callable[[decisions.Seen, decisions.Seen], Role | None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deploy_clojars import drain, preflight
+from deploy_clojars.deploy import drain, preflight
+from deploy_clojars.deploy.steps import asked, restart, seen_through_notice
 from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look
@@ -10,7 +11,6 @@ from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, started
 from deploy_clojars.screen.console import Console
-from deploy_clojars.steps import asked, restart, seen_through_notice
 
 
 def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> None:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from deploy_clojars import drain, preflight
-from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
-from deploy_clojars.host import decisions, jars
-from deploy_clojars.host.host import Host, Look
-from deploy_clojars.host.instances import BACKUP, Role
-from deploy_clojars.machine import signals
-from deploy_clojars.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
-from deploy_clojars.run.run import Run, started, where_the_host_stands
-from deploy_clojars.screen.console import Console
-from deploy_clojars.steps import (
+from deploy_clojars.deploy import drain, preflight
+from deploy_clojars.deploy.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
+from deploy_clojars.deploy.steps import (
     DATA_STAYS,
     asked,
     flip,
@@ -19,6 +12,13 @@ from deploy_clojars.steps import (
     restart,
     seen_through_notice,
 )
+from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
+from deploy_clojars.host import decisions, jars
+from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.instances import BACKUP, Role
+from deploy_clojars.machine import signals
+from deploy_clojars.run.run import Run, started, where_the_host_stands
+from deploy_clojars.screen.console import Console
 
 
 def rollback(

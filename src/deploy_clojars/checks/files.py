@@ -9,8 +9,8 @@ import stat
 from datetime import datetime
 from pathlib import Path
 
-from deploy_clojars import preflight
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.deploy import preflight
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import user_name
 from deploy_clojars.host.instances import Observation

@@ -7,8 +7,8 @@ import re
 import shutil
 import sys
 
-from deploy_clojars import build
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.deploy import build
 from deploy_clojars.kit import validation
 from deploy_clojars.machine.shell import TookTooLong, capture
 

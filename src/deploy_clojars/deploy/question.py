@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from deploy_clojars.checkout import Commits, Mirror
+from deploy_clojars.deploy.checkout import Commits, Mirror
+from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 from deploy_clojars.errors import DeployError, NotHealthy
 from deploy_clojars.host import jars
 from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
 from deploy_clojars.run.run import Run
-from deploy_clojars.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 
 
 def question_page(run: Run, look: Look, version: str) -> list[str]:

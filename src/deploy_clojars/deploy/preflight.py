@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from deploy_clojars import build
+from deploy_clojars.deploy import build
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look

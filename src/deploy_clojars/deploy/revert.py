@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from deploy_clojars import drain
+from deploy_clojars.deploy import drain
+from deploy_clojars.deploy.steps import flip, restart, seen_through_notice
 from deploy_clojars.errors import Declined, DeployError, HalfDone, Interrupted, NotHealthy, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, where_the_host_stands
-from deploy_clojars.steps import flip, restart, seen_through_notice
 
 # For an instance that runs the target of a revert or a rollback and does not answer; in seconds.
 PATIENCE = 15.0

@@ -11,9 +11,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from deploy_clojars import build, checkout, drain, preflight, prune
-from deploy_clojars.build import Builder
-from deploy_clojars.checkout import Mirror
+from deploy_clojars.deploy import build, checkout, drain, preflight, prune
+from deploy_clojars.deploy.build import Builder
+from deploy_clojars.deploy.checkout import Mirror
+from deploy_clojars.deploy.question import Watch, question_page
+from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off, reverted_on_failure
+from deploy_clojars.deploy.steps import (
+    asked,
+    flip,
+    is_settled_on,
+    refuse_a_link_that_was_changed_meanwhile,
+    restart,
+    seen_through_notice,
+)
 from deploy_clojars.errors import (
     Declined,
     DeployError,
@@ -27,19 +37,9 @@ from deploy_clojars.host import jars
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
 from deploy_clojars.machine import signals
-from deploy_clojars.question import Watch, question_page
-from deploy_clojars.revert import revert_a_run_that_was_cut_off, reverted_on_failure
 from deploy_clojars.run.run import Run, make_directory, started
 from deploy_clojars.screen.console import Console
 from deploy_clojars.screen.tables import decimal
-from deploy_clojars.steps import (
-    asked,
-    flip,
-    is_settled_on,
-    refuse_a_link_that_was_changed_meanwhile,
-    restart,
-    seen_through_notice,
-)
 
 
 def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool) -> None:
