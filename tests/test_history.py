@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from little_host import LittleHost
 
-from deploy_clojars import history
-from deploy_clojars.history import Step, runs_of
+from deploy_clojars.commands import history
+from deploy_clojars.commands.history import Step, runs_of
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, Journal
 

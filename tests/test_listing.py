@@ -14,11 +14,12 @@ from built_releases import keeping, written_down
 from clojure_repository import ClojureRepository as Tags
 from little_host import LittleHost
 
-from deploy_clojars import config, listing
+from deploy_clojars import config
+from deploy_clojars.commands import releases as listing
+from deploy_clojars.commands.releases import newest_first
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import Observation
 from deploy_clojars.host.journal import Event, now
-from deploy_clojars.listing import newest_first
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 

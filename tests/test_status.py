@@ -19,7 +19,8 @@ from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
 from little_host import LittleHost, wait_for
 
-from deploy_clojars import config, status
+from deploy_clojars import config
+from deploy_clojars.commands import status
 from deploy_clojars.host.host import Host
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND

@@ -166,7 +166,7 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) 
     from deploy_clojars.deploy import pipeline, steps
 
     if dry_run:
-        from deploy_clojars import dry_run as dry
+        from deploy_clojars.commands import dry_run as dry
 
         host, console = settings.host(), settings.console()
         _show_result(dry.as_text(dry.deploy(host, console, version, force=force)))
@@ -188,11 +188,11 @@ def rollback(
     """Go back to the release VERSION (default: the approved or the previous one)."""
     if version is not None:
         versions.checked(version)
-    from deploy_clojars import rollback as command
+    from deploy_clojars.commands import rollback as command
     from deploy_clojars.deploy import steps
 
     if dry_run:
-        from deploy_clojars import dry_run as dry
+        from deploy_clojars.commands import dry_run as dry
 
         _show_result(dry.as_text(dry.rollback(settings.host(), settings.console(), version)))
         return
@@ -209,11 +209,11 @@ def rollback(
 @click.pass_obj
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
-    from deploy_clojars import restart as command
+    from deploy_clojars.commands import restart as command
     from deploy_clojars.deploy import steps
 
     if dry_run:
-        from deploy_clojars import dry_run as dry
+        from deploy_clojars.commands import dry_run as dry
 
         _show_result(dry.as_text(dry.restart(settings.host(), force=force)))
         return
@@ -234,11 +234,11 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
     if watch and as_json:
         raise UsageError("--watch is for people and --json for programs: one of them")
     if watch:
-        from deploy_clojars.watch import watch as watch_status
+        from deploy_clojars.commands.watch import watch as watch_status
 
         watch_status(settings.host())
         return
-    from deploy_clojars import status
+    from deploy_clojars.commands import status
 
     report = status.report(settings.host())
     if as_json:
@@ -260,7 +260,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @click.pass_obj
 def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
     """List the releases that are there, and which are in use. The newest come first."""
-    from deploy_clojars import listing
+    from deploy_clojars.commands import releases as listing
 
     found = listing.listing(settings.host(), None if show_all else count)
     _show_result(listing.as_json(found) if as_json else listing.as_text(found))
@@ -272,7 +272,7 @@ def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> N
 @click.pass_obj
 def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
     """List the last runs: who, when, what, how long, how it ended. The newest come first."""
-    from deploy_clojars import history
+    from deploy_clojars.commands import history
 
     told = history.told(settings.host(), None if show_all else count)
     _show_result(history.as_json(told) if as_json else history.as_text(told))

@@ -18,7 +18,8 @@ from little_host import LittleHost, wait_for
 from sandbox_host import serving_sandbox
 from standin.upstart import Upstart
 
-from deploy_clojars import config, status
+from deploy_clojars import config
+from deploy_clojars.commands import status
 from deploy_clojars.host.host import Host
 from torture.attempt import Attempt, Ended
 from torture.hits import Course, Hit, Moment

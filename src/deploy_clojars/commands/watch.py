@@ -12,7 +12,7 @@ import rich.live
 import rich.table
 from rich.text import Text
 
-from deploy_clojars import status
+from deploy_clojars.commands import status
 from deploy_clojars.errors import Interrupted, UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import signals

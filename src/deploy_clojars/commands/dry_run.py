@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from deploy_clojars.commands.rollback import refuse_an_unreadable_journal, target_of_rollback
 from deploy_clojars.config import Config
 from deploy_clojars.deploy import checkout, preflight
 from deploy_clojars.deploy.pipeline import refuse_another_commit
@@ -21,7 +22,6 @@ from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.host.releases import Current
 from deploy_clojars.machine.shell import printable
-from deploy_clojars.rollback import refuse_an_unreadable_journal, target_of_rollback
 from deploy_clojars.run import lock
 from deploy_clojars.run.run import refuse_the_wrong_user
 from deploy_clojars.screen.console import Console

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from deploy_clojars.commands.history import moment
 from deploy_clojars.errors import DeployError
-from deploy_clojars.history import moment
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look, user_name
 from deploy_clojars.host.instances import Role
