@@ -14,8 +14,8 @@ from programs import require_program, skip_or_fail
 
 from deploy_clojars import config
 from deploy_clojars.host.nginx import Nginx
-from deploy_clojars.kit import validation
-from deploy_clojars.kit.files import Values, render, values_of
+from deploy_clojars.setup import validation
+from deploy_clojars.setup.files import Values, render, values_of
 
 
 @contextmanager

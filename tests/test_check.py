@@ -29,8 +29,8 @@ from deploy_clojars.config import parse
 from deploy_clojars.host import nginx
 from deploy_clojars.host.host import Host, user_name
 from deploy_clojars.host.instances import Check, Observation, Role
-from deploy_clojars.kit import setup
 from deploy_clojars.run import lock
+from deploy_clojars.setup import setup
 
 FIRST = Tags.FIRST
 

@@ -19,7 +19,7 @@ from front import running_nginx
 from little_host import free_ports, wait_for
 
 from deploy_clojars.config import parse
-from deploy_clojars.kit.files import Values, values_of
+from deploy_clojars.setup.files import Values, values_of
 
 UPLOAD = 20_000_000  # bytes
 

@@ -19,8 +19,8 @@ from standin.upstart import JobFile
 
 from deploy_clojars.config import Config, parse
 from deploy_clojars.errors import UsageError
-from deploy_clojars.kit import in_the_way, setup, validation
-from deploy_clojars.kit.files import files, values_of
+from deploy_clojars.setup import in_the_way, setup, validation
+from deploy_clojars.setup.files import files, values_of
 
 DEBIAN = "nginx version: nginx/1.22.1\nconfigure arguments: --with-stream=dynamic"
 PROJECT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def other(tmp_path: Path) -> Path:
 def test_etc_is_exactly_what_the_default_configuration_renders_to() -> None:
     rendered = {file.etc: file for file in files(values_of(Config()))}
     there = {name for name in tree(ETC) if name != "deploy-clojars.toml"}
-    assert there == set(rendered), "python -m deploy_clojars.kit.files etc"
+    assert there == set(rendered), "python -m deploy_clojars.setup.files etc"
     for name, file in rendered.items():
         assert (ETC / name).read_text(encoding="utf-8") == file.text, name
         assert os.access(ETC / name, os.X_OK) == bool(file.mode & 0o111), name

@@ -318,7 +318,7 @@ def setup(settings: Settings, root: str | None, user: str | None,
     """Make the user, the directories and the files of a host. Replaces nothing."""
     from pathlib import Path
 
-    from deploy_clojars.kit.setup import setup
+    from deploy_clojars.setup.setup import setup
 
     if root == "":
         raise UsageError("--root needs the name of a directory, and got an empty one")

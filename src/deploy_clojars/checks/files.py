@@ -14,8 +14,8 @@ from deploy_clojars.deploy import preflight
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import user_name
 from deploy_clojars.host.instances import Observation
-from deploy_clojars.kit import in_the_way
-from deploy_clojars.kit.files import File, Nailgun, Values, files
+from deploy_clojars.setup import in_the_way
+from deploy_clojars.setup.files import File, Nailgun, Values, files
 
 # The kernel says when a process started by a clock that is off by up to this, in seconds.
 CLOCKS_DIFFER = 2.0

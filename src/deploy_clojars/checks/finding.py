@@ -11,8 +11,8 @@ from functools import cached_property
 
 from deploy_clojars.errors import UsageError
 from deploy_clojars.host.host import Host, Look, user_name
-from deploy_clojars.kit.files import Values, values_of
 from deploy_clojars.run import lock
+from deploy_clojars.setup.files import Values, values_of
 
 
 @dataclass(frozen=True)

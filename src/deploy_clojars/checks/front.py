@@ -12,7 +12,7 @@ from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host import nginx
 from deploy_clojars.host.host import user_name
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST
-from deploy_clojars.kit import in_the_way, validation
+from deploy_clojars.setup import in_the_way, validation
 
 
 def drain(site: Site) -> Findings:

@@ -9,8 +9,8 @@ import sys
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.deploy import build
-from deploy_clojars.kit import validation
 from deploy_clojars.machine.shell import TookTooLong, capture
+from deploy_clojars.setup import validation
 
 # Why not older: `fetch --no-write-fetch-head`; a POST is sent twice; `setuid` and `console log`.
 GIT_SINCE = (2, 29)

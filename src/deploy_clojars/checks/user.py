@@ -10,8 +10,8 @@ import shutil
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.checks.programs import SECONDS, said_by
 from deploy_clojars.host.host import Host, user_name
-from deploy_clojars.kit import in_the_way
 from deploy_clojars.machine.shell import TookTooLong, capture
+from deploy_clojars.setup import in_the_way
 
 
 def other_tools(site: Site) -> Findings:

@@ -8,8 +8,8 @@ import shutil
 
 from deploy_clojars.config import Config, parse
 from deploy_clojars.host.host import user_name
-from deploy_clojars.kit.files import render, values_of
 from deploy_clojars.sandbox.place import FLAG, Pair, Sandbox, write
+from deploy_clojars.setup.files import render, values_of
 
 MAIN = """\
 # nginx's part of the sandbox. Written anew at every start; run in the sandbox, by supervisord.

@@ -20,8 +20,9 @@ from typing import Literal
 
 from deploy_clojars.config import Config
 from deploy_clojars.errors import DeployError, NotReady, UsageError
-from deploy_clojars.kit import in_the_way, validation
-from deploy_clojars.kit.files import (
+from deploy_clojars.machine.shell import TookTooLong, capture, printable
+from deploy_clojars.setup import in_the_way, validation
+from deploy_clojars.setup.files import (
     File,
     Nailgun,
     Values,
@@ -30,7 +31,6 @@ from deploy_clojars.kit.files import (
     refuse_collisions,
     values_of,
 )
-from deploy_clojars.machine.shell import TookTooLong, capture, printable
 
 Say = Callable[[str], None]
 

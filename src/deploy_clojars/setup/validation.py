@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy_clojars.errors import NotReady
-from deploy_clojars.kit.files import File, Nailgun, Values, render
 from deploy_clojars.machine.shell import Answer, TookTooLong, capture
+from deploy_clojars.setup.files import File, Nailgun, Values, render
 
 SECONDS = 30.0  # for visudo and nginx -t
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy_clojars.kit.files import Nailgun, Values, files, is_for_other_nailgun
+from deploy_clojars.setup.files import Nailgun, Values, files, is_for_other_nailgun
 
 
 @dataclass(frozen=True)
