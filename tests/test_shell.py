@@ -22,6 +22,7 @@ from deploy_clojars import config
 from deploy_clojars.deploy import build
 from deploy_clojars.errors import Interrupted
 from deploy_clojars.machine import processes, shell, signals
+from deploy_clojars.machine.environment import environment
 from deploy_clojars.machine.processes import RUN_VARIABLE
 from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, printable, stream
 
@@ -560,7 +561,7 @@ KEPT_FROM_THE_BUILD = {
 
 
 def test_the_build_sees_what_it_is_meant_to_see_and_nothing_else() -> None:
-    inner = build.environment((), "run-1", OUTER | KEPT_FROM_THE_BUILD)
+    inner = environment((), "run-1", OUTER | KEPT_FROM_THE_BUILD)
 
     added = {"HOME", RUN_VARIABLE, *(("LEIN_ROOT",) if os.geteuid() == 0 else ())}
     assert {name: value for name, value in inner.items() if name not in added} == OUTER
@@ -569,12 +570,12 @@ def test_the_build_sees_what_it_is_meant_to_see_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "MAIL_URL", "KEY_FILE", "CLASSPATH"])
 def test_what_belongs_to_the_live_site_passes_only_if_it_is_named(name: str) -> None:
-    assert name not in build.environment(("M2_HOME",), "run-1", KEPT_FROM_THE_BUILD)
-    assert build.environment((name,), "run-1", KEPT_FROM_THE_BUILD)[name]
+    assert name not in environment(("M2_HOME",), "run-1", KEPT_FROM_THE_BUILD)
+    assert environment((name,), "run-1", KEPT_FROM_THE_BUILD)[name]
 
 
 def test_a_name_in_the_configuration_passes_if_it_is_set() -> None:
-    inner = build.environment(("M2_HOME", "UNSET"), "run-1", {"M2_HOME": "/opt/m2"})
+    inner = environment(("M2_HOME", "UNSET"), "run-1", {"M2_HOME": "/opt/m2"})
 
     assert inner["M2_HOME"] == "/opt/m2"
     assert "UNSET" not in inner
@@ -582,13 +583,13 @@ def test_a_name_in_the_configuration_passes_if_it_is_set() -> None:
 
 @pytest.mark.parametrize("allowed", [(), ("HOME",)])
 def test_home_is_the_password_databases_and_not_the_callers(allowed: tuple[str, ...]) -> None:
-    inner = build.environment(allowed, "run-1", {"HOME": "/home/somebody-else"})
+    inner = environment(allowed, "run-1", {"HOME": "/home/somebody-else"})
 
     assert inner["HOME"] == pwd.getpwuid(os.geteuid()).pw_dir
 
 
 def test_the_build_always_carries_its_runs_id_and_a_user() -> None:
-    inner = build.environment((RUN_VARIABLE,), "run-1", {RUN_VARIABLE: "run-0"})
+    inner = environment((RUN_VARIABLE,), "run-1", {RUN_VARIABLE: "run-0"})
 
     assert inner[RUN_VARIABLE] == "run-1"
     assert inner["USER"] == pwd.getpwuid(os.geteuid()).pw_name

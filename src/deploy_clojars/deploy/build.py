@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -15,38 +13,11 @@ from deploy_clojars import config
 from deploy_clojars.errors import BuildFailed, DeployError
 from deploy_clojars.host import jars
 from deploy_clojars.machine import shell
-from deploy_clojars.machine.processes import RUN_VARIABLE
+from deploy_clojars.machine.environment import environment
 from deploy_clojars.screen.console import Console
-
-# What a build may see of the login shell. Not DATABASE_URL, MAIL_URL, KEY_FILE or CLASSPATH: the
-# production user's shell may export them, and tests would run on the live database.
-LET_THROUGH = ("PATH", "USER", "LANG", "TMPDIR")
-LET_THROUGH_PREFIXES = ("LC_", "LEIN_", "JAVA_")
-LET_THROUGH_SUFFIXES = ("_proxy", "_PROXY")
 
 # So that a shortage of memory ends the build and not the site (proc(5): -1000 to 1000).
 OOM_SCORE_ADJ = 800
-
-
-def environment(
-    allowed: tuple[str, ...], run_id: str, outer: Mapping[str, str] = os.environ
-) -> dict[str, str]:
-    """The environment of the tests and the build, from the tool's own; `allowed` adds names."""
-    user = pwd.getpwuid(os.geteuid())
-    inner = {
-        name: value
-        for name, value in outer.items()
-        if name in LET_THROUGH
-        or name in allowed
-        or name.startswith(LET_THROUGH_PREFIXES)
-        or name.endswith(LET_THROUGH_SUFFIXES)
-    }
-    inner["HOME"] = user.pw_dir
-    inner.setdefault("USER", user.pw_name)
-    if os.geteuid() == 0:
-        inner.setdefault("LEIN_ROOT", "1")  # upstream's script asks otherwise
-    inner[RUN_VARIABLE] = run_id
-    return inner
 
 
 def program_of(command: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,8 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from deploy_clojars import config
-from deploy_clojars.errors import NotHealthy, reason
+from deploy_clojars.errors import NotHealthy
+from deploy_clojars.host import health
 from deploy_clojars.host.releases import Releases
 from deploy_clojars.host.services import Job, ServiceFailed, Services
 from deploy_clojars.machine import connections, processes, signals
@@ -21,25 +21,10 @@ Role = Literal["primary", "backup"]
 PRIMARY: Role = "primary"
 BACKUP: Role = "backup"
 
-CHECK_SECONDS = 5.0  # for one health URL to answer
 # A JVM that dies after seconds is respawned for ever and looks `start/running` at every look.
 DEATHS = 2
 
-WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
-ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
-DEFAULT_PORTS = {"http": 80, "https": 443}
-
 Listeners = Mapping[int, Sequence[connections.Row]]  # by port
-
-
-@dataclass(frozen=True)
-class Check:
-    """One health URL's answer."""
-
-    url: str
-    ok: bool
-    ms: float
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ class Observation:
     running: str | None = None  # a version, or the path of a jar that is no release
     open_releases: frozenset[str] = frozenset()
     visible: bool = True  # whether this user may see what the process has open
-    checks: tuple[Check, ...] = ()
+    checks: tuple[health.Check, ...] = ()
     foreign_ports: tuple[int, ...] = ()  # local health ports that somebody else listens on, too
     strangers: tuple[Listener, ...] = ()  # who that is
 
@@ -133,7 +118,7 @@ class Instance:
         self,
         role: Role,
         settings: config.Instance,
-        health: config.Health,
+        limits: config.Health,
         services: Services,
         releases: Releases,
     ) -> None:
@@ -141,29 +126,29 @@ class Instance:
         self.job = settings.job
         self.url = settings.url
         self._urls = settings.health
-        self._health = health
+        self._health = limits
         self._services = services
         self._releases = releases
 
     @property
     def web_ports(self) -> list[int]:
         """The local ports that nginx sends requests to."""
-        return self._local_ports(*WEB_SCHEMES)
+        return self._local_ports(*health.WEB_SCHEMES)
 
     @property
     def nailgun_ports(self) -> list[int]:
         """The local ports beside them, of which only connections can be known."""
-        return self._local_ports(NAILGUN_SCHEME)
+        return self._local_ports(health.NAILGUN_SCHEME)
 
     def _local_ports(self, *schemes: str) -> list[int]:
         """The ports of health URLs with these schemes, as far as they are this machine's."""
         urls = (url for url in self._urls if urlsplit(url).scheme in schemes)
-        return [port for host, port in map(_address, urls) if _is_local(host)]
+        return [port for host, port in map(health.address_of, urls) if health.is_local(host)]
 
     def observe(self) -> Observation:
         """Looks at the instance now; its health URLs are asked at the same time."""
         with ThreadPoolExecutor(max_workers=len(self._urls)) as pool:
-            checks = pool.map(check, self._urls)
+            checks = pool.map(health.check, self._urls)
             job = self._services.status(self.job)
             tree = processes.tree(job.pid) if job.pid is not None else None
             if job.pid is not None and tree is None:
@@ -211,7 +196,7 @@ class Instance:
 
     def _listeners(self) -> Listeners:
         """Who listens on its local health ports, at one moment."""
-        return connections.listeners(*self._local_ports(*ALL_SCHEMES))
+        return connections.listeners(*self._local_ports(*health.ALL_SCHEMES))
 
     def restart(self) -> None:
         """Asks for a restart, or a start if it is stopped. Raises NotHealthy (6)."""
@@ -328,46 +313,3 @@ def _command(pid: int | None) -> str:
 def shortened(command: str, length: int = 60) -> str:
     """A command line as a message can have it."""
     return command if len(command) <= length else f"{command[: length - 1]}…"
-
-
-def check(url: str) -> Check:
-    """Asks one health URL: 2xx or 3xx is well; for tcp a connection is."""
-    started = time.monotonic()
-    ok, detail = _connects(url) if urlsplit(url).scheme == NAILGUN_SCHEME else _answers(url)
-    seconds = time.monotonic() - started
-    if not ok and seconds >= CHECK_SECONDS:
-        detail = "timed out"
-    return Check(url, ok, round(seconds * 1000, 1), detail)
-
-
-def _connects(url: str) -> tuple[bool, str]:
-    try:
-        with socket.create_connection(_address(url), timeout=CHECK_SECONDS):
-            return True, "connected"
-    except OSError as error:
-        return False, reason(error)
-
-
-def _answers(url: str) -> tuple[bool, str]:
-    # Imported in the thread that asks, while another one waits for the service manager: a quarter
-    # of the time that `status` takes.
-    from deploy_clojars.machine import web
-
-    answer = web.get(url, CHECK_SECONDS)
-    return answer.status is not None and 200 <= answer.status < 400, str(answer)
-
-
-def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
-
-
-def _is_local(host: str) -> bool:
-    """Whether the address is this machine's: only then can a socket be bound to it."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind(address)
-        return True
-    except OSError:
-        return False

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploy_clojars.config import Config
-from deploy_clojars.deploy.build import environment
 from deploy_clojars.machine import processes, shell, signals
+from deploy_clojars.machine.environment import environment
 from deploy_clojars.machine.shell import printable
 from deploy_clojars.screen.console import Console
 
