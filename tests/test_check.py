@@ -28,8 +28,9 @@ from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import parse
 from deploy_clojars.host import nginx
 from deploy_clojars.host.health import Check
-from deploy_clojars.host.host import Host, user_name
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import Observation, Role
+from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 from deploy_clojars.setup import setup
 

@@ -163,7 +163,7 @@ def group() -> None:
 def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
     version = versions.checked(tag)
-    from deploy_clojars.deploy import pipeline, steps
+    from deploy_clojars.deploy import ask, pipeline
 
     if dry_run:
         from deploy_clojars.commands import dry_run as dry
@@ -171,7 +171,7 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) 
         host, console = settings.host(), settings.console()
         _show_result(dry.as_text(dry.deploy(host, console, version, force=force)))
         return
-    steps.require_an_answer(yes)
+    ask.require_an_answer(yes)
     pipeline.deploy(settings.host(), settings.console(), version, yes=yes, force=force)
 
 
@@ -189,14 +189,14 @@ def rollback(
     if version is not None:
         versions.checked(version)
     from deploy_clojars.commands import rollback as command
-    from deploy_clojars.deploy import steps
+    from deploy_clojars.deploy import ask
 
     if dry_run:
         from deploy_clojars.commands import dry_run as dry
 
         _show_result(dry.as_text(dry.rollback(settings.host(), settings.console(), version)))
         return
-    steps.require_an_answer(yes)
+    ask.require_an_answer(yes)
     command.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
 
 
@@ -210,14 +210,14 @@ def rollback(
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
     from deploy_clojars.commands import restart as command
-    from deploy_clojars.deploy import steps
+    from deploy_clojars.deploy import ask
 
     if dry_run:
         from deploy_clojars.commands import dry_run as dry
 
         _show_result(dry.as_text(dry.restart(settings.host(), force=force)))
         return
-    steps.require_an_answer(yes)
+    ask.require_an_answer(yes)
     command.restart_both(settings.host(), settings.console(), yes=yes, force=force)
 
 
@@ -283,9 +283,9 @@ def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> No
 @click.pass_obj
 def prune(settings: Settings) -> None:
     """Remove old releases; `keep_releases` in the configuration says how many stay."""
-    from deploy_clojars.deploy import pipeline
+    from deploy_clojars.deploy.prune import prune_releases
 
-    pipeline.prune_releases(settings.host(), settings.console())
+    prune_releases(settings.host(), settings.console())
 
 
 @group.command()
@@ -370,6 +370,9 @@ def completion(shell: str) -> None:
     from deploy_clojars import completion
 
     _show_result(completion.script(shell, group))
+
+
+versions.command_names.update(group.commands)
 
 
 def _show_result(text: str) -> None:

@@ -6,20 +6,8 @@ import re
 
 from deploy_clojars.errors import UsageError
 
-# Every word that is or will be a subcommand: `deploy --yes status` must not deploy a tag.
-COMMANDS = (
-    "deploy",
-    "rollback",
-    "restart",
-    "status",
-    "releases",
-    "history",
-    "prune",
-    "check",
-    "setup",
-    "sandbox",
-    "completion",
-)
+# The commands, as click knows them (set by cli.py): `deploy --yes status` must not deploy a tag.
+command_names: set[str] = set()
 
 # A file name holds 255 bytes, and the release's has the application's name and a suffix in it.
 LONGEST = 150
@@ -39,7 +27,7 @@ def why_no_version(word: str) -> str | None:
         return "it contains white space"
     if not word.isprintable():
         return "it contains control characters"
-    if word in COMMANDS:
+    if word in command_names:
         return "it is the name of a command"
     if len(word.encode()) > LONGEST:
         return f"it is longer than {LONGEST} bytes"

@@ -12,8 +12,8 @@ from pathlib import Path
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.deploy import preflight
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host.host import user_name
 from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.users import user_name
 from deploy_clojars.setup import in_the_way
 from deploy_clojars.setup.files import File, Nailgun, Values, files
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host import nginx
-from deploy_clojars.host.host import user_name
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST
+from deploy_clojars.host.users import user_name
 from deploy_clojars.setup import in_the_way, validation
 
 

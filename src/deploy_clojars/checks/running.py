@@ -9,8 +9,8 @@ import psutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host import decisions
-from deploy_clojars.host.host import user_name
 from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 
 

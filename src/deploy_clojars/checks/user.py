@@ -9,7 +9,8 @@ import shutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.checks.programs import SECONDS, said_by
-from deploy_clojars.host.host import Host, user_name
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.users import user_name
 from deploy_clojars.machine.shell import TookTooLong, capture
 from deploy_clojars.setup import in_the_way
 

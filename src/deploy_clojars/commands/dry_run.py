@@ -21,9 +21,9 @@ from deploy_clojars.host import decisions, jars, releases
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.host.releases import Current
+from deploy_clojars.host.users import refuse_the_wrong_user
 from deploy_clojars.machine.shell import printable
 from deploy_clojars.run import lock
-from deploy_clojars.run.run import refuse_the_wrong_user
 from deploy_clojars.screen.console import Console
 
 Lines = Iterator[str]

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host.host import Host, user_name
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event
+from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 from deploy_clojars.screen import tables
 from deploy_clojars.screen.tables import Column, Table

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from deploy_clojars.deploy import drain, preflight
-from deploy_clojars.deploy.steps import asked, restart, seen_through_notice
-from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
+from deploy_clojars.deploy.ask import ask_to_restart
+from deploy_clojars.deploy.steps import restart, seen_through_notice
+from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
@@ -25,31 +26,6 @@ def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> Non
         run.state_on_failure = ""
         with signals.seen_through(seen_through_notice(run, restarts=2)):
             start_each_anew(run, approved, force=force)
-
-
-def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool) -> None:
-    """Asks before anything is changed. Raises Declined (7), Interrupted."""
-    console = run.console
-    show = console.say if yes else console.tell
-    show(f"restart both instances on {version}, one after the other", "bold")
-    first, second = (
-        (look.backup, look.primary) if look.primary.serving else (look.primary, look.backup)
-    )
-    for observation in (first, second):
-        state = "serves" if observation.serving else "does not serve"
-        done = "is started" if observation.state == "stopped" else "is stopped and started"
-        show(f"  {observation.job} {state} and {done}")
-    if look.primary.serving:
-        show("  users are logged out")
-    if force:
-        console.warn(
-            "--force: if the first one does not come up, the other one is restarted although it "
-            "serves alone; users get errors until it is up"
-        )
-    run.at("ask")
-    run.state_on_failure = "nothing was changed"
-    if not yes and not asked(run, f"Restart both on {version}?", lambda: None):
-        raise Declined("the restart was declined")
 
 
 def start_each_anew(run: Run, version: str, *, force: bool) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from deploy_clojars.deploy import drain, preflight
+from deploy_clojars.deploy.ask import ask_to_roll_back
 from deploy_clojars.deploy.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
 from deploy_clojars.deploy.steps import (
     DATA_STAYS,
-    asked,
     flip,
     is_settled_on,
     restart,
     seen_through_notice,
 )
-from deploy_clojars.errors import Declined, DeployError, HalfDone, NotHealthy, PrimaryDown
+from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions, jars
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import BACKUP, Role
@@ -76,24 +76,6 @@ def target_of_rollback(host: Host, look: Look, version: str | None) -> str:
 def _listed(host: Host) -> str:
     some = host.releases.some()
     return f"there are: {some}" if some else "there is no release at all"
-
-
-def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
-    """Asks before anything is changed. Raises Declined (7), Interrupted."""
-    console = run.console
-    show = console.say if yes else console.tell
-    show(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
-    for observation in (look.primary, look.backup):
-        healthy = observation.is_healthy_on(target)
-        verb = "started" if observation.state == "stopped" else "restarted"
-        what = "is healthy on it already" if healthy else f"will be {verb}"
-        show(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
-    if look.primary.serving and not look.primary.is_healthy_on(target):
-        show("  users are logged out")
-    show(f"  {DATA_STAYS}")
-    run.at("ask")
-    if not yes and not asked(run, f"Roll back to {target}?", lambda: None):
-        raise Declined(f"the rollback to {target} was declined; nothing was changed")
 
 
 def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:

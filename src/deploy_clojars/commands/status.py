@@ -10,8 +10,9 @@ import click
 import msgspec
 
 from deploy_clojars.host import decisions
-from deploy_clojars.host.host import Host, Look, user_name
+from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.users import user_name
 from deploy_clojars.machine.shell import printable
 from deploy_clojars.run import lock
 

@@ -12,12 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from deploy_clojars.deploy import build, checkout, drain, preflight, prune
+from deploy_clojars.deploy.ask import ask_to_promote
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
-from deploy_clojars.deploy.question import Watch, question_page
 from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off, reverted_on_failure
 from deploy_clojars.deploy.steps import (
-    asked,
     flip,
     is_settled_on,
     refuse_a_link_that_was_changed_meanwhile,
@@ -25,7 +24,6 @@ from deploy_clojars.deploy.steps import (
     seen_through_notice,
 )
 from deploy_clojars.errors import (
-    Declined,
     DeployError,
     HalfDone,
     Interrupted,
@@ -63,24 +61,6 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
             refuse_a_backup_that_failed_meanwhile(run, version, backup)
             promote(run, version, backup, force=force)
         prune.after_promotion(run)
-
-
-def prune_releases(host: Host, console: Console) -> None:
-    """Removes the releases that `keep_releases` lets go. Raises DeployError."""
-    if host.config.keep_releases == 0:
-        console.say("keep_releases is 0: nothing is pruned")
-        return
-    with started(host, console, "prune", None) as run:
-        drain.clear_stale_flag(run)
-        look = revert_a_run_that_was_cut_off(run) or host.look()
-        versions = prune.candidates(host, look)
-        if not versions:
-            console.say("nothing to prune")
-            return
-        preflight.refuse_a_host_that_needs_a_person(host, look)
-        run.begin(look)
-        prune.remove(run, versions)
-        run.outcome = "pruned"
 
 
 # --- the steps of a deploy ----------------------------------------------------------------------
@@ -223,22 +203,6 @@ def bring_up_backup(run: Run, version: str, *, force: bool) -> Observation:
             return backup.wait_until_healthy(version)
     preflight.cost_of_force(host, look, version, force=force)
     return restart(run, BACKUP, version, force=force)
-
-
-def ask_to_promote(run: Run, version: str, *, yes: bool) -> None:
-    """Asks whether the release goes to the users. Raises Declined (7), Interrupted."""
-    look = run.host.look()
-    if look.approved == version and look.primary.is_healthy_on(version):
-        return  # nothing is left to be decided: the primary keeps running what it runs
-    run.console.page(question_page(run, look, version), always=not yes)
-    if yes:
-        with run.step("ask", "yes, by --yes"):
-            pass
-    else:
-        run.at("ask")  # the question has a page of its own instead of a step's line
-        if not asked(run, f"Promote {version}?", Watch(run, look.primary, version)):
-            raise Declined(f"{version} was declined")
-    run.record("approved", version=version, how="--yes" if yes else "question")
 
 
 def refuse_a_backup_that_failed_meanwhile(run: Run, version: str, backup: Observation) -> None:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from deploy_clojars.deploy import drain, preflight
+from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look
 from deploy_clojars.machine import signals
-from deploy_clojars.run.run import Run
+from deploy_clojars.run.run import Run, started
+from deploy_clojars.screen.console import Console
 from deploy_clojars.screen.tables import decimal
+
+
+def prune_releases(host: Host, console: Console) -> None:
+    """Removes the releases that `keep_releases` lets go. Raises DeployError."""
+    if host.config.keep_releases == 0:
+        console.say("keep_releases is 0: nothing is pruned")
+        return
+    with started(host, console, "prune", None) as run:
+        drain.clear_stale_flag(run)
+        look = revert_a_run_that_was_cut_off(run) or host.look()
+        versions = candidates(host, look)
+        if not versions:
+            console.say("nothing to prune")
+            return
+        preflight.refuse_a_host_that_needs_a_person(host, look)
+        run.begin(look)
+        remove(run, versions)
+        run.outcome = "pruned"
 
 
 def candidates(host: Host, look: Look) -> list[str]:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
-
-from deploy_clojars.errors import NotHealthy, UsageError
+from deploy_clojars.errors import NotHealthy
 from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, Observation, Role
 from deploy_clojars.machine import signals
-from deploy_clojars.run import system_log
 from deploy_clojars.run.run import Run
 
 DATA_STAYS = "data stays as it is: only code is put back"
@@ -85,30 +80,6 @@ def seen_through_notice(run: Run, restarts: int = 1) -> signals.Notice:
     each = config.drain.timeout + config.health.timeout + config.services.timeout
     seconds = restarts * each
     return lambda: run.console.warn(f"signal noted; finishing, up to {seconds:g} s")
-
-
-def require_an_answer(yes: bool) -> None:
-    """Raises UsageError (2) if a question will come and nobody can answer it."""
-    if not yes and not sys.stdin.isatty():
-        raise UsageError(
-            "standard input is no terminal, and this command asks a question",
-            remedy="--yes answers it beforehand",
-        )
-
-
-def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
-    """Asks; the system's log is told if nobody answers for long. Raises Declined, Interrupted."""
-    remind = system_log.Reminder(f"{run.by}: {question}")
-
-    def watch_and_remind() -> str | None:
-        remind()
-        return watch()
-
-    started = time.monotonic()
-    try:
-        return run.console.ask(question, watch_and_remind)
-    finally:
-        run.took["ask"] = time.monotonic() - started
 
 
 def is_settled_on(look: Look, version: str) -> bool:

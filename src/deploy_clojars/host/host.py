@@ -222,18 +222,3 @@ def _serves(observation: Observation, approved: str | None) -> bool:
     if not observation.serving or approved is None:
         return False
     return not observation.visible or approved in observation.open_releases
-
-
-def user_name(uid: int | None = None) -> str:
-    """The name of a user (default: this process's), or its number if it has none."""
-    uid = os.geteuid() if uid is None else uid
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def operator() -> str:
-    """Who asked: the user behind sudo, not the production user."""
-    name = os.environ.get("SUDO_USER") or user_name()
-    return name.encode("utf-8", "backslashreplace").decode()

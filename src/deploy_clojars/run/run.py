@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars.config import DEFAULT_FILE
 from deploy_clojars.errors import (
     Declined,
     Defect,
@@ -25,10 +23,10 @@ from deploy_clojars.errors import (
     Interrupted,
     NotReady,
     Status,
-    UsageError,
 )
-from deploy_clojars.host.host import Host, Look, operator, user_name
+from deploy_clojars.host.host import Host, Look
 from deploy_clojars.host.journal import Event, History, LastRun, Left, now
+from deploy_clojars.host.users import operator, refuse_the_wrong_user
 from deploy_clojars.machine import processes, signals
 from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
@@ -296,36 +294,3 @@ def make_directory(directory: Path) -> None:
         os.chmod(directory, 0o755)  # whatever the umask: `status` runs as any user
     except OSError as error:
         raise NotReady(f"{directory} cannot be made: {error.strerror}") from None
-
-
-def refuse_the_wrong_user(host: Host, command: str, version: str | None) -> None:
-    """Only the owner of `releases/` changes anything: what root made, the user could not mend.
-
-    Raises UsageError (2), or NotReady (4) if there is no such directory.
-    """
-    directory = host.releases.directory
-    try:
-        owner = os.stat(directory).st_uid
-    except OSError as error:
-        raise NotReady(
-            f"{directory}: {error.strerror}",
-            remedy=f"as root: install -d -o USER -g USER {directory}, with the user of the site",
-        ) from None
-    whose_home = host.owner
-    if whose_home is not None and owner != whose_home:
-        whose = user_name(whose_home)
-        raise NotReady(
-            f"{directory} belongs to {user_name(owner)}, and {host.home} is the home of {whose}",
-            remedy=f"as root: {shlex.join(['chown', whose, str(directory)])}",
-        )
-    if owner != os.geteuid():
-        # sudo -i passes no variable on, DEPLOY_CLOJARS_CONFIG included.
-        named = host.file is not None and host.file != DEFAULT_FILE
-        words = ["deploy-clojars", *(["-c", str(host.file)] if named else []), command]
-        typed = shlex.join([*words, *([version] if version else [])])
-        raise UsageError(
-            f"{directory} belongs to {user_name(owner)}, and this is {user_name()}",
-            remedy=f"sudo -iu {user_name(owner)} {typed}",
-        )
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise NotReady(f"{directory} cannot be written by {user_name()}")

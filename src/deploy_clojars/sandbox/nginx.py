@@ -7,7 +7,7 @@ import os
 import shutil
 
 from deploy_clojars.config import Config, parse
-from deploy_clojars.host.host import user_name
+from deploy_clojars.host.users import user_name
 from deploy_clojars.sandbox.place import FLAG, Pair, Sandbox, write
 from deploy_clojars.setup.files import render, values_of
 

@@ -139,7 +139,7 @@ def resolved(directory: Path) -> Path:
 
 def refuse_another_users(directory: Path) -> None:
     """What root made in it, its owner could neither change nor end. Raises UsageError (2)."""
-    from deploy_clojars.host.host import user_name
+    from deploy_clojars.host.users import user_name
 
     owner = os.stat(directory).st_uid
     if owner != os.geteuid():

@@ -1,14 +1,102 @@
-"""What the operator reads before a promotion, and what is said while the question is open."""
+"""The question: what the operator reads before it, and what is said while it is open."""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
+
 from deploy_clojars.deploy.checkout import Commits, Mirror
 from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
-from deploy_clojars.errors import DeployError, NotHealthy
+from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
 from deploy_clojars.host import jars
 from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
+from deploy_clojars.run import system_log
 from deploy_clojars.run.run import Run
+
+
+def require_an_answer(yes: bool) -> None:
+    """Raises UsageError (2) if a question will come and nobody can answer it."""
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(
+            "standard input is no terminal, and this command asks a question",
+            remedy="--yes answers it beforehand",
+        )
+
+
+def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
+    """Asks; the system's log is told if nobody answers for long. Raises Declined, Interrupted."""
+    remind = system_log.Reminder(f"{run.by}: {question}")
+
+    def watch_and_remind() -> str | None:
+        remind()
+        return watch()
+
+    started = time.monotonic()
+    try:
+        return run.console.ask(question, watch_and_remind)
+    finally:
+        run.took["ask"] = time.monotonic() - started
+
+
+def ask_to_promote(run: Run, version: str, *, yes: bool) -> None:
+    """Asks whether the release goes to the users. Raises Declined (7), Interrupted."""
+    look = run.host.look()
+    if look.approved == version and look.primary.is_healthy_on(version):
+        return  # nothing is left to be decided: the primary keeps running what it runs
+    run.console.page(question_page(run, look, version), always=not yes)
+    if yes:
+        with run.step("ask", "yes, by --yes"):
+            pass
+    else:
+        run.at("ask")  # the question has a page of its own instead of a step's line
+        if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary, version)):
+            raise Declined(f"{version} was declined")
+    run.record("approved", version=version, how="--yes" if yes else "question")
+
+
+def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
+    """Asks before anything is changed. Raises Declined (7), Interrupted."""
+    console = run.console
+    show = console.say if yes else console.tell
+    show(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
+    for observation in (look.primary, look.backup):
+        healthy = observation.is_healthy_on(target)
+        verb = "started" if observation.state == "stopped" else "restarted"
+        what = "is healthy on it already" if healthy else f"will be {verb}"
+        show(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
+    if look.primary.serving and not look.primary.is_healthy_on(target):
+        show("  users are logged out")
+    show(f"  {DATA_STAYS}")
+    run.at("ask")
+    if not yes and not asked(run, f"Roll back to {target}?", lambda: None):
+        raise Declined(f"the rollback to {target} was declined; nothing was changed")
+
+
+def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool) -> None:
+    """Asks before anything is changed. Raises Declined (7), Interrupted."""
+    console = run.console
+    show = console.say if yes else console.tell
+    show(f"restart both instances on {version}, one after the other", "bold")
+    first, second = (
+        (look.backup, look.primary) if look.primary.serving else (look.primary, look.backup)
+    )
+    for observation in (first, second):
+        state = "serves" if observation.serving else "does not serve"
+        done = "is started" if observation.state == "stopped" else "is stopped and started"
+        show(f"  {observation.job} {state} and {done}")
+    if look.primary.serving:
+        show("  users are logged out")
+    if force:
+        console.warn(
+            "--force: if the first one does not come up, the other one is restarted although it "
+            "serves alone; users get errors until it is up"
+        )
+    run.at("ask")
+    run.state_on_failure = "nothing was changed"
+    if not yes and not asked(run, f"Restart both on {version}?", lambda: None):
+        raise Declined("the restart was declined")
 
 
 def question_page(run: Run, look: Look, version: str) -> list[str]:
@@ -72,7 +160,7 @@ def _commit_of(run: Run, commits: dict[str, str], version: str) -> str | None:
     return facts.revision
 
 
-class Watch:
+class QuestionWatch:
     """Looks at both instances while the question is open, and says a change once."""
 
     def __init__(self, run: Run, primary: Observation, version: str) -> None:
