@@ -199,7 +199,7 @@ def seen(site: Site, primary: Observation, backup: Observation) -> Site:
 
 
 def test_a_host_that_setup_made_lacks_nothing(site: Site, tmp_path: Path) -> None:
-    assert wrong(files.of_the_kit(site, tmp_path / "root")) == {}
+    assert wrong(files.installed_files(site, tmp_path / "root")) == {}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_host_that_setup_made_lacks_nothing(site: Site, tmp_path: Path) -> Non
 )
 def test_a_file_that_is_missing_is_found(site: Site, tmp_path: Path, path: str) -> None:
     (tmp_path / "root" / path).unlink()
-    found = wrong(files.of_the_kit(site, tmp_path / "root"))
+    found = wrong(files.installed_files(site, tmp_path / "root"))
     assert list(found) == [f"{tmp_path}/root/{path} is not there"]
     assert "deploy-clojars setup" in found.popitem()[1]
 
@@ -216,7 +216,7 @@ def test_a_file_that_is_missing_is_found(site: Site, tmp_path: Path, path: str) 
 def test_what_is_not_in_force_or_cannot_be_read_is_found(site: Site, tmp_path: Path) -> None:
     long_ago = observed("primary", FIRST, since="2020-01-01T00:00:00Z")
     seen(site, long_ago, observed("backup", None))
-    found = wrong(files.of_the_kit(site, tmp_path / "root"))
+    found = wrong(files.installed_files(site, tmp_path / "root"))
     assert list(found) == [
         f"{path} was changed after clojars was started"
         for path in ("/etc/init/clojars.conf", "/etc/default/clojars")
@@ -226,7 +226,7 @@ def test_what_is_not_in_force_or_cannot_be_read_is_found(site: Site, tmp_path: P
     site.owner = NOBODY
     settings = tmp_path / "root/etc/default/clojars"
     settings.chmod(0o600)
-    [(what, remedy)] = wrong(files.of_the_kit(site, tmp_path / "root")).items()
+    [(what, remedy)] = wrong(files.installed_files(site, tmp_path / "root")).items()
     assert what == f"nobody cannot read {settings}: no instance would start"
     group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
     assert f"chgrp {group} {settings} && chmod 0640 {settings}" in remedy
@@ -258,7 +258,9 @@ def test_nginx_needs_the_home_and_the_repository_alone(site: Site, tmp_path: Pat
         f"{tmp_path}/home/repo cannot be read by nginx": f"chmod go+rx {tmp_path}/home/repo",
     }
     (tmp_path / "home/repo").rmdir()
-    assert f"{tmp_path}/home/repo is not there" in wrong(files.of_the_kit(site, tmp_path / "root"))
+    assert f"{tmp_path}/home/repo is not there" in wrong(
+        files.installed_files(site, tmp_path / "root")
+    )
 
 
 def test_a_flag_directory_for_everybody_is_found(site: Site, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def obtained(mirror: Mirror, log: IO[bytes], tag: str, tmp_path: Path) -> Path:
         mirror.check_out(mirror.commit_of(tag), tmp_path / "checkout")
         return tmp_path / "checkout"
     except Broken:
-        mirror.make_anew(log, LIMIT)
+        mirror.recreate(log, LIMIT)
         mirror.check_out(mirror.commit_of(tag), tmp_path / "again")
         return tmp_path / "again"
 

@@ -9,8 +9,8 @@ import pytest
 
 from deploy_clojars.errors import Status
 from deploy_clojars.host.decisions import (
+    InstanceHealth,
     Refusal,
-    Seen,
     Situation,
     adopted,
     bare_rollback_target,
@@ -23,9 +23,9 @@ from deploy_clojars.host.decisions import (
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.host.journal import History, LastRun, Left
 
-DOWN = Seen(serving=False, healthy=False)
-SERVING = Seen(serving=True, healthy=False)  # another release than the one in question
-HEALTHY = Seen(serving=True, healthy=True)
+DOWN = InstanceHealth(serving=False, healthy=False)
+SERVING = InstanceHealth(serving=True, healthy=False)  # another release than the one in question
+HEALTHY = InstanceHealth(serving=True, healthy=True)
 STATES = (DOWN, SERVING, HEALTHY)
 
 
@@ -47,7 +47,7 @@ STATES = (DOWN, SERVING, HEALTHY)
     ],
 )
 def test_a_deploy_is_refused_only_if_it_would_restart_the_only_serving_instance(
-    primary: Seen, backup: Seen, refusal: Refusal | None
+    primary: InstanceHealth, backup: InstanceHealth, refusal: Refusal | None
 ) -> None:
     assert deploy_refusal(primary, backup) == refusal
 
@@ -69,7 +69,9 @@ def test_a_deploy_is_refused_only_if_it_would_restart_the_only_serving_instance(
         (DOWN, DOWN, PRIMARY),
     ],
 )
-def test_which_instance_is_restarted_first(primary: Seen, backup: Seen, first: Role | None) -> None:
+def test_which_instance_is_restarted_first(
+    primary: InstanceHealth, backup: InstanceHealth, first: Role | None
+) -> None:
     assert next_to_restart(primary, backup) == first
 
 
@@ -107,14 +109,19 @@ def test_which_instance_is_restarted_first(primary: Seen, backup: Seen, first: R
     ],
 )
 def test_the_order_of_a_whole_rollback(
-    primary: Seen, backup: Seen, after: dict[Role, Seen], restarts: Sequence[Role]
+    primary: InstanceHealth,
+    backup: InstanceHealth,
+    after: dict[Role, InstanceHealth],
+    restarts: Sequence[Role],
 ) -> None:
     """`after` says what a restart makes of an instance; it is healthy on the target otherwise."""
     assert restarts_of_a_rollback(primary, backup, after) == restarts
 
 
-def restarts_of_a_rollback(primary: Seen, backup: Seen, after: dict[Role, Seen]) -> list[Role]:
-    seen: dict[Role, Seen] = {PRIMARY: primary, BACKUP: backup}
+def restarts_of_a_rollback(
+    primary: InstanceHealth, backup: InstanceHealth, after: dict[Role, InstanceHealth]
+) -> list[Role]:
+    seen: dict[Role, InstanceHealth] = {PRIMARY: primary, BACKUP: backup}
     failed: set[Role] = set()
     restarted: list[Role] = []
     while (role := next_to_restart(seen[PRIMARY], seen[BACKUP], failed)) is not None:
@@ -129,7 +136,7 @@ def restarts_of_a_rollback(primary: Seen, backup: Seen, after: dict[Role, Seen])
 @pytest.mark.parametrize("failed", [(), (PRIMARY,), (BACKUP,), (PRIMARY, BACKUP)])
 @pytest.mark.parametrize(("primary", "backup"), list(product(STATES, STATES)))
 def test_nothing_healthy_or_failed_and_never_the_only_serving_instance_is_restarted(
-    primary: Seen, backup: Seen, failed: Collection[Role]
+    primary: InstanceHealth, backup: InstanceHealth, failed: Collection[Role]
 ) -> None:
     role = next_to_restart(primary, backup, failed)
 
@@ -155,7 +162,7 @@ def test_nothing_healthy_or_failed_and_never_the_only_serving_instance_is_restar
     ],
 )
 def test_after_a_failure_the_other_one_is_tried_if_nothing_serves(
-    primary: Seen, backup: Seen, failed: Collection[Role], then: Role | None
+    primary: InstanceHealth, backup: InstanceHealth, failed: Collection[Role], then: Role | None
 ) -> None:
     assert next_to_restart(primary, backup, failed) == then
 

@@ -141,7 +141,7 @@ def test_a_step_that_failed_took_as_long_as_it_says_and_one_that_was_cut_off_is_
 def test_times_that_are_none_are_no_defect() -> None:
     runs = runs_of([Event(event="begin", run="1"), line("step", 1, step="x"), end(2, "failed", 1)])
 
-    assert history.as_text(history.Told(runs, more=False))
+    assert history.as_text(history.RecentRuns(runs, more=False))
 
 
 ANYTHING = st.none() | st.text(max_size=8)
@@ -161,7 +161,7 @@ ANYTHING = st.none() | st.text(max_size=8)
     )
 )  # fmt: skip
 def test_whatever_is_in_the_journal_it_can_be_shown(events: list[Event]) -> None:
-    told = history.Told(runs_of(events), more=True)
+    told = history.RecentRuns(runs_of(events), more=True)
 
     assert history.as_text(told)
     assert json.loads(history.as_json(told))["more"] is True
@@ -248,7 +248,7 @@ def test_a_run_at_work_is_told_from_one_that_was_cut_off(light_host: LittleHost)
 def test_without_a_journal_there_is_no_run(tmp_path: Path) -> None:
     from deploy_clojars.config import Config
 
-    told = history.told(Host(Config(home=str(tmp_path))), 20)
+    told = history.recent_runs(Host(Config(home=str(tmp_path))), 20)
 
     assert history.as_text(told) == "no run yet"
     assert json.loads(history.as_json(told)) == {"runs": [], "more": False}

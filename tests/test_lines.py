@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deploy_clojars.host import lines
 from deploy_clojars.host.journal import Event, History, Journal, history_of
-from deploy_clojars.host.lines import Growing, from_the_end
+from deploy_clojars.host.lines import TailedFile, from_the_end
 
 VERSIONS = st.sampled_from(["A", "B", "C"]) | st.none()
 EVENTS = st.builds(
@@ -104,24 +104,24 @@ def test_the_lines_from_the_end_are_the_lines_backwards(
     with pytest.MonkeyPatch.context() as small:
         small.setattr(lines, "BLOCK", block)
         small.setattr(lines, "CHUNK", block)
-        growing = Growing(file)
-        read = [line for _, portion in growing.news() for line in portion]
+        tailed = TailedFile(file)
+        read = [line for _, portion in tailed.news() for line in portion]
 
-        assert [*read, growing.rest] == content.split(b"\n")
+        assert [*read, tailed.rest] == content.split(b"\n")
         assert list(from_the_end(file)) == content.split(b"\n")[::-1]
 
 
 def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one\ntwo\nthr")
-    growing = Growing(file)
+    tailed = TailedFile(file)
 
-    assert list(growing.news()) == [(True, []), (False, [b"one", b"two"])]
-    assert growing.rest == b"thr"
-    assert list(growing.news()) == []
+    assert list(tailed.news()) == [(True, []), (False, [b"one", b"two"])]
+    assert tailed.rest == b"thr"
+    assert list(tailed.news()) == []
     with file.open("ab") as stream:
         stream.write(b"ee\nfour\n")
-    assert list(growing.news()) == [(False, [b"three", b"four"])]
+    assert list(tailed.news()) == [(False, [b"three", b"four"])]
 
 
 @pytest.mark.parametrize("content", [b"one\n", b"one\ntwx\nthree\n", b""])
@@ -130,12 +130,12 @@ def test_a_file_that_was_written_anew_in_its_place_is_read_anew(
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one\ntwo\n")
-    growing = Growing(file)
-    list(growing.news())
+    tailed = TailedFile(file)
+    list(tailed.news())
 
     file.write_bytes(content)
 
-    (anew, _), *portions = growing.news()
+    (anew, _), *portions = tailed.news()
     assert anew
     assert b"\n".join([*(line for _, each in portions for line in each), b""]) == content
 
@@ -144,6 +144,6 @@ def test_a_pipe_in_its_place_is_an_error_and_is_not_waited_for(tmp_path: Path) -
     os.mkfifo(tmp_path / "pipe")
 
     with pytest.raises(OSError):
-        list(Growing(tmp_path / "pipe").news())
+        list(TailedFile(tmp_path / "pipe").news())
     with pytest.raises(OSError):
         Journal(tmp_path / "pipe").history()

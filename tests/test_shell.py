@@ -269,7 +269,7 @@ def test_a_signal_to_the_tool_ends_the_command(run: Runner, signum: signal.Signa
 def test_a_signal_that_is_to_be_seen_through_ends_nothing(run: Runner) -> None:
     notices: list[str] = []
 
-    with signals.handled(), signals.seen_through(lambda: notices.append("noted")):
+    with signals.handled(), signals.uninterruptible(lambda: notices.append("noted")):
         status = run(f"kill -TERM {os.getpid()}; sleep 0.2; kill -INT {os.getpid()}; echo done")
 
     assert (status, run.output, notices) == (0, b"done\n", ["noted"])

@@ -274,8 +274,8 @@ def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> No
     """List the last runs: who, when, what, how long, how it ended. The newest come first."""
     from deploy_clojars.commands import history
 
-    told = history.told(settings.host(), None if show_all else count)
-    _show_result(history.as_json(told) if as_json else history.as_text(told))
+    runs = history.recent_runs(settings.host(), None if show_all else count)
+    _show_result(history.as_json(runs) if as_json else history.as_text(runs))
 
 
 @group.command()

@@ -20,7 +20,7 @@ def findings(host: Host) -> list[Finding]:
         lambda: programs.upstart(site),
         lambda: files.directories(site),
         lambda: files.disk(site),
-        lambda: files.of_the_kit(site),
+        lambda: files.installed_files(site),
         lambda: running.jobs(site),
         lambda: running.releases(site),
         lambda: front.drain(site),

@@ -94,7 +94,7 @@ def disk(site: Site) -> Findings:
         yield Finding(error.message, True, "remove what is old, or make the disk larger")
 
 
-def of_the_kit(site: Site, root: Path = Path("/")) -> Findings:
+def installed_files(site: Site, root: Path = Path("/")) -> Findings:
     """The files that `setup` makes, on a host of Upstart; `root` stands for /."""
     values = site.values
     if not site.is_upstarts or values is None or not (root / "etc/init").is_dir():

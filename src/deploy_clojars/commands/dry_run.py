@@ -27,7 +27,7 @@ from deploy_clojars.run import lock
 from deploy_clojars.screen.console import Console
 
 Lines = Iterator[str]
-Next = Callable[[decisions.Seen, decisions.Seen], Role | None]
+Next = Callable[[decisions.InstanceHealth, decisions.InstanceHealth], Role | None]
 
 
 def deploy(host: Host, console: Console, version: str, *, force: bool) -> list[str]:
@@ -36,7 +36,7 @@ def deploy(host: Host, console: Console, version: str, *, force: bool) -> list[s
     Raises DeployError as the deploy would before it builds.
     """
     refuse_what_begins_no_run(host, "deploy", version)
-    look, cost = preflight.of_deploy(host, version, force=force)
+    look, cost = preflight.check_deploy(host, version, force=force)
     if cost:
         console.warn(cost)
     commit = checkout.remote_commit_of(host.config.repository, version, host.config.build.timeout)
@@ -86,18 +86,18 @@ def rollback(host: Host, console: Console, version: str | None) -> list[str]:
 def restart(host: Host, *, force: bool) -> list[str]:
     """What `restart` would do. Raises DeployError as the restart would before its question."""
     refuse_what_begins_no_run(host, "restart", None)
-    look, approved = preflight.of_restart(host)
+    look, approved = preflight.check_restart(host)
     left: list[Role] = [PRIMARY, BACKUP]
 
-    def next_of(primary: decisions.Seen, backup: decisions.Seen) -> Role | None:
-        role = decisions.next_to_start_anew(primary, backup, left, force=force)
+    def next_of(primary: decisions.InstanceHealth, backup: decisions.InstanceHealth) -> Role | None:
+        role = decisions.next_to_stop_and_start(primary, backup, left, force=force)
         if role is not None:
             left.remove(role)
         return role
 
     changes = Changes(host, look)
     lines = [f"# ask: Restart both on {approved}?", *changes.first()]
-    return [*lines, *changes.restarts(approved, next_of, anew=True)]
+    return [*lines, *changes.restarts(approved, next_of, by_stop_and_start=True)]
 
 
 def as_text(lines: list[str]) -> str:
@@ -157,15 +157,17 @@ class Changes:
         yield from self.restarts(look.approved, decisions.next_to_restart)
         self.look = replace(self.look, current=Current(look.approved))
 
-    def restarts(self, target: str, next_of: Next, *, anew: bool = False) -> Lines:
+    def restarts(self, target: str, next_of: Next, *, by_stop_and_start: bool = False) -> Lines:
         """The restarts in their order, where each one comes up."""
-        while (role := next_of(*self.look.seen(target))) is not None:
-            yield from self.drained_restart(role, target, anew=anew)
+        while (role := next_of(*self.look.health_on(target))) is not None:
+            yield from self.drained_restart(role, target, by_stop_and_start=by_stop_and_start)
 
-    def drained_restart(self, role: Role, version: str, *, anew: bool = False) -> Lines:
+    def drained_restart(
+        self, role: Role, version: str, *, by_stop_and_start: bool = False
+    ) -> Lines:
         """With the waits for the requests that are in the instance."""
         yield from self.drain_of(role)
-        yield from self.restart(role, version, anew=anew)
+        yield from self.restart(role, version, by_stop_and_start=by_stop_and_start)
         if role == PRIMARY:
             yield from self.prefer_primary()
 
@@ -192,11 +194,11 @@ class Changes:
             self._flag = False
             yield _command("rm", self._host.nginx.flag)
 
-    def restart(self, role: Role, version: str, *, anew: bool = False) -> Lines:
+    def restart(self, role: Role, version: str, *, by_stop_and_start: bool = False) -> Lines:
         """The instance on the release, healthy."""
         observation = self.look.primary if role == PRIMARY else self.look.backup
         stopped = observation.state == "stopped"
-        verbs = ["start"] if stopped else ["stop", "start"] if anew else ["restart"]
+        verbs = ["start"] if stopped else ["stop", "start"] if by_stop_and_start else ["restart"]
         for verb in verbs:
             yield _command(*self._host.services.words(verb, observation.job))
         yield f"# wait until {observation.job} is healthy on {version}"

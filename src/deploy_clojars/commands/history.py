@@ -64,14 +64,14 @@ class PastRun:
 
 
 @dataclass(frozen=True)
-class Told:
+class RecentRuns:
     """The last runs, the newest first, and whether there are older ones."""
 
     runs: list[PastRun]
     more: bool
 
 
-def told(host: Host, count: int | None) -> Told:
+def recent_runs(host: Host, count: int | None) -> RecentRuns:
     """The last `count` runs (None: all), read from the journal's end.
 
     Raises DeployError if the journal cannot be read.
@@ -86,7 +86,7 @@ def told(host: Host, count: int | None) -> Told:
                 break
             events.append(event)
     except FileNotFoundError:
-        return Told([], more=False)
+        return RecentRuns([], more=False)
     except OSError as error:
         raise DeployError(
             f"the journal {host.journal.file} is not visible to {user_name()}: {error.strerror}"
@@ -94,7 +94,7 @@ def told(host: Host, count: int | None) -> Told:
     runs = runs_of(reversed(events))
     if runs and runs[0].ended is None and holder is not None and _is_of(holder, runs[0]):
         runs[0].outcome = UNDER_WAY
-    return Told(runs, more=count is not None and begun > count)
+    return RecentRuns(runs, more=count is not None and begun > count)
 
 
 def _is_of(holder: lock.Holder, run: PastRun) -> bool:
@@ -156,9 +156,9 @@ def seconds_between(begin: str, end: str) -> float | None:
 # --- as it is shown ---------------------------------------------------------------------------
 
 
-def as_json(told: Told) -> str:
+def as_json(recent_runs: RecentRuns) -> str:
     """For programs; keys are only ever added."""
-    document = {"runs": [_as_document(run) for run in told.runs], "more": told.more}
+    document = {"runs": [_as_document(run) for run in recent_runs.runs], "more": recent_runs.more}
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
 
@@ -181,17 +181,17 @@ def _as_document(run: PastRun) -> dict[str, Any]:
     }
 
 
-def as_text(told: Told) -> str:
+def as_text(recent_runs: RecentRuns) -> str:
     """For people."""
-    if not told.runs:
+    if not recent_runs.runs:
         return "no run yet"
     columns = (
         Column("when (UTC)"), Column("who"), Column("what"), Column("took"), Column("ended"),
         Column("steps (s)", folds=True), Column("why", folds=True),
     )  # fmt: skip
-    rows = [_row(run) for run in told.runs]
+    rows = [_row(run) for run in recent_runs.runs]
     text = tables.as_text(Table(columns, rows, stacked=((0, 1), (2, 4, 3), (5, 6))))
-    return f"{text}\nolder ones: -n NUMBER or --all" if told.more else text
+    return f"{text}\nolder ones: -n NUMBER or --all" if recent_runs.more else text
 
 
 def _row(run: PastRun) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy_clojars.deploy import drain, preflight
 from deploy_clojars.deploy.ask import ask_to_restart
-from deploy_clojars.deploy.steps import restart, seen_through_notice
+from deploy_clojars.deploy.steps import finishing_notice, restart
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host, Look
@@ -18,17 +18,17 @@ def restart_both(host: Host, console: Console, *, yes: bool, force: bool) -> Non
     """Starts both instances anew on the approved release. Raises DeployError."""
     with started(host, console, "restart", None) as run:
         drain.clear_stale_flag(run)
-        look, approved = preflight.of_restart(host)
+        look, approved = preflight.check_restart(host)
         run.version = approved
         ask_to_restart(run, look, approved, yes=yes, force=force)
         signals.check()
         run.begin(look)
         run.state_on_failure = ""
-        with signals.seen_through(seen_through_notice(run, restarts=2)):
-            start_each_anew(run, approved, force=force)
+        with signals.uninterruptible(finishing_notice(run, restarts=2)):
+            stop_and_start_each(run, approved, force=force)
 
 
-def start_each_anew(run: Run, version: str, *, force: bool) -> None:
+def stop_and_start_each(run: Run, version: str, *, force: bool) -> None:
     """Stops and starts one instance after the other, each exactly once.
 
     Raises NotHealthy (6) if the first one does not come up and the other one is spared,
@@ -40,13 +40,13 @@ def start_each_anew(run: Run, version: str, *, force: bool) -> None:
     left: list[Role] = [PRIMARY, BACKUP]
     failed: dict[Role, NotHealthy] = {}
     while True:
-        role = decisions.next_to_start_anew(*host.look().seen(version), left, force=force)
+        role = decisions.next_to_stop_and_start(*host.look().health_on(version), left, force=force)
         if role is None:
             break
         left.remove(role)
         try:
             with drain.without_requests(run, role):
-                restart(run, role, version, anew=True, force=force)
+                restart(run, role, version, by_stop_and_start=True, force=force)
         except NotHealthy as error:
             failed[role] = error
     after = host.look()

@@ -7,10 +7,10 @@ from deploy_clojars.deploy.ask import ask_to_roll_back
 from deploy_clojars.deploy.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
 from deploy_clojars.deploy.steps import (
     DATA_STAYS,
+    finishing_notice,
     flip,
     is_settled_on,
     restart,
-    seen_through_notice,
 )
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions, jars
@@ -44,7 +44,7 @@ def rollback(
         run.journal_may_fail = True
         run.begin(look)
         run.state_on_failure = ""
-        with signals.seen_through(seen_through_notice(run, restarts=2)):
+        with signals.uninterruptible(finishing_notice(run, restarts=2)):
             roll_back(run, look, target, why)
         if restart_failed:
             # Only what was down has the new settings now.

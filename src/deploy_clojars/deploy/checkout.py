@@ -82,7 +82,7 @@ class Mirror:
         """
         if not self._is_a_repository():
             was_there = self.directory.exists()
-            self.make_anew(log, timeout, silence)
+            self.recreate(log, timeout, silence)
             return was_there
         try:
             self._fetch(log, timeout, silence)
@@ -91,10 +91,10 @@ class Mirror:
             # The mirror or the remote: if the remote answers, it is the mirror.
             if not self._remote_answers(log, timeout, silence):
                 raise
-        self.make_anew(log, timeout, silence)
+        self.recreate(log, timeout, silence)
         return True
 
-    def make_anew(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> None:
+    def recreate(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> None:
         """Throws a broken mirror away and fetches it again. Raises DeployError as `fetch`."""
         self._make()
         self._fetch(log, timeout, silence)

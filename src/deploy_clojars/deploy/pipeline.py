@@ -17,11 +17,11 @@ from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
 from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off, reverted_on_failure
 from deploy_clojars.deploy.steps import (
+    finishing_notice,
     flip,
     is_settled_on,
     refuse_a_link_that_was_changed_meanwhile,
     restart,
-    seen_through_notice,
 )
 from deploy_clojars.errors import (
     DeployError,
@@ -45,7 +45,7 @@ def deploy(host: Host, console: Console, version: str, *, yes: bool, force: bool
     with started(host, console, "deploy", version) as run:
         drain.clear_stale_flag(run)
         revert_a_run_that_was_cut_off(run)
-        look, cost = preflight.of_deploy(host, version, force=force)
+        look, cost = preflight.check_deploy(host, version, force=force)
         announce(run, look, cost)
         run.begin(look)
         obtain_release(run, version)
@@ -98,7 +98,7 @@ def fetch(run: Run, version: str) -> tuple[Mirror, str]:
         try:
             commit = mirror.commit_of(version)
         except checkout.Broken:
-            mirror.make_anew(run.console.log, config.build.timeout)
+            mirror.recreate(run.console.log, config.build.timeout)
             commit = mirror.commit_of(version)
     return mirror, commit
 
@@ -120,7 +120,7 @@ def checked_out(run: Run, mirror: Mirror, version: str, commit: str) -> Iterator
                 mirror.check_out(commit, directory)
             except checkout.Broken:
                 checkout.remove(directory)
-                mirror.make_anew(run.console.log, run.host.config.build.timeout)
+                mirror.recreate(run.console.log, run.host.config.build.timeout)
                 mirror.check_out(commit, directory)
         yield directory
     except Interrupted:
@@ -232,7 +232,7 @@ def promote(run: Run, version: str, backup: Observation, *, force: bool) -> None
             refuse_a_backup_that_failed_meanwhile(run, version, backup)
             signals.check()
             run.no_return(version)
-            to_the_end.enter_context(signals.seen_through(seen_through_notice(run)))
+            to_the_end.enter_context(signals.uninterruptible(finishing_notice(run)))
             start_primary_on(run, version)
         try:
             run.record("promoted", version=version)

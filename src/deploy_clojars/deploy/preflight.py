@@ -15,7 +15,7 @@ RELEASES_THAT_MUST_FIT = 4
 LEAST_FREE = 64 * 1024 * 1024  # bytes
 
 
-def of_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | None]:
+def check_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | None]:
     """Looks at the host and returns what was seen, and what `--force` costs if it was needed.
 
     Raises NotReady (4), and DeployError (1) for a disk that is too full.
@@ -58,7 +58,7 @@ def ready_to_restart(host: Host) -> Look:
     return look
 
 
-def of_restart(host: Host) -> tuple[Look, str]:
+def check_restart(host: Host) -> tuple[Look, str]:
     """Looks at the host and returns what was seen, and the approved release.
 
     Raises NotReady (4) unless that is what all is about, and DeployError (1).
@@ -98,7 +98,7 @@ def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str |
 
     Returns what going on costs if only `--force` allows it. Raises NotReady (4).
     """
-    refusal = decisions.deploy_refusal(*look.seen(version))
+    refusal = decisions.deploy_refusal(*look.health_on(version))
     if refusal is None:
         return None
     primary, backup = host.jobs

@@ -76,7 +76,9 @@ def after_promotion(run: Run) -> None:
     if run.host.config.keep_releases == 0:
         return
     try:
-        with signals.seen_through(lambda: run.console.warn("signal noted; finishing the pruning")):
+        with signals.uninterruptible(
+            lambda: run.console.warn("signal noted; finishing the pruning")
+        ):
             remove(run, candidates(run.host, run.host.look()))
     except DeployError as error:
         run.console.warn(f"not all was pruned: {error.message}")

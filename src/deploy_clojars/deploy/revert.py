@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from deploy_clojars.deploy import drain
-from deploy_clojars.deploy.steps import flip, restart, seen_through_notice
+from deploy_clojars.deploy.steps import finishing_notice, flip, restart
 from deploy_clojars.errors import Declined, DeployError, HalfDone, Interrupted, NotHealthy, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Look
@@ -40,7 +40,7 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         run.console.say(f"{what}; current is {current} since, and stays so")
     elif cut_off.flipped:
         run.console.say(f"{what}; it is reverted first")
-        with signals.seen_through(seen_through_notice(run, restarts=2)):
+        with signals.uninterruptible(finishing_notice(run, restarts=2)):
             revert(run, look.approved, cut_off.version or "")
     else:
         run.console.say(f"{what} before it changed anything that runs")
@@ -63,7 +63,7 @@ def reverted_on_failure(run: Run, approved: str | None, version: str) -> Iterato
             raise  # current is the approved release: nothing has to be put back
         if isinstance(error, DeployError):
             run.console.say(f"{error.message}; reverting", "bold")
-        with signals.seen_through(seen_through_notice(run, restarts=2)):
+        with signals.uninterruptible(finishing_notice(run, restarts=2)):
             revert(run, approved, version)
         raise
 
@@ -129,7 +129,7 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
     wait_for_what_runs_the_target_already(run, target)
     while True:
         look = run.host.look()
-        role = decisions.next_to_restart(*look.seen(target), failed)
+        role = decisions.next_to_restart(*look.health_on(target), failed)
         if role is None:
             return failed
         try:

@@ -21,16 +21,16 @@ def flip(run: Run, version: str) -> None:
 
 
 def restart(
-    run: Run, role: Role, version: str, *, anew: bool = False, force: bool = False
+    run: Run, role: Role, version: str, *, by_stop_and_start: bool = False, force: bool = False
 ) -> Observation:
     """Restarts an instance and waits until it is healthy on the release.
 
-    `anew`: by stop and start, which reads a changed job file. `force`: also the only one that
+    `by_stop_and_start`: stop and start, which reads a changed job file. `force`: also the only one that
     serves. Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
     before = run.host.services.status(instance.job)
-    verb = "stop and start" if anew else "restart"
+    verb = "stop and start" if by_stop_and_start else "restart"
     if before.state == "stopped":
         verb = "start"
     with run.step(role, f"{verb} {instance.job}") as becomes:
@@ -40,8 +40,8 @@ def restart(
         run.record("restart", instance=role, version=version, pid=before.pid)
         # Until it is healthy all that is known is that it starts on what is current.
         run.now_left_with(**{role: None})
-        if anew:
-            instance.start_anew()
+        if by_stop_and_start:
+            instance.stop_and_start()
         else:
             instance.restart()
         observation = instance.wait_until_healthy(version, not_pid=before.pid)
@@ -74,7 +74,7 @@ def refuse_the_only_serving_instance(run: Run, role: Role) -> None:
         raise NotHealthy(f"{other.job} does not serve any more, and {this.job} serves alone")
 
 
-def seen_through_notice(run: Run, restarts: int = 1) -> signals.Notice:
+def finishing_notice(run: Run, restarts: int = 1) -> signals.Notice:
     """What is said, once, when a signal comes where the run must not stop."""
     config = run.host.config
     each = config.drain.timeout + config.health.timeout + config.services.timeout

@@ -12,7 +12,7 @@ from deploy_clojars.host.journal import History, LastRun, Left
 
 
 @dataclass(frozen=True)
-class Seen:
+class InstanceHealth:
     """What decides whether an instance may be restarted, and must be."""
 
     serving: bool
@@ -25,7 +25,7 @@ class Refusal(Enum):
     ONLY_SERVING_INSTANCE = "the backup is the only serving instance"
 
 
-def deploy_refusal(primary: Seen, backup: Seen) -> Refusal | None:
+def deploy_refusal(primary: InstanceHealth, backup: InstanceHealth) -> Refusal | None:
     """Whether a deploy may start: it restarts the backup unless that is healthy already.
 
     It never restarts the only serving instance.
@@ -35,7 +35,9 @@ def deploy_refusal(primary: Seen, backup: Seen) -> Refusal | None:
     return None
 
 
-def next_to_restart(primary: Seen, backup: Seen, failed: Collection[Role] = ()) -> Role | None:
+def next_to_restart(
+    primary: InstanceHealth, backup: InstanceHealth, failed: Collection[Role] = ()
+) -> Role | None:
     """Which instance a rollback or a revert restarts next; None if it is done or must stop.
 
     Asked anew before every restart. Only what is not healthy on the target is restarted, the
@@ -51,8 +53,8 @@ def next_to_restart(primary: Seen, backup: Seen, failed: Collection[Role] = ()) 
     return None
 
 
-def next_to_start_anew(
-    primary: Seen, backup: Seen, left: Collection[Role], *, force: bool = False
+def next_to_stop_and_start(
+    primary: InstanceHealth, backup: InstanceHealth, left: Collection[Role], *, force: bool = False
 ) -> Role | None:
     """Which of the instances that are left `restart` takes next; None if it must stop.
 

@@ -35,10 +35,10 @@ class Look:
         """What the host would be left with now."""
         return Left(self.current.version, self.primary.running, self.backup.running)
 
-    def seen(self, version: str) -> tuple[decisions.Seen, decisions.Seen]:
+    def health_on(self, version: str) -> tuple[decisions.InstanceHealth, decisions.InstanceHealth]:
         """The primary and the backup, as what concerns a restart on `version` depends on them."""
         primary, backup = (
-            decisions.Seen(each.serving, each.is_healthy_on(version))
+            decisions.InstanceHealth(each.serving, each.is_healthy_on(version))
             for each in (self.primary, self.backup)
         )
         return primary, backup

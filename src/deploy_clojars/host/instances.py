@@ -202,7 +202,7 @@ class Instance:
         """Asks for a restart, or a start if it is stopped. Raises NotHealthy (6)."""
         self._ask(self._services.restart, "restarted")
 
-    def start_anew(self) -> None:
+    def stop_and_start(self) -> None:
         """Asks for a stop and a start. Raises NotHealthy (6).
 
         Unlike a restart, with which Upstart keeps the job's old definition, this reads a job file

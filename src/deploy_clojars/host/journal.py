@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from deploy_clojars.errors import Status
-from deploy_clojars.host.lines import Growing, from_the_end
+from deploy_clojars.host.lines import TailedFile, from_the_end
 
 FORMAT = 1
 
@@ -179,7 +179,7 @@ class Stack:
                 self._times[around[0]] -= 1
 
 
-class Sum:
+class HistoryBuilder:
     """What the lines so far add up to, from `start` on."""
 
     def __init__(self, start: History = History()) -> None:  # noqa: B008 # it is frozen
@@ -262,7 +262,7 @@ def _went_on(last: LastRun, event: Event) -> LastRun:
 
 def history_of(events: Iterable[Event]) -> History:
     """Adds up the journal's events."""
-    total = Sum()
+    total = HistoryBuilder()
     for event in events:
         total.add(event)
     return total.history()
@@ -273,8 +273,8 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._lines = Growing(file)
-        self._sum = Sum()
+        self._lines = TailedFile(file)
+        self._builder = HistoryBuilder()
 
     def backwards(self) -> Iterator[Event]:
         """The events, the last one first; lines that are none (cut off, damaged) are skipped.
@@ -286,18 +286,18 @@ class Journal:
     def history(self) -> History:
         """What the journal says. Raises OSError if the file is there and cannot be read."""
         try:
-            for anew, lines in self._lines.news():
-                if anew:
-                    self._sum = Sum()
+            for from_start, lines in self._lines.news():
+                if from_start:
+                    self._builder = HistoryBuilder()
                 self._add(lines)
         except FileNotFoundError:
             self._lines.forget()
-            self._sum = Sum()
-        history = self._sum.history()
+            self._builder = HistoryBuilder()
+        history = self._builder.history()
         unended = event_in(self._lines.rest)
         if unended is not None:
             # All of it is there but its end; so far it counts, and it may yet become another.
-            total = Sum(history)
+            total = HistoryBuilder(history)
             total.add(unended)
             history = total.history()
         return history
@@ -309,7 +309,7 @@ class Journal:
                 continue
             event = event_in(line)
             if event is not None:
-                self._sum.add(event)
+                self._builder.add(event)
 
     def append(self, event: Event) -> None:
         """Writes one line and waits until it is on the disk. Raises OSError."""

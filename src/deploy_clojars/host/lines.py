@@ -10,14 +10,14 @@ CHUNK = 1024 * 1024  # bytes
 BLOCK = 64 * 1024  # bytes; what is wanted of the end is short
 
 
-class Growing:
+class TailedFile:
     """A file to which lines are appended. It may also be replaced, truncated or cut in mid-line."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._start_anew()
+        self._start_over()
 
-    def _start_anew(self) -> None:
+    def _start_over(self) -> None:
         self._identity: tuple[int, int] | None = None
         self._offset = 0  # bytes; up to here its lines were given out
         self._last_line = b""  # with its end; how a file is told that was written anew
@@ -33,7 +33,7 @@ class Growing:
         descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not self._goes_on_in(descriptor):
-                self._start_anew()
+                self._start_over()
                 yield True, []
             found = os.fstat(descriptor)
             self._identity = found.st_dev, found.st_ino
@@ -50,7 +50,7 @@ class Growing:
 
     def forget(self) -> None:
         """Reads the file from its beginning at the next look."""
-        self._start_anew()
+        self._start_over()
 
     def _goes_on_in(self, descriptor: int) -> bool:
         found = os.fstat(descriptor)

@@ -22,7 +22,7 @@ Notice = Callable[[], None]
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 _caught: int | None = None
-_seen_through: Notice | None = None
+_uninterruptible: Notice | None = None
 _wakeup_reader: int | None = None
 
 
@@ -63,22 +63,22 @@ def handled(*, then_ignored: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def seen_through(notice: Notice) -> Iterator[None]:
+def uninterruptible(notice: Notice) -> Iterator[None]:
     """Lets the block finish whatever signals come; `notice` is called once if a new one does."""
-    global _seen_through, _caught
-    outer, caught_before = _seen_through, _caught
+    global _uninterruptible, _caught
+    outer, caught_before = _uninterruptible, _caught
     _caught = None
 
     def once() -> None:
-        global _seen_through
-        _seen_through = _say_nothing
+        global _uninterruptible
+        _uninterruptible = _say_nothing
         notice()
 
-    _seen_through = outer or once
+    _uninterruptible = outer or once
     try:
         yield
     finally:
-        _seen_through = outer
+        _uninterruptible = outer
         if outer is None and caught_before is not None:
             _caught = caught_before
 
@@ -91,8 +91,8 @@ def check() -> None:
     """Raises Interrupted (128 + N) if a signal was caught, unless it is to be seen through."""
     if _caught is None:
         return
-    if _seen_through is not None:
-        _seen_through()
+    if _uninterruptible is not None:
+        _uninterruptible()
         return
     raise Interrupted(_caught, signal.Signals(_caught).name)
 

@@ -65,7 +65,7 @@ def tell(config: Config, console: Console, run_id: str, outcome: Outcome) -> Non
         console.warn(f"signal noted; the hook is waited for, up to {settings.timeout:g} s")
 
     try:
-        with signals.seen_through(noted), console.step("hook", settings.command):
+        with signals.uninterruptible(noted), console.step("hook", settings.command):
             status = shell.stream(
                 ["/bin/sh", "-c", settings.command],
                 log=console.log,

@@ -33,7 +33,7 @@ WORTH_SEEING = {
 }
 
 
-class Forgiving(io.TextIOBase):
+class SafeStderr(io.TextIOBase):
     """Standard error whose reader may be gone: a closed window must not stop a revert."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -69,7 +69,7 @@ class Console:
         with suppress(AttributeError, ValueError, OSError):
             sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         self._terminal = Terminal(
-            file=cast(IO[str], Forgiving(sys.stderr)),
+            file=cast(IO[str], SafeStderr(sys.stderr)),
             highlight=False,
             markup=False,
             soft_wrap=True,
