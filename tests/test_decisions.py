@@ -10,18 +10,19 @@ import pytest
 from deploy_clojars.errors import Status
 from deploy_clojars.host.decisions import (
     InstanceHealth,
-    Refusal,
-    Situation,
     adopted,
     bare_rollback_target,
     deploy_obstacle,
-    deploy_refusal,
+    deploy_stops_the_only_serving_instance,
     has_drifted,
     next_to_restart,
     prunable,
 )
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
 from deploy_clojars.host.journal import History, LastRun, Left
+from deploy_clojars.host.look import Look
+from deploy_clojars.host.releases import Current
+from deploy_clojars.host.situation import Situation
 
 DOWN = InstanceHealth(serving=False, healthy=False)
 SERVING = InstanceHealth(serving=True, healthy=False)  # another release than the one in question
@@ -33,23 +34,23 @@ STATES = (DOWN, SERVING, HEALTHY)
 
 
 @pytest.mark.parametrize(
-    ("primary", "backup", "refusal"),
+    ("primary", "backup", "stops_it"),
     [
-        (SERVING, SERVING, None),
-        (SERVING, HEALTHY, None),
-        (SERVING, DOWN, None),
-        (HEALTHY, SERVING, None),
-        (HEALTHY, HEALTHY, None),
-        (HEALTHY, DOWN, None),
-        (DOWN, HEALTHY, None),  # the backup is not restarted: question, primary
-        (DOWN, SERVING, Refusal.ONLY_SERVING_INSTANCE),
-        (DOWN, DOWN, None),
+        (SERVING, SERVING, False),
+        (SERVING, HEALTHY, False),
+        (SERVING, DOWN, False),
+        (HEALTHY, SERVING, False),
+        (HEALTHY, HEALTHY, False),
+        (HEALTHY, DOWN, False),
+        (DOWN, HEALTHY, False),  # the backup is not restarted: question, primary
+        (DOWN, SERVING, True),
+        (DOWN, DOWN, False),
     ],
 )
 def test_a_deploy_is_refused_only_if_it_would_restart_the_only_serving_instance(
-    primary: InstanceHealth, backup: InstanceHealth, refusal: Refusal | None
+    primary: InstanceHealth, backup: InstanceHealth, stops_it: bool
 ) -> None:
-    assert deploy_refusal(primary, backup) == refusal
+    assert deploy_stops_the_only_serving_instance(primary, backup) is stops_it
 
 
 # Rollback and revert: only what is not healthy on the target is restarted
@@ -377,16 +378,22 @@ def situation(
     drifted: bool = False,
     locked: bool = False,
 ) -> Situation:
-    return Situation(
-        history=History(adopted=True, stack=(approved,) if approved else (), last=last),
-        approved=approved,
-        current=current,
-        primary_ok=primary_ok,
-        backup_ok=backup_ok,
-        drifted=drifted,
-        locked=locked,
-        way_back=approved,
+    if drifted:
+        last = run(ended=True, left=Left(current="C"))
+    history = History(adopted=True, stack=(approved,) if approved else (), last=last)
+    primary, backup = (
+        instance(role, approved if ok else None)
+        for role, ok in ((PRIMARY, primary_ok), (BACKUP, backup_ok))
     )
+    look = Look(Current(current), primary, backup, history, approved)
+    return Situation(look, locked, way_back=approved)
+
+
+def instance(role: Role, runs: str | None) -> Observation:
+    """Serving the release, or stopped."""
+    if runs is None:
+        return Observation(role, role, "stopped", "stop/waiting")
+    return Observation(role, role, "running", "", 1, running=runs, open_releases=frozenset({runs}))
 
 
 CUT_OFF = run("deploy", "B")

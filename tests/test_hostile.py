@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from deploy_clojars import config, versions
 from deploy_clojars.deploy import checkout
 from deploy_clojars.errors import DeployError, UsageError
-from deploy_clojars.host import decisions
+from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
 from deploy_clojars.host.journal import Event, Journal, now
-from deploy_clojars.host.releases import Releases
+from deploy_clojars.host.look import Look
+from deploy_clojars.host.releases import Current, Releases
 from deploy_clojars.host.services import upstart
+from deploy_clojars.host.situation import Situation
 from deploy_clojars.machine import shell
 from deploy_clojars.run import lock
 from deploy_clojars.screen.console import log_name
@@ -219,10 +221,9 @@ def test_an_arbitrary_journal_is_read_and_goes_on(found: list[bytes], cut_off: b
         journal = Journal(Path(directory) / "journal.jsonl")
         journal.file.write_bytes(b"\n".join([*found, cut_off]))
         history = journal.history()
-        situation = decisions.Situation(
-            history=history, approved=history.approved, current="0.1.0", primary_ok=False,
-            backup_ok=True, drifted=False, locked=False, way_back=history.approved,
-        )  # fmt: skip
+        primary, backup = (Observation(role, role, "stopped", "") for role in (PRIMARY, BACKUP))
+        look = Look(Current("0.1.0"), primary, backup, history, history.approved)
+        situation = Situation(look, locked=False, way_back=history.approved)
         words = situation.next_words
         assert words is None or words[0] in ("deploy", "rollback")
         journal.append(Event(event="promoted", at=now(), run="c", version="0.9.0"))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deploy_clojars.errors import UsageError
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 from deploy_clojars.setup.files import Values, values_of

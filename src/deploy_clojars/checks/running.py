@@ -8,8 +8,8 @@ import shlex
 import psutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
-from deploy_clojars.host import decisions
 from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 
@@ -112,7 +112,7 @@ def releases(site: Site) -> Findings:
     yield from _left(site, situation, remedy)
 
 
-def _left(site: Site, situation: decisions.Situation, remedy: str) -> Findings:
+def _left(site: Site, situation: Situation, remedy: str) -> Findings:
     last = site.look.history.last
     if situation.interrupted and last is not None:
         what = f"the {last.what} was cut off"

@@ -18,8 +18,9 @@ from deploy_clojars.deploy.pipeline import refuse_another_commit
 from deploy_clojars.deploy.steps import is_settled_on
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import decisions, jars, releases
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
+from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import Current
 from deploy_clojars.host.users import refuse_the_wrong_user
 from deploy_clojars.machine.shell import printable

@@ -11,8 +11,9 @@ import msgspec
 from deploy_clojars.commands.history import moment
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host import decisions
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import Role
+from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import user_name
 from deploy_clojars.screen import tables
 from deploy_clojars.screen.tables import Column, Table, decimal

@@ -7,8 +7,9 @@ from deploy_clojars.deploy.ask import ask_to_restart
 from deploy_clojars.deploy.steps import finishing_notice, restart
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, started
 from deploy_clojars.screen.console import Console

@@ -14,8 +14,9 @@ from deploy_clojars.deploy.steps import (
 )
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions, jars
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import BACKUP, Role
+from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, started, where_the_host_stands
 from deploy_clojars.screen.console import Console

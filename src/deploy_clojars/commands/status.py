@@ -9,9 +9,10 @@ from typing import Any
 import click
 import msgspec
 
-from deploy_clojars.host import decisions
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.look import Look
+from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.machine.shell import printable
 from deploy_clojars.run import lock
@@ -31,7 +32,7 @@ class Report:
     """All that `status` tells."""
 
     look: Look
-    situation: decisions.Situation
+    situation: Situation
     holder: lock.Holder | None
     next: str | None
 

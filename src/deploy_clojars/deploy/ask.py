@@ -10,8 +10,8 @@ from deploy_clojars.deploy.checkout import Commits, Mirror
 from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
 from deploy_clojars.host import jars
-from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
+from deploy_clojars.host.look import Look
 from deploy_clojars.run import system_log
 from deploy_clojars.run.run import Run
 

@@ -32,8 +32,9 @@ from deploy_clojars.errors import (
     PrimaryDown,
 )
 from deploy_clojars.host import jars
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
+from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, make_directory, started
 from deploy_clojars.screen.console import Console

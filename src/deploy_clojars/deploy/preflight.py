@@ -7,7 +7,8 @@ import shutil
 from deploy_clojars.deploy import build
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import free_bytes
 
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
@@ -98,8 +99,7 @@ def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str |
 
     Returns what going on costs if only `--force` allows it. Raises NotReady (4).
     """
-    refusal = decisions.deploy_refusal(*look.health_on(version))
-    if refusal is None:
+    if not decisions.deploy_stops_the_only_serving_instance(*look.health_on(version)):
         return None
     primary, backup = host.jobs
     if force:

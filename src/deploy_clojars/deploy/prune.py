@@ -6,7 +6,8 @@ from deploy_clojars.deploy import drain, preflight
 from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, started
 from deploy_clojars.screen.console import Console

@@ -9,8 +9,8 @@ from deploy_clojars.deploy import drain
 from deploy_clojars.deploy.steps import finishing_notice, flip, restart
 from deploy_clojars.errors import Declined, DeployError, HalfDone, Interrupted, NotHealthy, NotReady
 from deploy_clojars.host import decisions
-from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, where_the_host_stands
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deploy_clojars.errors import NotHealthy
-from deploy_clojars.host.host import Look
 from deploy_clojars.host.instances import BACKUP, Observation, Role
+from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run
 

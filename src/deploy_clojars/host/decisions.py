@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from enum import Enum
 
-from deploy_clojars.errors import Status
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.host.journal import History, LastRun, Left
 
@@ -19,20 +17,9 @@ class InstanceHealth:
     healthy: bool  # on the release in question
 
 
-class Refusal(Enum):
-    """Why a deploy must not start."""
-
-    ONLY_SERVING_INSTANCE = "the backup is the only serving instance"
-
-
-def deploy_refusal(primary: InstanceHealth, backup: InstanceHealth) -> Refusal | None:
-    """Whether a deploy may start: it restarts the backup unless that is healthy already.
-
-    It never restarts the only serving instance.
-    """
-    if not primary.serving and backup.serving and not backup.healthy:
-        return Refusal.ONLY_SERVING_INSTANCE
-    return None
+def deploy_stops_the_only_serving_instance(primary: InstanceHealth, backup: InstanceHealth) -> bool:
+    """Whether a deploy, which restarts the backup unless that is healthy, would leave nobody up."""
+    return not primary.serving and backup.serving and not backup.healthy
 
 
 def next_to_restart(
@@ -149,73 +136,3 @@ def prunable(
         *(version for version in may_go if version in never),
         *(version for version in promoted if version in once),
     ]
-
-
-@dataclass(frozen=True)
-class Situation:
-    """All that `status` judges by."""
-
-    history: History
-    approved: str | None
-    current: str | None
-    primary_ok: bool  # serves the approved release
-    backup_ok: bool
-    drifted: bool
-    locked: bool
-    # The release to go back to: the approved one, or if its jar is gone the last one before it.
-    way_back: str | None
-    stale_flag: bool = False  # of a drain, and no run is at work
-
-    @property
-    def interrupted(self) -> bool:
-        """The lock is free and the journal's last run has no end."""
-        return not self.locked and self.history.unfinished is not None
-
-    @property
-    def failed_restart(self) -> bool:
-        """The last run was a `restart` that changed something and was not seen through."""
-        last = self.history.last
-        if self.locked or last is None or last.command != "restart":
-            return False
-        return last.past_return and (not last.ended or last.status != Status.DONE)
-
-    @property
-    def ok(self) -> bool:
-        """Nothing needs a person."""
-        if self.approved is None or not self.primary_ok:
-            return False
-        if self.locked:
-            return True
-        settled = self.backup_ok and self.current == self.approved
-        return settled and not self.interrupted and not self.stale_flag
-
-    @property
-    def next_words(self) -> tuple[str, str] | None:
-        """The command to type next, as its name and its version; None if nothing is to be done.
-
-        Typing it twice is harmless: the version is spelt out.
-        """
-        if self.ok or self.locked:
-            return None
-        cut_off = self.history.unfinished
-        if cut_off is not None and cut_off.past_return and cut_off.version:
-            if cut_off.command != "deploy":
-                # `restart` is refused while a run is cut off; a rollback starts what it left down.
-                return "rollback", cut_off.version
-            if self.current != self.approved or cut_off.version == self.approved:
-                return "deploy", cut_off.version
-            # A deploy flips before it is past return: since then somebody went back, and could not
-            # write it down.
-        last = self.history.last
-        if (
-            last is not None
-            and last.half_rolled_back
-            and self.current == last.version
-            and last.version
-        ):
-            return "rollback", last.version
-        if self.way_back is not None:
-            return "rollback", self.way_back
-        if last is not None and last.version and (cut_off or self.current == last.version):
-            return "deploy", last.version
-        return None

@@ -6,70 +6,18 @@ import os
 import pwd
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from deploy_clojars.config import Config
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Instance, Observation, Role
-from deploy_clojars.host.journal import History, Journal, Left
+from deploy_clojars.host.journal import History, Journal
+from deploy_clojars.host.look import Look
 from deploy_clojars.host.nginx import Nginx
 from deploy_clojars.host.releases import Current, Releases
 from deploy_clojars.host.services import services_of
-
-
-@dataclass(frozen=True)
-class Look:
-    """The host at one moment."""
-
-    current: Current
-    primary: Observation
-    backup: Observation
-    history: History
-    approved: str | None
-    journal_error: str | None = None  # why the journal cannot be read
-    drain_flag: bool = False  # whether nginx is told to prefer the backup
-
-    def left(self) -> Left:
-        """What the host would be left with now."""
-        return Left(self.current.version, self.primary.running, self.backup.running)
-
-    def health_on(self, version: str) -> tuple[decisions.InstanceHealth, decisions.InstanceHealth]:
-        """The primary and the backup, as what concerns a restart on `version` depends on them."""
-        primary, backup = (
-            decisions.InstanceHealth(each.serving, each.is_healthy_on(version))
-            for each in (self.primary, self.backup)
-        )
-        return primary, backup
-
-    def both_healthy_on(self, version: str) -> bool:
-        """Whether both instances are healthy on the release now."""
-        return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
-
-    def why_not_both_healthy_on(self, version: str) -> str:
-        """What keeps both from being healthy on the release, for people."""
-        reasons = (each.why_not_healthy_on(version) for each in (self.primary, self.backup))
-        return "; ".join(reason for reason in reasons if reason)
-
-    @property
-    def primary_is_as_approved(self) -> bool:
-        """Whether the primary is healthy on the approved release; then no flag need be left."""
-        return self.approved is not None and self.primary.is_healthy_on(self.approved)
-
-    @property
-    def in_use(self) -> frozenset[str] | None:
-        """The releases that must never be removed; None if what an instance runs is not known."""
-        if not (self.primary.running_is_known and self.backup.running_is_known):
-            return None
-        named = (self.current.version, self.approved, self.history.previous)
-        running = self.primary.open_releases | self.backup.open_releases
-        return running.union(filter(None, named))
-
-    @property
-    def drifted(self) -> bool:
-        """Whether the host is not as the last run left it. False while a run is at work."""
-        return decisions.has_drifted(self.history.last, self.left())
+from deploy_clojars.host.situation import Situation
 
 
 class Host:
@@ -149,7 +97,7 @@ class Host:
         """What to type for a command on this host, quoted for a shell."""
         return shlex.join([*self.words, *words])
 
-    def next_command(self, look: Look, situation: decisions.Situation) -> str | None:
+    def next_command(self, look: Look, situation: Situation) -> str | None:
         """The command to type next, or None if nothing needs a person or a run is at work."""
         if situation.ok or situation.locked:
             return None
@@ -158,19 +106,9 @@ class Host:
         words = situation.next_words
         return self.command(*words) if words else None
 
-    def situation(self, look: Look, *, locked: bool) -> decisions.Situation:
+    def situation(self, look: Look, *, locked: bool) -> Situation:
         """What `status` judges by."""
-        return decisions.Situation(
-            history=look.history,
-            approved=look.approved,
-            current=look.current.version,
-            primary_ok=_serves(look.primary, look.approved),
-            backup_ok=_serves(look.backup, look.approved),
-            drifted=look.drifted and not locked,
-            locked=locked,
-            stale_flag=look.drain_flag and not locked,
-            way_back=self.way_back(look),
-        )
+        return Situation(look, locked, self.way_back(look))
 
     def way_back(self, look: Look) -> str | None:
         """The approved release, or if its jar is gone the last one approved before that is there.
@@ -215,10 +153,3 @@ class Host:
         """Begins the id of every run on this host, and of no run on another home."""
         home = os.stat(self.home)
         return f"{home.st_dev:x}.{home.st_ino:x}."
-
-
-def _serves(observation: Observation, approved: str | None) -> bool:
-    """Whether it serves the approved release; what cannot be seen is not held against it."""
-    if not observation.serving or approved is None:
-        return False
-    return not observation.visible or approved in observation.open_releases

@@ -24,8 +24,9 @@ from deploy_clojars.errors import (
     NotReady,
     Status,
 )
-from deploy_clojars.host.host import Host, Look
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, History, LastRun, Left, now
+from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import operator, refuse_the_wrong_user
 from deploy_clojars.machine import processes, signals
 from deploy_clojars.run import hook, lock, system_log

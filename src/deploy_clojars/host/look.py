@@ -1,0 +1,63 @@
+"""The host at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deploy_clojars.host import decisions
+from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.journal import History, Left
+from deploy_clojars.host.releases import Current
+
+
+@dataclass(frozen=True)
+class Look:
+    """The host at one moment."""
+
+    current: Current
+    primary: Observation
+    backup: Observation
+    history: History
+    approved: str | None
+    journal_error: str | None = None  # why the journal cannot be read
+    drain_flag: bool = False  # whether nginx is told to prefer the backup
+
+    def left(self) -> Left:
+        """What the host would be left with now."""
+        return Left(self.current.version, self.primary.running, self.backup.running)
+
+    def health_on(self, version: str) -> tuple[decisions.InstanceHealth, decisions.InstanceHealth]:
+        """The primary and the backup, as what concerns a restart on `version` depends on them."""
+        primary, backup = (
+            decisions.InstanceHealth(each.serving, each.is_healthy_on(version))
+            for each in (self.primary, self.backup)
+        )
+        return primary, backup
+
+    def both_healthy_on(self, version: str) -> bool:
+        """Whether both instances are healthy on the release now."""
+        return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
+
+    def why_not_both_healthy_on(self, version: str) -> str:
+        """What keeps both from being healthy on the release, for people."""
+        reasons = (each.why_not_healthy_on(version) for each in (self.primary, self.backup))
+        return "; ".join(reason for reason in reasons if reason)
+
+    @property
+    def primary_is_as_approved(self) -> bool:
+        """Whether the primary is healthy on the approved release; then no flag need be left."""
+        return self.approved is not None and self.primary.is_healthy_on(self.approved)
+
+    @property
+    def in_use(self) -> frozenset[str] | None:
+        """The releases that must never be removed; None if what an instance runs is not known."""
+        if not (self.primary.running_is_known and self.backup.running_is_known):
+            return None
+        named = (self.current.version, self.approved, self.history.previous)
+        running = self.primary.open_releases | self.backup.open_releases
+        return running.union(filter(None, named))
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the host is not as the last run left it. False while a run is at work."""
+        return decisions.has_drifted(self.history.last, self.left())

@@ -1,0 +1,100 @@
+"""What a look at the host means: whether all is well, and which command to type if not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deploy_clojars.errors import Status
+from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.look import Look
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that `status` judges by."""
+
+    look: Look
+    locked: bool
+    # The release to go back to: the approved one, or if its jar is gone the last one before it.
+    way_back: str | None
+
+    @property
+    def drifted(self) -> bool:
+        """The lock is free, and the host is not as the last run left it."""
+        return self.look.drifted and not self.locked
+
+    @property
+    def stale_flag(self) -> bool:
+        """The lock is free, and a drain's flag is set."""
+        return self.look.drain_flag and not self.locked
+
+    @property
+    def interrupted(self) -> bool:
+        """The lock is free and the journal's last run has no end."""
+        return not self.locked and self.look.history.unfinished is not None
+
+    @property
+    def failed_restart(self) -> bool:
+        """The last run was a `restart` that changed something and was not seen through."""
+        last = self.look.history.last
+        if self.locked or last is None or last.command != "restart":
+            return False
+        return last.past_return and (not last.ended or last.status != Status.DONE)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing needs a person."""
+        if not _serves(self.look.primary, self.look.approved):
+            return False
+        if self.locked:
+            return True
+        settled = (
+            _serves(self.look.backup, self.look.approved)
+            and self.look.current.version == self.look.approved
+        )
+        return settled and not self.interrupted and not self.stale_flag
+
+    @property
+    def next_words(self) -> tuple[str, str] | None:
+        """The command to type next, as its name and its version; None if nothing is to be done.
+
+        Typing it twice is harmless: the version is spelt out.
+        """
+        if self.ok or self.locked:
+            return None
+        cut_off = self.look.history.unfinished
+        if cut_off is not None and cut_off.past_return and cut_off.version:
+            if cut_off.command != "deploy":
+                # `restart` is refused while a run is cut off; a rollback starts what it left down.
+                return "rollback", cut_off.version
+            if (
+                self.look.current.version != self.look.approved
+                or cut_off.version == self.look.approved
+            ):
+                return "deploy", cut_off.version
+            # A deploy flips before it is past return: since then somebody went back, and could not
+            # write it down.
+        last = self.look.history.last
+        if (
+            last is not None
+            and last.half_rolled_back
+            and self.look.current.version == last.version
+            and last.version
+        ):
+            return "rollback", last.version
+        if self.way_back is not None:
+            return "rollback", self.way_back
+        if (
+            last is not None
+            and last.version
+            and (cut_off or self.look.current.version == last.version)
+        ):
+            return "deploy", last.version
+        return None
+
+
+def _serves(observation: Observation, approved: str | None) -> bool:
+    """Whether it serves the approved release; what cannot be seen is not held against it."""
+    if not observation.serving or approved is None:
+        return False
+    return not observation.visible or approved in observation.open_releases
