@@ -141,7 +141,7 @@ def test_out_of_time_force_and_rollback_go_on(
     host = impatient_host
     with request_in(host, front, "primary", 7000) as request:
         result = host.done(*command, "--yes")
-        assert "still had requests from nginx after 1 s; going on" in result.stderr
+        assert "still had requests from nginx after 1 s; continuing" in result.stderr
         assert request.result() is None
     assert host.versions == (SECOND, SECOND)
     assert host.status["ok"]

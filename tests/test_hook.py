@@ -18,7 +18,7 @@ from clojure_repository import ClojureRepository as Tags
 from little_host import ETC, LittleHost, wait_for
 from programs import require_program
 
-from deploy_clojars.run.hook import Outcome, variables
+from deploy_clojars.run.hook import variables
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 TELLS = 'env | grep -a ^DEPLOY_ | sort >> "$HOOK_FILE"; echo >> "$HOOK_FILE"'
@@ -136,7 +136,7 @@ def test_a_signal_does_not_end_it_and_does_not_change_the_status(light_host: Lit
     with host.typing("rollback", FIRST, "--yes") as terminal:
         wait_for(file.exists, "the hook runs")
         terminal.presses("c")
-        terminal.sees("signal noted; the hook is waited for, up to 10 s")
+        terminal.sees("signal noted; waiting for the hook, up to 10 s")
         (host.deploy / "go").touch()
         assert "the hook failed" not in terminal.ends(0)
 
@@ -151,8 +151,7 @@ def test_it_gets_no_secret_of_the_login_shell(light_host: LittleHost) -> None:
 
 
 def test_a_variable_is_one_line_of_bounded_length() -> None:
-    outcome = Outcome("failed", "deploy", "ann", why="a\nb\0\x1b[31m\udcff" + "x" * 10_000)
-    why = variables(outcome)["DEPLOY_WHY"]
+    why = variables(why="a\nb\0\x1b[31m\udcff" + "x" * 10_000)["DEPLOY_WHY"]
     assert why.startswith("a; b  [31m\\udcff")
     assert len(why) == 4000
 
@@ -183,11 +182,11 @@ def listening() -> Iterator[tuple[str, list[tuple[str, dict[str, str], str]]]]:
         server.shutdown()
 
 
-def call(example: str, secret: str, directory: Path, outcome: Outcome) -> int:
+def call(example: str, secret: str, directory: Path, outcome: dict[str, str]) -> int:
     require_program("curl")
     file = directory / "secret"
     file.write_text(secret + "\n", encoding="utf-8")
-    environment = {"PATH": os.environ["PATH"], **variables(outcome)}
+    environment = {"PATH": os.environ["PATH"], **outcome}
     argv = [str(ETC.parent / "examples/hooks" / example), str(file)]
     done = subprocess.run(argv, env=environment, cwd=directory, capture_output=True, check=False)
     assert list(directory.iterdir()) == [file]
@@ -195,12 +194,14 @@ def call(example: str, secret: str, directory: Path, outcome: Outcome) -> int:
 
 
 def test_the_chat_example_posts_the_outcome_whatever_is_in_it(tmp_path: Path) -> None:
-    outcome = Outcome("failed", "deploy", "ann", "0.2.0", status=5, why=HOSTILE)
+    outcome = variables(
+        outcome="failed", command="deploy", user="ann", version="0.2.0", status=5, why=HOSTILE
+    )
     with listening() as (address, posted):
         assert call("chat", f"http://{address}/hooks/T1", tmp_path, outcome) == 0
     [(path, _, body)] = posted
     assert path == "/hooks/T1"
-    why = variables(outcome)["DEPLOY_WHY"]
+    why = outcome["DEPLOY_WHY"]
     assert json.loads(body) == {"text": f"ann: deploy 0.2.0: failed. {why}"}
 
 
@@ -212,7 +213,10 @@ def test_the_chat_example_posts_the_outcome_whatever_is_in_it(tmp_path: Path) ->
 def test_the_sentry_example_posts_an_envelope(
     tmp_path: Path, outcome: str, status: int | None, level: str
 ) -> None:
-    event = Outcome(outcome, "deploy", "ann", "0.2.0", approved="0.1.0", status=status, why=HOSTILE)
+    event = variables(
+        outcome=outcome, command="deploy", user="ann", version="0.2.0", approved="0.1.0",
+        status=status, why=HOSTILE,
+    )  # fmt: skip
     with listening() as (address, posted):
         assert call("sentry", f"http://abc@{address}/42", tmp_path, event) == 0
     [(path, headers, body)] = posted
@@ -220,12 +224,13 @@ def test_the_sentry_example_posts_an_envelope(
     assert headers["X-Sentry-Auth"].endswith("sentry_key=abc")
     head, kind, text = map(json.loads, body.splitlines())
     assert (kind, head["event_id"]) == ({"type": "event"}, text["event_id"])
-    why = variables(event)["DEPLOY_WHY"]
+    why = event["DEPLOY_WHY"]
     assert text["message"] == f"deploy 0.2.0: {outcome}: {why}"
     assert (text["level"], text["release"]) == (level, "clojars-web@0.1.0")
 
 
 def test_an_example_that_reaches_nobody_fails(tmp_path: Path) -> None:
     started = time.monotonic()
-    assert call("chat", "http://127.0.0.1:1/", tmp_path, Outcome("promoted", "deploy", "ann")) != 0
+    promoted = variables(outcome="promoted", command="deploy", user="ann")
+    assert call("chat", "http://127.0.0.1:1/", tmp_path, promoted) != 0
     assert time.monotonic() - started < 8

@@ -16,7 +16,7 @@ from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, now
 from deploy_clojars.host.releases import Releases
-from deploy_clojars.run.run import started
+from deploy_clojars.run.run import Request, started
 from deploy_clojars.screen.console import Console
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
@@ -179,7 +179,7 @@ def test_after_a_promotion_nothing_can_make_a_failure_of_it(
     keeping(three_built, 1)
     host = Host(config.load(three_built.config))
     monkeypatch.setattr(Releases, "remove", removal)
-    with started(host, Console(), "deploy", THIRD) as run:
+    with started(host, Console(), Request("deploy", THIRD)) as run:
         run.begin(host.look())
         prune.after_promotion(run)
     assert said in capfd.readouterr().err

@@ -169,7 +169,7 @@ def test_yes_is_refused_when_somebody_changed_the_link_meanwhile(ready: LittleHo
         ready.have(Tags.THIRD)
         ready.link.unlink()
         ready.link.symlink_to(f"clojars-web-{Tags.THIRD}-standalone.jar")
-        terminal.sees("current was changed by somebody else meanwhile")
+        terminal.sees("somebody else has changed current meanwhile")
         terminal.asked()
         terminal.types("yes")
         terminal.ends(6)

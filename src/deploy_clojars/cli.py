@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from deploy_clojars.host.host import Host
+    from deploy_clojars.run.run import Run
     from deploy_clojars.screen.console import Console
 
 
@@ -162,17 +163,10 @@ def group() -> None:
 @click.pass_obj
 def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
+    from deploy_clojars.deploy import pipeline
+
     version = versions.checked(tag)
-    from deploy_clojars.deploy import ask, pipeline
-
-    if dry_run:
-        from deploy_clojars.commands import dry_run as dry
-
-        host, console = settings.host(), settings.console()
-        _show_result(dry.as_text(dry.deploy(host, console, version, force=force)))
-        return
-    ask.require_an_answer(yes)
-    pipeline.deploy(settings.host(), settings.console(), version, yes=yes, force=force)
+    _carry_out(settings, pipeline.deploy, "deploy", version, dry_run, yes=yes, force=force)
 
 
 @group.command()
@@ -186,18 +180,10 @@ def rollback(
     settings: Settings, version: str | None, yes: bool, why: str | None, dry_run: bool
 ) -> None:
     """Go back to the release VERSION (default: the approved or the previous one)."""
-    if version is not None:
-        versions.checked(version)
     from deploy_clojars.commands import rollback as command
-    from deploy_clojars.deploy import ask
 
-    if dry_run:
-        from deploy_clojars.commands import dry_run as dry
-
-        _show_result(dry.as_text(dry.rollback(settings.host(), settings.console(), version)))
-        return
-    ask.require_an_answer(yes)
-    command.rollback(settings.host(), settings.console(), version, yes=yes, why=why)
+    checked = None if version is None else versions.checked(version)
+    _carry_out(settings, command.rollback, "rollback", checked, dry_run, yes=yes, why=why)
 
 
 @group.command()
@@ -210,15 +196,8 @@ def rollback(
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
     from deploy_clojars.commands import restart as command
-    from deploy_clojars.deploy import ask
 
-    if dry_run:
-        from deploy_clojars.commands import dry_run as dry
-
-        _show_result(dry.as_text(dry.restart(settings.host(), force=force)))
-        return
-    ask.require_an_answer(yes)
-    command.restart_both(settings.host(), settings.console(), yes=yes, force=force)
+    _carry_out(settings, command.restart_both, "restart", None, dry_run, yes=yes, force=force)
 
 
 @group.command()
@@ -373,6 +352,32 @@ def completion(shell: str) -> None:
 
 
 versions.command_names.update(group.commands)
+
+
+def _carry_out(
+    settings: Settings,
+    command: Callable[[Run], None],
+    name: str,
+    version: str | None,
+    dry_run: bool,
+    *,
+    yes: bool,
+    force: bool = False,
+    why: str | None = None,
+) -> None:
+    """Runs a command that changes the host, or prints what it would do. Raises DeployError."""
+    from deploy_clojars.deploy import ask
+    from deploy_clojars.run.run import Request, started
+
+    request = Request(name, version, yes and not dry_run, force, why)
+    if dry_run:
+        from deploy_clojars.commands.dry_run import rehearse
+
+        _show_result(rehearse(settings.host(), request, command))
+        return
+    ask.require_an_answer(yes)
+    with started(settings.host(), settings.console(), request) as run:
+        command(run)
 
 
 def _show_result(text: str) -> None:

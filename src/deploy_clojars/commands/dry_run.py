@@ -1,6 +1,7 @@
-"""`--dry-run`: all the reads of a command, and its changes as the commands that they would be.
+"""`--dry-run`: the command itself, on a host that writes each change down instead of making it.
 
-Nothing is touched: no lock, no journal, no log, no mirror. What is refused is refused as in earnest.
+Nothing is touched: no lock, no journal, no log, no mirror. What is refused is refused as it would
+be, and each step sees the host as the steps before it would have left it.
 """
 
 from __future__ import annotations
@@ -8,255 +9,293 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from deploy_clojars.commands.rollback import refuse_an_unreadable_journal, target_of_rollback
-from deploy_clojars.config import Config
-from deploy_clojars.deploy import checkout, preflight
-from deploy_clojars.deploy.pipeline import refuse_another_commit
-from deploy_clojars.deploy.steps import is_settled_on
+import msgspec
+
+from deploy_clojars.deploy import checkout
+from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import NotReady
-from deploy_clojars.host import decisions, jars, releases
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
-from deploy_clojars.host.look import Look
-from deploy_clojars.host.releases import Current
+from deploy_clojars.host.instances import Instance, Observation
+from deploy_clojars.host.journal import Event, History, HistoryBuilder, Journal, now
+from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, Nginx
+from deploy_clojars.host.releases import UNFINISHED, Current, Releases
+from deploy_clojars.host.services import Job, State
 from deploy_clojars.host.users import refuse_the_wrong_user
+from deploy_clojars.host.visits import Visits
 from deploy_clojars.machine.shell import printable
 from deploy_clojars.run import lock
+from deploy_clojars.run.run import Request, Run
 from deploy_clojars.screen.console import Console
 
-Lines = Iterator[str]
-Next = Callable[[decisions.InstanceHealth, decisions.InstanceHealth], Role | None]
+Write = Callable[[str], None]
 
 
-def deploy(host: Host, console: Console, version: str, *, force: bool) -> list[str]:
-    """What `deploy` would do, line by line; lines that change nothing begin with #.
+def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
+    """What the command would do, line by line; lines that change nothing begin with #.
 
-    Raises DeployError as the deploy would before it builds.
+    Raises DeployError as the command would.
     """
-    refuse_what_begins_no_run(host, "deploy", version)
-    look, cost = preflight.check_deploy(host, version, force=force)
-    if cost:
-        console.warn(cost)
-    commit = checkout.remote_commit_of(host.config.repository, version, host.config.build.timeout)
-    there = host.releases.has(version)
-    if there:
-        facts = jars.facts_of(host.releases.path(version), host.config.name)
-        refuse_another_commit(host, version, commit, facts)
-    changes = Changes(host, look)
-    lines = [*changes.first(), *_fetch(host)]
-    look = changes.look
-    past_return = look.history.unfinished is not None and look.history.unfinished.past_return
-    if there and is_settled_on(look, version) and not past_return:
-        return [*lines, f"# {version} is in production already; nothing to do"]
-    lines += (
-        [f"# {host.releases.path(version)} is there"] if there else _build(host, version, commit)
-    )
-    if look.backup.is_healthy_on(version):
-        lines += _flip(host, look.current.version, version)
-    else:
-        lines += changes.drain_of(BACKUP)
-        lines += _flip(host, look.current.version, version)
-        lines += changes.restart(BACKUP, version)
-    if not (look.approved == version and look.primary.is_healthy_on(version)):
-        lines.append(f"# ask: Promote {version}?")
-    if not look.primary.is_healthy_on(version):
-        lines += changes.drained_restart(PRIMARY, version)
-    return [*lines, *changes.prefer_primary(), *_prune(host, look, version)]
-
-
-def rollback(host: Host, console: Console, version: str | None) -> list[str]:
-    """What `rollback` would do. Raises DeployError as the rollback would before its question."""
-    refuse_what_begins_no_run(host, "rollback", version)
-    look = preflight.ready_to_restart(host)
-    refuse_an_unreadable_journal(console, look, version)
-    target = target_of_rollback(host, look, version)
-    changes = Changes(host, look)
-    if look.history.unfinished is None and is_settled_on(look, target):
-        done = f"# {target} is current, approved and runs on both instances already"
-        return [*changes.prefer_primary(), done]
-    lines = [f"# ask: Roll back to {target}?", *changes.first()]
-    if changes.look.current.version != target:
-        lines += _flip(host, changes.look.current.version, target)
-    lines += changes.restarts(target, decisions.next_to_restart)
-    return [*lines, *changes.prefer_primary()]
-
-
-def restart(host: Host, *, force: bool) -> list[str]:
-    """What `restart` would do. Raises DeployError as the restart would before its question."""
-    refuse_what_begins_no_run(host, "restart", None)
-    look, approved = preflight.check_restart(host)
-    left: list[Role] = [PRIMARY, BACKUP]
-
-    def next_of(primary: decisions.InstanceHealth, backup: decisions.InstanceHealth) -> Role | None:
-        role = decisions.next_to_stop_and_start(primary, backup, left, force=force)
-        if role is not None:
-            left.remove(role)
-        return role
-
-    changes = Changes(host, look)
-    lines = [f"# ask: Restart both on {approved}?", *changes.first()]
-    return [*lines, *changes.restarts(approved, next_of, by_stop_and_start=True)]
-
-
-def as_text(lines: list[str]) -> str:
-    """The lines as they are shown."""
-    return "\n".join(map(printable, lines))
-
-
-def refuse_what_begins_no_run(host: Host, command: str, version: str | None) -> None:
-    """What a run refuses before it takes the lock, and a lock that is taken.
-
-    Raises UsageError (2), Locked (3), NotReady (4).
-    """
-    refuse_the_wrong_user(host, command, version)
+    refuse_the_wrong_user(host, request.command, request.version)
     holder = lock.holder_of(host.lock_file)
     if holder is not None:
         raise lock.locked_by(holder)
     if not host.deploy.is_dir() and not os.access(host.home, os.W_OK | os.X_OK):
         raise NotReady(f"{host.deploy} cannot be made: {os.strerror(13)}")
-
-
-# --- the changes, as commands -----------------------------------------------------------------
+    lines: list[str] = []
+    if not host.deploy.is_dir():
+        lines.append(_command("mkdir", host.deploy))
+    run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
+    if request.command == "deploy":
+        command(run, RehearsedSource(run, lines.append))
+    else:
+        command(run)
+    return "\n".join(map(printable, lines))
 
 
 def _command(*words: str | Path) -> str:
     return shlex.join(map(str, words))
 
 
-class Changes:
-    """What is changed step by step, and with it what the host would look like: `look`."""
+class RehearsedConsole(Console):
+    """Writes what a run says as comments, and answers its question with yes."""
 
-    def __init__(self, host: Host, look: Look) -> None:
-        self.look = look
-        self._host = host
-        self._flag = look.drain_flag
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self._lines = lines
 
-    def first(self) -> Lines:
-        """What every run does first: the tool's directory, and what an earlier run has left."""
-        host, look = self._host, self.look
-        if not host.deploy.is_dir():
-            yield _command("mkdir", host.deploy)
-        if look.primary_is_as_approved:
-            yield from self.prefer_primary()
-        cut_off = look.history.unfinished
-        if cut_off is None or cut_off.past_return or not cut_off.flipped:
-            return
-        if host.way_back(look) != look.approved:
-            return  # what the revert needs is gone, and this is a rollback to something else
-        yield f"# the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off; it is reverted first"
-        if look.approved is None:
-            if look.current.version in (None, cut_off.version):
-                yield _command("rm", host.releases.link)
-                yield _command(*host.services.words("stop", host.jobs[1]))
-                stopped = Observation(BACKUP, host.jobs[1], "stopped", "")
-                self.look = replace(look, current=Current(), backup=stopped)
-            return
-        yield from _flip(host, look.current.version, look.approved)
-        yield from self.restarts(look.approved, decisions.next_to_restart)
-        self.look = replace(self.look, current=Current(look.approved))
+    def say(self, text: str, style: str = "") -> None:
+        self._lines.append(f"# {text}")
 
-    def restarts(self, target: str, next_of: Next, *, by_stop_and_start: bool = False) -> Lines:
-        """The restarts in their order, where each one comes up."""
-        while (role := next_of(*self.look.health_on(target))) is not None:
-            yield from self.drained_restart(role, target, by_stop_and_start=by_stop_and_start)
+    def warn(self, text: str) -> None:
+        self._lines.append(f"# warning: {text}")
 
-    def drained_restart(
-        self, role: Role, version: str, *, by_stop_and_start: bool = False
-    ) -> Lines:
-        """With the waits for the requests that are in the instance."""
-        yield from self.drain_of(role)
-        yield from self.restart(role, version, by_stop_and_start=by_stop_and_start)
-        if role == PRIMARY:
-            yield from self.prefer_primary()
+    def tell(self, text: str, style: str = "") -> None:
+        pass  # the question alone says enough
 
-    def drain_of(self, role: Role) -> Lines:
-        """nginx turned away from the instance, and the wait until no request is in it."""
-        host, look = self._host, self.look
-        instance, other = (
-            (look.primary, look.backup) if role == PRIMARY else (look.backup, look.primary)
+    def page(self, lines: object, *, always: bool) -> None:
+        pass
+
+    def ask(self, question: str, watch: object) -> bool:
+        self._lines.append(f"# ask: {question}")
+        return True
+
+    @contextmanager
+    def step(
+        self, name: str, what: str, usual_seconds: float | None = None
+    ) -> Iterator[Callable[[str], None]]:
+        before = len(self._lines)
+        yield lambda _: None
+        if len(self._lines) == before:  # nothing that it does is a command
+            self._lines.append(f"# {name}: {what}")
+
+
+class RehearsedRun(Run):
+    """A run that holds no lock and tells nobody."""
+
+    def __init__(self, host: Host, console: Console, request: Request) -> None:
+        super().__init__(host, console, request, at_step=lambda step, version: None)
+
+    def record(self, event: str, *, may_fail: bool = False, **fields: Any) -> bool:
+        self.host.journal.append(Event(event=event, at=now(), run=self.id, by=self.by, **fields))
+        return True
+
+    def succeeded(self, outcome: str, message: str) -> None:
+        pass  # it is not so now
+
+
+class RehearsedHost(Host):
+    """The host, on which each change is written down; what follows takes it as made."""
+
+    def __init__(self, host: Host, write: Write) -> None:
+        self._quiet = host.config.drain.quiet
+        drain = msgspec.structs.replace(host.config.drain, quiet=0)  # there is nothing to wait for
+        super().__init__(msgspec.structs.replace(host.config, drain=drain), host.words, host.file)
+        self._write = write
+        self.journal = RehearsedJournal(self.journal.file)
+        self.releases = RehearsedReleases(self.releases, write, host.config.build.jar)
+        self.nginx = RehearsedNginx(self.nginx, write, self.jobs[1])
+        for role, instance in self.instances.items():
+            self.instances[role] = RehearsedInstance(instance, write)
+
+    def visits(self, instance: Instance) -> Visits:
+        self._write(
+            f"# wait until nginx has had no request in {instance.job} for {self._quiet:g} s"
         )
-        if role == BACKUP and other.serving and instance.serving:
-            yield from self.prefer_primary()
-        if not other.serving or not host.nginx.answers:
-            return
-        if role == PRIMARY and not self._flag:
-            self._flag = True
-            yield f"{_command('touch', host.nginx.flag)}  # nginx prefers {other.job}"
-        if instance.serving:
-            quiet = host.config.drain.quiet
-            yield f"# wait until nginx has had no request in {instance.job} for {quiet:g} s"
+        return Visits()
 
-    def prefer_primary(self) -> Lines:
-        """The drain's flag removed, if it is there."""
-        if self._flag:
-            self._flag = False
-            yield _command("rm", self._host.nginx.flag)
 
-    def restart(self, role: Role, version: str, *, by_stop_and_start: bool = False) -> Lines:
-        """The instance on the release, healthy."""
-        observation = self.look.primary if role == PRIMARY else self.look.backup
-        stopped = observation.state == "stopped"
-        verbs = ["start"] if stopped else ["stop", "start"] if by_stop_and_start else ["restart"]
-        for verb in verbs:
-            yield _command(*self._host.services.words(verb, observation.job))
-        yield f"# wait until {observation.job} is healthy on {version}"
-        healthy = Observation(
-            role,
-            observation.job,
-            "running",
-            "",
-            pid=0,
-            running=version,
-            open_releases=frozenset({version}),
+class RehearsedJournal(Journal):
+    """The journal, with lines that are nowhere but here."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self._events: list[Event] = []
+
+    def append(self, event: Event) -> None:
+        self._events.append(event)
+
+    def history(self) -> History:
+        builder = HistoryBuilder(super().history())
+        for event in self._events:
+            builder.add(event)
+        return builder.history()
+
+
+class RehearsedInstance(Instance):
+    """An instance whose restarts are written down, each of which makes it healthy."""
+
+    def __init__(self, real: Instance, write: Write) -> None:
+        vars(self).update(vars(real))
+        self._write = write
+        self._pretended: Observation | None = None
+
+    def status(self) -> Job:
+        seen = self._pretended
+        return super().status() if seen is None else Job(seen.state, seen.pid)
+
+    def observe(self) -> Observation:
+        return super().observe() if self._pretended is None else self._pretended
+
+    def restart(self) -> None:
+        self._type("start" if self.status().state == "stopped" else "restart", "starting")
+
+    def stop_and_start(self) -> None:
+        if self.status().state != "stopped":
+            self.stop()
+        self._type("start", "starting")
+
+    def stop(self) -> None:
+        self._type("stop", "stopped")
+
+    def _type(self, verb: str, state: State) -> None:
+        self._write(_command(*self._services.words(verb, self.job)))
+        self._pretended = Observation(self.role, self.job, state, "")
+
+    def wait_until_healthy(
+        self, version: str, *, not_pid: int | None = None, timeout: float | None = None
+    ) -> Observation:
+        if self.status().state == "starting":
+            self._write(f"# wait until {self.job} is healthy on {version}")
+            self._pretended = Observation(
+                self.role, self.job, "running", "",
+                pid=0, running=version, open_releases=frozenset({version}),
+            )  # fmt: skip
+        return self.observe()
+
+
+class RehearsedNginx(Nginx):
+    """nginx as it would answer if the flag were set and removed."""
+
+    def __init__(self, real: Nginx, write: Write, backup: str) -> None:
+        vars(self).update(vars(real))
+        self._write = write
+        self._backup = backup
+        self._is_set = real.flag_is_set
+
+    @property
+    def flag_is_set(self) -> bool:
+        return self._is_set
+
+    def set_flag(self) -> None:
+        if not self._is_set:
+            self._write(f"{_command('touch', self.flag)}  # nginx prefers {self._backup}")
+        self._is_set = True
+
+    def remove_flag(self) -> None:
+        self._write(_command("rm", self.flag))
+        self._is_set = False
+
+    def answer(self) -> str:
+        answer = super().answer()
+        answers = answer in (PRIMARY_FIRST, BACKUP_FIRST)
+        return (BACKUP_FIRST if self._is_set else PRIMARY_FIRST) if answers else answer
+
+
+class RehearsedReleases(Releases):
+    """The releases as they would be. `pattern` is where the build leaves its jar."""
+
+    def __init__(self, real: Releases, write: Write, pattern: str) -> None:
+        vars(self).update(vars(real))
+        self._write = write
+        self._pattern = pattern
+        self._current = real.current()
+        self._added: set[str] = set()
+        self._removed: set[str] = set()
+
+    def current(self) -> Current:
+        return self._current
+
+    def has(self, version: str) -> bool:
+        return version in self._added or super().has(version)
+
+    def size(self, version: str) -> int | None:
+        return 0 if version in self._added else super().size(version)
+
+    def versions(self) -> list[str]:
+        return sorted({*super().versions(), *self._added} - self._removed)
+
+    def flip(self, version: str) -> None:
+        self._write(f"# current: {self._current.version or 'none'} -> {version}")
+        temporary = self.directory / f"{UNFINISHED}new.link"
+        link = _command("ln", "-s", self.path(version).name, temporary)
+        self._write(f"{link} && {_command('mv', '-T', temporary, self.link)}")
+        self._current = Current(version)
+
+    def remove_link(self) -> None:
+        self._write(_command("rm", self.link))
+        self._current = Current()
+
+    def install(self, jar: Path, version: str) -> str:
+        temporary = self.directory / f"{UNFINISHED}new.jar"
+        directory = shlex.quote(str(jar).removesuffix(self._pattern))
+        copy = f"cp {directory}{self._pattern} {_command(temporary)}"
+        self._write(_command("bash", "-O", "globstar", "-c", copy))  # ** is bash's, if it is asked
+        self._write(
+            f"{_command('ln', temporary, self.path(version))} && {_command('rm', temporary)}"
         )
-        if role == PRIMARY:
-            self.look = replace(self.look, primary=healthy)
-        else:
-            self.look = replace(self.look, backup=healthy)
+        self._added.add(version)
+        return ""
+
+    def remove(self, version: str) -> None:
+        self._write(_command("rm", self.path(version)))
+        self._removed.add(version)
 
 
-def _fetch(host: Host) -> Lines:
-    mirror = host.deploy / "mirror.git"
-    if not mirror.is_dir():
-        yield _command("git", "init", "--bare", mirror)
-    tags = "+refs/tags/*:refs/tags/*"
-    yield _command("git", "-C", mirror, "fetch", "--prune", host.config.repository, tags)
+class RehearsedSource(Source):
+    """The tag's commit, asked of the remote, and what would be done with it."""
 
+    def __init__(self, run: Run, write: Write) -> None:
+        super().__init__(run)
+        self._write = write
 
-def _build(host: Host, version: str, commit: str) -> Lines:
-    settings = host.config.build
-    directory = checkout.new_directory(host.deploy / "checkouts", version)
-    yield _command(
-        "git", "clone", "--shared", "--no-checkout", host.deploy / "mirror.git", directory
-    )
-    yield _command("git", "-C", directory, "checkout", "--detach", commit)
-    for command in (settings.test, settings.uberjar):
-        yield f"cd {_command(directory)} && nice -n {settings.nice} /bin/sh -c {_command(command)}"
-    temporary = host.releases.directory / f"{releases.UNFINISHED}new.jar"
-    release = host.releases.path(version)
-    # ** is bash's, and only if it is told so.
-    copy = f"cp {settings.jar} {_command(temporary)}"
-    yield f"cd {_command(directory)} && {_command('bash', '-O', 'globstar', '-c', copy)}"
-    yield f"{_command('ln', temporary, release)} && {_command('rm', temporary)}"
-    yield _command("rm", "-r", directory)
+    def fetch(self) -> str:
+        config, mirror = self._run.host.config, self._mirror.directory
+        if not mirror.is_dir():
+            self._write(_command("git", "init", "--bare", mirror))
+        tags = "+refs/tags/*:refs/tags/*"
+        self._write(_command("git", "-C", mirror, "fetch", "--prune", config.repository, tags))
+        return checkout.remote_commit_of(config.repository, self._run.version, config.build.timeout)
 
+    @contextmanager
+    def checked_out(self, commit: str) -> Iterator[Path]:
+        checkouts, mirror = self._run.host.deploy / "checkouts", self._mirror.directory
+        directory = checkout.new_directory(checkouts, self._run.version)
+        self._write(_command("git", "clone", "--shared", "--no-checkout", mirror, directory))
+        self._write(_command("git", "-C", directory, "checkout", "--detach", commit))
+        yield directory
+        self._write(_command("rm", "-r", directory))
 
-def _flip(host: Host, before: str | None, version: str) -> Lines:
-    yield f"# current: {before or 'none'} -> {version}"
-    temporary = host.releases.directory / f"{releases.UNFINISHED}new.link"
-    link = _command("ln", "-s", host.releases.path(version).name, temporary)
-    yield f"{link} && {_command('mv', '-T', temporary, host.releases.link)}"
+    def test(self, directory: Path) -> None:
+        self._type(directory, self._run.host.config.build.test)
 
+    def build(self, directory: Path, commit: str) -> Path:
+        self._type(directory, self._run.host.config.build.uberjar)
+        return directory / self._run.host.config.build.jar
 
-def _prune(host: Host, look: Look, version: str) -> Lines:
-    """The releases that would go after the promotion."""
-    config: Config = host.config
-    built = [each for each in look.history.installed if host.is_as_built(look, each)]
-    there = {*host.releases.versions(), version}
-    promoted = [*(each for each in look.history.promoted if each != version), version]
-    in_use = {version, *filter(None, [look.approved])}
-    for each in decisions.prunable(there, built, promoted, in_use, config.keep_releases):
-        yield _command("rm", host.releases.path(each))
+    def _type(self, directory: Path, command: str) -> None:
+        nice = self._run.host.config.build.nice
+        self._write(f"cd {_command(directory)} && nice -n {nice} /bin/sh -c {_command(command)}")

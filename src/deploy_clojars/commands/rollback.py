@@ -7,62 +7,60 @@ from deploy_clojars.deploy.ask import ask_to_roll_back
 from deploy_clojars.deploy.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
 from deploy_clojars.deploy.steps import (
     DATA_STAYS,
-    finishing_notice,
     flip,
+    half_done,
     is_settled_on,
+    remove_link,
     restart,
 )
-from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
+from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import decisions, jars
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import BACKUP, Role
 from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
-from deploy_clojars.run.run import Run, started, where_the_host_stands
-from deploy_clojars.screen.console import Console
+from deploy_clojars.run.run import Run, where_the_host_stands
 
 
-def rollback(
-    host: Host, console: Console, version: str | None, *, yes: bool, why: str | None
-) -> None:
+def rollback(run: Run) -> None:
     """Puts a release that is there back into production. Raises DeployError."""
-    with started(host, console, "rollback", version) as run:
-        run.reason = why
-        drain.clear_stale_flag(run)
-        look = preflight.ready_to_restart(host)
-        refuse_an_unreadable_journal(console, look, version)
-        target = run.version = target_of_rollback(host, look, version)
-        if look.history.unfinished is None and is_settled_on(look, target):
-            if host.nginx.flag_is_set:
-                raise DeployError(f"the drain flag {host.nginx.flag} is still there")
-            console.say(f"{target} is current, approved and runs on both instances already")
-            return
-        restart_failed = host.situation(look, locked=False).failed_restart
-        ask_to_roll_back(run, look, target, yes=yes)
-        if host.way_back(look) == look.approved:
-            look = revert_a_run_that_was_cut_off(run) or look
-        signals.check()
-        run.journal_may_fail = True
-        run.begin(look)
-        run.state_on_failure = ""
-        with signals.uninterruptible(finishing_notice(run, restarts=2)):
-            roll_back(run, look, target, why)
-        if restart_failed:
-            # Only what was down has the new settings now.
-            console.warn(f"the restart before this is not done: {host.command('restart')}")
+    host = run.host
+    drain.clear_stale_flag(run)
+    look = preflight.ready_to_restart(host)
+    refuse_an_unreadable_journal(run, look)
+    run.version = target_of_rollback(run, look)
+    if look.history.unfinished is None and is_settled_on(look, run.version):
+        if host.nginx.flag_is_set:
+            raise DeployError(f"the drain flag {host.nginx.flag} is still there")
+        run.console.say(f"{run.version} is current, approved and runs on both instances already")
+        return
+    restart_failed = host.situation(look, locked=False).failed_restart
+    ask_to_roll_back(run, look)
+    if host.way_back(look) == look.approved:
+        look = revert_a_run_that_was_cut_off(run) or look
+    signals.check()
+    run.begin(look)
+    with run.uninterruptible(restarts=2):
+        roll_back(run, look)
+    if restart_failed:
+        # Only what was down has the new settings now.
+        run.console.warn(
+            f"the restart before this did not finish; run it again: {host.command('restart')}"
+        )
 
 
-def refuse_an_unreadable_journal(console: Console, look: Look, version: str | None) -> None:
+def refuse_an_unreadable_journal(run: Run, look: Look) -> None:
     """Without the journal nobody knows where a bare rollback goes. Raises DeployError (1)."""
-    if look.journal_error and version is None:
+    if look.journal_error and not run.version:
         raise DeployError(look.journal_error, remedy="name the release to roll back to")
     if look.journal_error:
-        console.warn(look.journal_error)
+        run.console.warn(look.journal_error)
 
 
-def target_of_rollback(host: Host, look: Look, version: str | None) -> str:
+def target_of_rollback(run: Run, look: Look) -> str:
     """The release to go back to, known to be there and sound. Raises DeployError (1)."""
-    target = version or decisions.bare_rollback_target(
+    host = run.host
+    target = run.version or decisions.bare_rollback_target(
         look.history, look.approved, look.current.version,
         (look.primary.running, look.backup.running),
     )  # fmt: skip
@@ -79,84 +77,66 @@ def _listed(host: Host) -> str:
     return f"there are: {some}" if some else "there is no release at all"
 
 
-def roll_back(run: Run, look: Look, target: str, why: str | None) -> None:
+def roll_back(run: Run, before: Look) -> None:
     """Points the link at the target and restarts what is not healthy on it.
 
     Raises NotHealthy (6) if the first instance does not come up and all was put back,
     PrimaryDown (8) and HalfDone (9) if the second one does not.
     """
-    host = run.host
-    nothing_served = not (look.primary.serving or look.backup.serving)
-    run.no_return(target)
+    host, target = run.host, run.version
+    nothing_served = not (before.primary.serving or before.backup.serving)
+    run.no_return()
     flip(run, target)
     failed = restart_what_is_not_healthy(run, target)
     after = host.look()
-    if (
-        failed
-        and not nothing_served
-        and not (after.primary.is_healthy_on(target) or after.backup.is_healthy_on(target))
-    ):
-        raise put_back(run, look, target, failed)
+    neither_came_up = not (
+        after.primary.is_healthy_on(target) or after.backup.is_healthy_on(target)
+    )
+    if failed and neither_came_up and not nothing_served:
+        raise put_back(run, before, failed)
     if after.primary.is_healthy_on(target):
-        previously = look.approved if look.approved != target else look.current.version
-        run.record("rolled back", version=target, previously=previously, why=why)
+        previously = before.approved if before.approved != target else before.current.version
+        run.record("rolled back", version=target, previously=previously, why=run.request.why)
         drain.prefer_primary(run)  # where it needed no restart, and a run that was killed left it
     if not after.both_healthy_on(target):
-        raise half_rolled_back(run, after, target, failed)
+        ways = ways_on(run, after)
+        raise half_done(run, f"the rollback to {target}", target, failed, ways)
     run.now_left_with(current=target, primary=target, backup=target)
-    run.outcome = "rolled back"
-    run.console.say(f"{target} is in production; {DATA_STAYS}", "bold green")
-    run.console.say(f"  {run.summary()}", "dim")
-    if run.journal_failed:
+    run.succeeded("rolled back", f"{target} is in production; {DATA_STAYS}")
+    if run.unwritten:
         again = host.command("rollback", target)
-        run.console.warn(f"this is not written down; when the journal can be written: {again}")
+        run.console.warn(f"the journal does not say so; once it can be written, run: {again}")
 
 
-def put_back(run: Run, look: Look, target: str, failed: dict[Role, NotHealthy]) -> DeployError:
+def put_back(run: Run, before: Look, failed: dict[Role, NotHealthy]) -> DeployError:
     """After the first instance failed: current as it was, and the backup if it was restarted."""
     (role, reason), *_ = failed.items()
-    before = look.current.version
+    version = before.current.version
     run.console.say(f"{reason.message}; putting current back", "bold")
     try:
-        if before is None:
-            with run.step("flip", "remove the link: there was none"):
-                run.record("flip", previously=target)
-                run.host.releases.remove_link()
-            run.now_left_with(current=None)
+        if version is None:
+            remove_link(run, "flip", "there was none", previously=run.version)
         else:
-            flip(run, before)
+            flip(run, version)
             if role == BACKUP:
-                restart(run, BACKUP, before)
+                restart(run, BACKUP, version)
     except DeployError as error:
         return HalfDone(
-            f"{reason.message}; and {before} could not be put back: {error.message}",
+            f"{reason.message}; and {version} could not be put back: {error.message}",
             detail=reason.detail,
             remedy=where_the_host_stands(run.host),
         )
     return NotHealthy(
-        f"{reason.message}; current is {before or 'absent'} as before",
+        f"{reason.message}; current is {version or 'absent'} as before",
         detail=reason.detail,
         remedy=where_the_host_stands(run.host),
     )
 
 
-def half_rolled_back(
-    run: Run, after: Look, target: str, failed: dict[Role, NotHealthy]
-) -> DeployError:
-    """What it means that the second instance did not come up."""
-    reason = "; ".join(each.message for each in failed.values()) or after.why_not_both_healthy_on(
-        target
-    )
-    detail = "\n".join(each.detail for each in failed.values())
-    ways = [f"when the reason is mended: {run.host.command('rollback', target)}"]
+def ways_on(run: Run, after: Look) -> str:
+    """What to type when the second instance did not come up."""
+    ways = [f"once the cause is fixed, run: {run.host.command('rollback', run.version)}"]
     way_back = run.host.way_back(after)
-    if way_back is not None and way_back != target:
-        ways.append(f"to go back: {run.host.command('rollback', way_back)}")
-    remedy = "\n".join(ways)
-    if after.backup.is_healthy_on(target) and after.backup.serving:
-        return PrimaryDown(
-            f"{reason}; {after.backup.job} serves {target}", detail=detail, remedy=remedy
-        )
-    return HalfDone(
-        f"the rollback to {target} is half done: {reason}", detail=detail, remedy=remedy
-    )
+    if way_back not in (None, run.version):
+        ways.append(f"to go back: {run.host.command('rollback', str(way_back))}")
+    return "\n".join(ways)

@@ -20,8 +20,8 @@ def require_an_answer(yes: bool) -> None:
     """Raises UsageError (2) if a question will come and nobody can answer it."""
     if not yes and not sys.stdin.isatty():
         raise UsageError(
-            "standard input is no terminal, and this command asks a question",
-            remedy="--yes answers it beforehand",
+            "standard input is not a terminal, and this command asks a question",
+            remedy="use --yes to skip it",
         )
 
 
@@ -37,48 +37,62 @@ def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
     try:
         return run.console.ask(question, watch_and_remind)
     finally:
-        run.took["ask"] = time.monotonic() - started
+        run.times.add("ask", time.monotonic() - started)
 
 
-def ask_to_promote(run: Run, version: str, *, yes: bool) -> None:
-    """Asks whether the release goes to the users. Raises Declined (7), Interrupted."""
+def ask_to_promote(run: Run, backup: Observation) -> None:
+    """Asks whether the release goes to the users, who would get it from `backup` as it is now.
+
+    Raises Declined (7), Interrupted, or NotHealthy (6) if a yes comes too late.
+    """
+    version, yes = run.version, run.request.yes
     look = run.host.look()
-    if look.approved == version and look.primary.is_healthy_on(version):
-        return  # nothing is left to be decided: the primary keeps running what it runs
-    run.console.page(question_page(run, look, version), always=not yes)
-    if yes:
-        with run.step("ask", "yes, by --yes"):
-            pass
-    else:
-        run.at("ask")  # the question has a page of its own instead of a step's line
-        if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary, version)):
-            raise Declined(f"{version} was declined")
-    run.record("approved", version=version, how="--yes" if yes else "question")
+    if not (look.approved == version and look.primary.is_healthy_on(version)):
+        run.console.page(question_page(run, look), always=not yes)
+        if yes:
+            with run.step("ask", "yes, by --yes"):
+                pass
+        else:
+            run.at("ask")  # the question has a page of its own instead of a step's line
+            if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary)):
+                raise Declined(f"{version} was declined")
+        run.record("approved", version=version, how="--yes" if yes else "question")
+    refuse_a_backup_that_failed_meanwhile(run, backup)
 
 
-def ask_to_roll_back(run: Run, look: Look, target: str, *, yes: bool) -> None:
+def refuse_a_backup_that_failed_meanwhile(run: Run, backup: Observation) -> None:
+    """The process that the operator looked at must be the one that takes the traffic.
+
+    Raises NotHealthy (6).
+    """
+    refuse_a_link_that_was_changed_meanwhile(run, run.version)
+    now = run.host.instances[BACKUP].observe()
+    why = now.why_not_healthy_on(run.version)
+    if why is None and now.pid != backup.pid:
+        why = f"it died and was started again (PID {backup.pid}, now {now.pid})"
+    if why is not None:
+        raise NotHealthy(f"{now.job} did not stay healthy until the answer: {why}")
+
+
+def ask_to_roll_back(run: Run, look: Look) -> None:
     """Asks before anything is changed. Raises Declined (7), Interrupted."""
-    console = run.console
-    show = console.say if yes else console.tell
-    show(f"roll back to {target} (approved now: {look.approved or 'none'})", "bold")
+    show = run.console.say if run.request.yes else run.console.tell
+    show(f"roll back to {run.version} (approved now: {look.approved or 'none'})", "bold")
     for observation in (look.primary, look.backup):
-        healthy = observation.is_healthy_on(target)
+        healthy = observation.is_healthy_on(run.version)
         verb = "started" if observation.state == "stopped" else "restarted"
         what = "is healthy on it already" if healthy else f"will be {verb}"
         show(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
-    if look.primary.serving and not look.primary.is_healthy_on(target):
+    if look.primary.serving and not look.primary.is_healthy_on(run.version):
         show("  users are logged out")
     show(f"  {DATA_STAYS}")
-    run.at("ask")
-    if not yes and not asked(run, f"Roll back to {target}?", lambda: None):
-        raise Declined(f"the rollback to {target} was declined; nothing was changed")
+    ask_before_anything_is_changed(run, f"Roll back to {run.version}?")
 
 
-def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool) -> None:
+def ask_to_restart(run: Run, look: Look) -> None:
     """Asks before anything is changed. Raises Declined (7), Interrupted."""
-    console = run.console
-    show = console.say if yes else console.tell
-    show(f"restart both instances on {version}, one after the other", "bold")
+    show = run.console.say if run.request.yes else run.console.tell
+    show(f"restart both instances on {run.version}, one after the other", "bold")
     first, second = (
         (look.backup, look.primary) if look.primary.serving else (look.primary, look.backup)
     )
@@ -88,22 +102,26 @@ def ask_to_restart(run: Run, look: Look, version: str, *, yes: bool, force: bool
         show(f"  {observation.job} {state} and {done}")
     if look.primary.serving:
         show("  users are logged out")
-    if force:
-        console.warn(
+    if run.request.force:
+        run.console.warn(
             "--force: if the first one does not come up, the other one is restarted although it "
             "serves alone; users get errors until it is up"
         )
+    ask_before_anything_is_changed(run, f"Restart both on {run.version}?")
+
+
+def ask_before_anything_is_changed(run: Run, question: str) -> None:
+    """Asks, unless the operator said `--yes`. Raises Declined (7), Interrupted."""
     run.at("ask")
-    run.state_on_failure = "nothing was changed"
-    if not yes and not asked(run, f"Restart both on {version}?", lambda: None):
-        raise Declined("the restart was declined")
+    if not run.request.yes and not asked(run, question, lambda: None):
+        raise Declined(f"the {run.request.command} was declined")
 
 
-def question_page(run: Run, look: Look, version: str) -> list[str]:
+def question_page(run: Run, look: Look) -> list[str]:
     """What the operator should know before answering."""
-    host = run.host
+    host, version = run.host, run.version
     primary, backup = host.jobs
-    lines = what_changes(look.approved, version, commits_between(run, look, version))
+    lines = what_changes(look.approved, version, commits_between(run, look))
     rolled_back = look.history.rolled_back.get(version)
     if rolled_back is not None:
         why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"
@@ -139,14 +157,14 @@ def what_changes(approved: str | None, version: str, commits: Commits | None) ->
     return [*lines, f"  and {more} more"] if more else lines
 
 
-def commits_between(run: Run, look: Look, version: str) -> Commits | None:
+def commits_between(run: Run, look: Look) -> Commits | None:
     """The commits between the approved release and the new one, as far as they are known."""
     commits = look.history.commits
     old, new = ((_commit_of(run, commits, each) if each else None)
-                for each in (look.approved, version))  # fmt: skip
-    if old is None or new is None:
-        return None
+                for each in (look.approved, run.version))  # fmt: skip
     mirror = Mirror(run.host.deploy / "mirror.git", run.host.config.repository, run.id)
+    if old is None or new is None or not mirror.directory.is_dir():
+        return None
     return mirror.commits_between(old, new)
 
 
@@ -163,10 +181,10 @@ def _commit_of(run: Run, commits: dict[str, str], version: str) -> str | None:
 class QuestionWatch:
     """Looks at both instances while the question is open, and says a change once."""
 
-    def __init__(self, run: Run, primary: Observation, version: str) -> None:
+    def __init__(self, run: Run, primary: Observation) -> None:
         self._run = run
         self._primary = primary
-        self._version = version
+        self._version = run.version
         self._said: set[str] = set()
 
     def __call__(self) -> str | None:

@@ -7,23 +7,19 @@ requests are sent twice: so none may be in it when it is restarted.
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from deploy_clojars.errors import DeployError, NotDrained
-from deploy_clojars.host import nginx as nginx_module
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Instance, Observation, Role
-from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, visitors_from
+from deploy_clojars.host.look import Look
+from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST
+from deploy_clojars.host.visits import Visits
 from deploy_clojars.machine import (
-    connections,
     signals,
     web,  # noqa: F401 # what asks the probe imports it late, for `status`' sake
 )
-from deploy_clojars.machine.connections import Visitor
 from deploy_clojars.run.run import Run
 
 # Within it nginx has seen a flag: it looks at every request, the probe's own too. In seconds.
@@ -39,63 +35,53 @@ LATE = 10.0
 SHOWN = 5  # visitors by address
 
 
-@dataclass(frozen=True)
-class Visits:
-    """Who is connected to an instance: nginx with requests, with nailgun clients, and others."""
+def drain_primary(run: Run) -> None:
+    """Before a promotion: no request is in the primary any more, unless it needs no restart.
 
-    since_a_request: float = math.inf  # seconds since the last one ended, where that is known
-    requests: tuple[Visitor, ...] = ()
-    nailgun: tuple[Visitor, ...] = ()
-    past_nginx: tuple[Visitor, ...] = ()
-
-    @property
-    def holders(self) -> list[str]:
-        """Who keeps the instance from being drained, a line for each port."""
-        ports = Counter(each.port for each in (*self.requests, *self.nailgun))
-        return [
-            f"nginx: {count} connection{'s' if count > 1 else ''} to port {port}"
-            for port, count in ports.items()
-        ]
+    The flag stays until the primary is back, or the revert removes it. Raises NotDrained (6) if
+    requests do not end, unless the operator said `--force`.
+    """
+    look = run.host.look()
+    if not look.primary.is_healthy_on(run.version):
+        _turn_to_the_backup(run, look, vetoes=not run.request.force)
 
 
-def visits_at(web_ports: Sequence[int], nailgun_ports: Sequence[int]) -> Visits:
-    """Looks at who is connected to an instance with these ports now."""
-    table = connections.Table(*web_ports, *nailgun_ports)
-    at_web = [each for port in web_ports for each in table.visitors(port)]
-    at_nailgun = [each for port in nailgun_ports for each in table.visitors(port)]
-    ended = map(table.seconds_since_one_ended, web_ports)
-    since = min((seconds for seconds in ended if seconds is not None), default=math.inf)
-    if not at_web and not at_nailgun:
-        return Visits(since)
-    own = nginx_module.own_processes()
-    requests = visitors_from(own, at_web)
-    through_nginx = visitors_from(own, at_nailgun)
-    others = [each for each in (*at_web, *at_nailgun) if each not in (*requests, *through_nginx)]
-    return Visits(since, tuple(requests), tuple(through_nginx), tuple(others))
+def drain_backup(run: Run) -> None:
+    """Before the backup's restart: no request is in it any more, unless it needs no restart.
 
-
-# --- the primary ------------------------------------------------------------------------------
+    Raises NotDrained (6) as `drain_primary`.
+    """
+    if not run.host.look().backup.is_healthy_on(run.version):
+        _wait_for_backup(run, vetoes=not run.request.force)
 
 
 @contextmanager
-def drained(run: Run, *, needed: bool = True, vetoes: bool = False) -> Iterator[None]:
-    """The block restarts the primary (unless it is not `needed`); nginx prefers the backup meanwhile.
+def without_requests(run: Run, role: Role) -> Iterator[None]:
+    """The block restarts the instance, with none of nginx's requests in it as far as can be."""
+    if role == BACKUP:
+        _wait_for_backup(run, vetoes=False)
+        yield
+    else:
+        with back_to_the_primary(run):
+            _turn_to_the_backup(run, run.host.look(), vetoes=False)
+            yield
 
-    The flag is removed at the end whatever happened, except when the primary did not come back.
-    With `vetoes` a drain that does not finish raises NotDrained (6) instead of the block; without
-    it that is a warning.
+
+@contextmanager
+def back_to_the_primary(run: Run) -> Iterator[Observation]:
+    """The block, which gets the primary as it was, restarts it; after it the flag goes.
+
+    It stays if the primary did not come back.
     """
     primary = run.host.instances[PRIMARY]
-    look = run.host.look()
-    before = look.primary
+    before = primary.observe()
     came_back = False
     try:
-        if needed and look.backup.serving and nginx_answers(run):
-            _drain(run, primary, before, vetoes=vetoes)
-        yield
+        yield before
         came_back = True
     finally:
-        if came_back or _is_unchanged(primary, before):
+        was_not_restarted = before.pid is not None and primary.observe().pid == before.pid
+        if came_back or was_not_restarted:
             prefer_primary(run)
         elif run.host.nginx.flag_is_set:
             run.console.warn(
@@ -104,22 +90,15 @@ def drained(run: Run, *, needed: bool = True, vetoes: bool = False) -> Iterator[
             )
 
 
-def _is_unchanged(instance: Instance, before: Observation) -> bool:
-    """Whether the process from before was never restarted, and serves as it did."""
-    return before.pid is not None and instance.observe().pid == before.pid
-
-
 def nginx_answers(run: Run) -> bool:
     """Whether there is an nginx to be drained; if not, that is said once."""
     answer = run.host.nginx.answer()
     if answer in (PRIMARY_FIRST, BACKUP_FIRST):
         return True
-    if not run.said_no_drain:
-        run.said_no_drain = True
-        run.console.warn(
-            f"no drain: nginx does not say at {run.host.nginx.probe} who is first ({answer}); "
-            "requests that are in an instance at its restart are lost"
-        )
+    run.warn_once(
+        f"no drain: nginx does not say at {run.host.nginx.probe} who is first ({answer}); "
+        "requests that are in an instance at its restart are lost"
+    )
     return False
 
 
@@ -145,11 +124,14 @@ def clear_stale_flag(run: Run) -> None:
         prefer_primary(run)
 
 
-def _drain(run: Run, primary: Instance, before: Observation, *, vetoes: bool) -> None:
-    backup = run.host.instances[BACKUP].job
-    runs = before.pid is not None
+def _turn_to_the_backup(run: Run, look: Look, *, vetoes: bool) -> None:
+    """Sets the flag and waits until no request is in the primary, if the backup can take them."""
+    if not (look.backup.serving and nginx_answers(run)):
+        return
+    primary = run.host.instances[PRIMARY]
+    runs = look.primary.pid is not None
     try:
-        with run.step("drain", f"{primary.job}: nginx prefers {backup}") as becomes:
+        with run.step("drain", f"{primary.job}: nginx prefers {look.backup.job}") as becomes:
             run.record("drain", instance=PRIMARY)
             run.host.nginx.set_flag()
             _wait_until_followed(run)
@@ -174,10 +156,7 @@ def _wait_until_followed(run: Run) -> None:
         signals.wait(INTERVAL)
 
 
-# --- the backup -------------------------------------------------------------------------------
-
-
-def wait_for_backup(run: Run, *, vetoes: bool = False) -> None:
+def _wait_for_backup(run: Run, *, vetoes: bool) -> None:
     """Waits until the backup, which is restarted next, has none of nginx's requests.
 
     It may have served a moment ago, and nginx takes a while to forgive a primary that was down.
@@ -199,22 +178,8 @@ def wait_for_backup(run: Run, *, vetoes: bool = False) -> None:
         _go_on(run, error)
 
 
-# --- both -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def without_requests(run: Run, role: Role) -> Iterator[None]:
-    """The block restarts the instance, with none of nginx's requests in it as far as can be."""
-    if role == PRIMARY:
-        with drained(run):
-            yield
-    else:
-        wait_for_backup(run)
-        yield
-
-
 def _go_on(run: Run, error: NotDrained) -> None:
-    run.console.warn(f"{error.message}; going on, and what is in it is lost")
+    run.console.warn(f"{error.message}; continuing; its in-flight requests will be lost")
     for line in error.detail.splitlines():
         run.console.warn(line)
 
@@ -226,10 +191,9 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
     Returns what is worth saying. Raises NotDrained with the holders, Interrupted.
     """
     settings = run.host.config.drain
-    web_ports, nailgun_ports = instance.web_ports, instance.nailgun_ports
     started = last_request = time.monotonic()
     while True:
-        visits = visits_at(web_ports, nailgun_ports)
+        visits = run.host.visits(instance)
         now = time.monotonic()
         if visits.requests:
             last_request = now
@@ -243,7 +207,7 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
             raise NotDrained(
                 f"{instance.job} still had requests from nginx after {settings.timeout:g} s",
                 detail="\n".join(visits.holders),
-                remedy="when they have ended: the same command again; with --force it then goes on",
+                remedy="retry when they have finished, or use --force not to wait",
             )
         signals.wait(INTERVAL)
 

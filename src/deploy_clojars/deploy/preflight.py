@@ -4,40 +4,55 @@ from __future__ import annotations
 
 import shutil
 
-from deploy_clojars.deploy import build
+from deploy_clojars.deploy import build, drain
+from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import free_bytes
+from deploy_clojars.run.run import Run
 
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
 RELEASES_THAT_MUST_FIT = 4
 LEAST_FREE = 64 * 1024 * 1024  # bytes
 
 
-def check_deploy(host: Host, version: str, *, force: bool) -> tuple[Look, str | None]:
-    """Looks at the host and returns what was seen, and what `--force` costs if it was needed.
+def prepare(run: Run) -> None:
+    """Ends what an earlier run has left, refuses what would fail, and begins the deploy.
 
     Raises NotReady (4), and DeployError (1) for a disk that is too full.
     """
+    drain.clear_stale_flag(run)
+    revert_a_run_that_was_cut_off(run)
+    look = check_deploy(run)
+    cost = cost_of_force(run, look)
+    run.console.say(f"deploy {run.version} (approved now: {look.approved or 'none'})", "bold")
+    if cost:
+        run.console.warn(cost)
+    run.begin(look)
+
+
+def check_deploy(run: Run) -> Look:
+    """Looks at the host and returns what was seen. Raises NotReady (4), DeployError (1)."""
+    host = run.host
     missing = build.missing_programs(host.config.build)
     if shutil.which("git") is None:
         missing = ["git", *missing]
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}")
     refuse_a_full_disk(host)
-    if not force:
+    if not run.request.force:
         _refuse_a_flag_that_cannot_be_set(host)
     look = ready_to_restart(host)
     if look.journal_error:
         raise DeployError(look.journal_error)
     _refuse_a_host_without_a_way_back(host, look)
-    why = decisions.deploy_obstacle(look.history, version, look.drifted)
+    why = decisions.deploy_obstacle(look.history, run.version, look.drifted)
     situation = host.situation(look, locked=False)
     if why is not None and not situation.ok:
         raise NotReady(why, remedy=f"first: {host.next_command(look, situation)}")
-    return look, cost_of_force(host, look, version, force=force)
+    return look
 
 
 def ready_to_restart(host: Host) -> Look:
@@ -94,15 +109,16 @@ def refuse_a_host_that_needs_a_person(host: Host, look: Look) -> None:
         raise NotReady("the host is not as it was approved", remedy=f"first: {command}")
 
 
-def cost_of_force(host: Host, look: Look, version: str, *, force: bool) -> str | None:
+def cost_of_force(run: Run, look: Look) -> str | None:
     """Holds the table of who may be restarted against what was seen.
 
-    Returns what going on costs if only `--force` allows it. Raises NotReady (4).
+    Returns what it costs to continue if only `--force` allows it. Raises NotReady (4).
     """
-    if not decisions.deploy_stops_the_only_serving_instance(*look.health_on(version)):
+    host = run.host
+    if not decisions.deploy_stops_the_only_serving_instance(*look.health_on(run.version)):
         return None
     primary, backup = host.jobs
-    if force:
+    if run.request.force:
         return f"--force: {backup} serves alone and is restarted; users get errors until it is up"
     remedy = f"a deploy restarts {backup} first, and nothing would serve meanwhile"
     if look.approved is not None:

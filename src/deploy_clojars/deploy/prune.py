@@ -9,7 +9,7 @@ from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
-from deploy_clojars.run.run import Run, started
+from deploy_clojars.run.run import Request, Run, started
 from deploy_clojars.screen.console import Console
 from deploy_clojars.screen.tables import decimal
 
@@ -19,7 +19,7 @@ def prune_releases(host: Host, console: Console) -> None:
     if host.config.keep_releases == 0:
         console.say("keep_releases is 0: nothing is pruned")
         return
-    with started(host, console, "prune", None) as run:
+    with started(host, console, Request("prune")) as run:
         drain.clear_stale_flag(run)
         look = revert_a_run_that_was_cut_off(run) or host.look()
         versions = candidates(host, look)

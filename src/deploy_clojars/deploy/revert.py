@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from deploy_clojars.deploy import drain
-from deploy_clojars.deploy.steps import finishing_notice, flip, restart
+from deploy_clojars.deploy.steps import flip, half_done, remove_link, restart
 from deploy_clojars.errors import Declined, DeployError, HalfDone, Interrupted, NotHealthy, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.host.look import Look
-from deploy_clojars.machine import signals
-from deploy_clojars.run.run import Run, where_the_host_stands
+from deploy_clojars.run.run import Run, Stage, where_the_host_stands
 
 # For an instance that runs the target of a revert or a rollback and does not answer; in seconds.
 PATIENCE = 15.0
@@ -29,8 +28,8 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         return None
     if look.approved is not None and not run.host.releases.has(look.approved):
         raise NotReady(
-            f"the {cut_off.what} was cut off, and the approved release "
-            f"{look.approved} that it would be reverted to is gone",
+            f"the {cut_off.what} was cut off, and the approved release {look.approved} that it "
+            "would be reverted to is gone",
             remedy=f"first: {run.host.command_back(look)}",
         )
     what = f"the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off"
@@ -40,83 +39,70 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         run.console.say(f"{what}; current is {current} since, and stays so")
     elif cut_off.flipped:
         run.console.say(f"{what}; it is reverted first")
-        with signals.uninterruptible(finishing_notice(run, restarts=2)):
-            revert(run, look.approved, cut_off.version or "")
+        revert(run, look.approved, cut_off.version or "")
     else:
         run.console.say(f"{what} before it changed anything that runs")
-    run.close(cut_off, run.left)
+    run.close(cut_off)
     return run.host.look()
 
 
 @contextmanager
-def reverted_on_failure(run: Run, approved: str | None, version: str) -> Iterator[None]:
-    """Reverts if the block fails before the point of no return, whatever the reason.
+def reverted_on_failure(run: Run) -> Iterator[None]:
+    """Reverts to the approved release if the block fails, whatever the reason.
 
     The reason goes on. Raises HalfDone (9) if the revert fails, too.
     """
+    assert run.before is not None  # the run has begun
+    approved = run.before.approved
+    run.stage = Stage.CHANGING
     try:
         yield
     except BaseException as error:
-        if run.past_return:
-            raise
-        if approved == version and isinstance(error, Declined | Interrupted):
+        if approved == run.version and isinstance(error, Declined | Interrupted):
+            drain.prefer_primary(run)
             raise  # current is the approved release: nothing has to be put back
         if isinstance(error, DeployError):
             run.console.say(f"{error.message}; reverting", "bold")
-        with signals.uninterruptible(finishing_notice(run, restarts=2)):
-            revert(run, approved, version)
+        revert(run, approved, run.version)
         raise
 
 
 def revert(run: Run, approved: str | None, attempted: str) -> None:
     """Brings the host back to the approved release: first the link, then what runs.
 
-    Raises HalfDone (9).
+    No signal stops it. Raises HalfDone (9).
     """
-    run.journal_may_fail = True
-    if approved is None:
-        revert_to_nothing(run, attempted)
-        return
-    try:
-        flip(run, approved)
-    except DeployError as error:
-        raise HalfDone(
-            f"the revert failed: {error.message}", remedy=where_the_host_stands(run.host)
-        ) from None
-    failed = restart_what_is_not_healthy(run, approved)
-    look = run.host.look()
-    if failed or not look.both_healthy_on(approved):
-        reasons = [each.message for each in failed.values()] or [
-            look.why_not_both_healthy_on(approved)
-        ]
-        raise HalfDone(
-            f"the revert to {approved} is half done: {'; '.join(reasons)}",
-            detail="\n".join(each.detail for each in failed.values()),
-            remedy=where_the_host_stands(run.host),
-        )
-    run.now_left_with(current=approved, primary=approved, backup=approved)
-    run.console.say(f"reverted: {approved} is current and runs on both instances")
+    with run.reverting():
+        try:
+            if approved is None:
+                _revert_to_nothing(run, attempted)
+                return
+            flip(run, approved)
+        except DeployError as error:
+            raise HalfDone(
+                f"the revert failed: {error.message}", remedy=where_the_host_stands(run.host)
+            ) from None
+        drain.prefer_primary(run)
+        failed = restart_what_is_not_healthy(run, approved)
+        if failed or not run.host.look().both_healthy_on(approved):
+            stands = where_the_host_stands(run.host)
+            raise half_done(run, f"the revert to {approved}", approved, failed, stands)
+        run.now_left_with(current=approved, primary=approved, backup=approved)
+        run.console.say(f"reverted: {approved} is current and runs on both instances")
 
 
-def revert_to_nothing(run: Run, attempted: str) -> None:
+def _revert_to_nothing(run: Run, attempted: str) -> None:
     """Before any release was approved: no link, and no instance on the attempted release."""
     host = run.host
-    try:
-        with run.step("revert", "remove the link: no release was approved before"):
-            run.record("flip", previously=attempted)
-            host.releases.remove_link()
-        run.now_left_with(current=None)
-        look = host.look()
-        for role, observation in ((PRIMARY, look.primary), (BACKUP, look.backup)):
-            if role == BACKUP or attempted in observation.open_releases:
-                with run.step("revert", f"stop {observation.job}"):
-                    run.record("stop", instance=role, pid=observation.pid)
-                    host.instances[role].stop()
-                run.now_left_with(**{role: None})
-    except DeployError as error:
-        raise HalfDone(
-            f"the revert failed: {error.message}", remedy=where_the_host_stands(run.host)
-        ) from None
+    remove_link(run, "revert", "no release was approved before", previously=attempted)
+    drain.prefer_primary(run)
+    look = host.look()
+    for role, observation in ((PRIMARY, look.primary), (BACKUP, look.backup)):
+        if role == BACKUP or attempted in observation.open_releases:
+            with run.step("revert", f"stop {observation.job}"):
+                run.record("stop", instance=role, pid=observation.pid)
+                host.instances[role].stop()
+            run.now_left_with(**{role: None})
 
 
 def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]:
@@ -126,7 +112,7 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
     """
     failed: dict[Role, NotHealthy] = {}
     restarted: set[Role] = set()
-    wait_for_what_runs_the_target_already(run, target)
+    _wait_for_what_runs_the_target_already(run, target)
     while True:
         look = run.host.look()
         role = decisions.next_to_restart(*look.health_on(target), failed)
@@ -142,7 +128,7 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
             failed[role] = error
 
 
-def wait_for_what_runs_the_target_already(run: Run, target: str) -> None:
+def _wait_for_what_runs_the_target_already(run: Run, target: str) -> None:
     """Gives an instance that runs the target and does not answer some time.
 
     A JVM that stalls for seconds beside a build is no reason to restart what serves the users, and

@@ -1,12 +1,13 @@
-"""The steps that deploy, rollback and restart share: the flip, one instance's restart, the question."""
+"""The steps that deploy, rollback and restart share: the flip, one instance's restart, a bad end."""
 
 from __future__ import annotations
 
-from deploy_clojars.errors import NotHealthy
+from collections.abc import Mapping
+
+from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host.instances import BACKUP, Observation, Role
 from deploy_clojars.host.look import Look
-from deploy_clojars.machine import signals
-from deploy_clojars.run.run import Run
+from deploy_clojars.run.run import Run, Stage
 
 DATA_STAYS = "data stays as it is: only code is put back"
 
@@ -20,23 +21,31 @@ def flip(run: Run, version: str) -> None:
     run.now_left_with(current=version)
 
 
+def remove_link(run: Run, step: str, why: str, *, previously: str) -> None:
+    """Leaves no release current, as before the first deploy."""
+    with run.step(step, f"remove the link: {why}"):
+        run.record("flip", previously=previously)
+        run.host.releases.remove_link()
+    run.now_left_with(current=None)
+
+
 def restart(
     run: Run, role: Role, version: str, *, by_stop_and_start: bool = False, force: bool = False
 ) -> Observation:
     """Restarts an instance and waits until it is healthy on the release.
 
-    `by_stop_and_start`: stop and start, which reads a changed job file. `force`: also the only one that
-    serves. Raises NotHealthy (6), Interrupted.
+    `by_stop_and_start` reads a changed job file. `force`: also the only one that serves.
+    Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
-    before = run.host.services.status(instance.job)
+    before = instance.status()
     verb = "stop and start" if by_stop_and_start else "restart"
     if before.state == "stopped":
         verb = "start"
     with run.step(role, f"{verb} {instance.job}") as becomes:
         refuse_a_link_that_was_changed_meanwhile(run, version)
         if not force:
-            refuse_the_only_serving_instance(run, role)
+            _refuse_the_only_serving_instance(run, role)
         run.record("restart", instance=role, version=version, pid=before.pid)
         # Until it is healthy all that is known is that it starts on what is current.
         run.now_left_with(**{role: None})
@@ -50,6 +59,15 @@ def restart(
     return observation
 
 
+def keep(run: Run, role: Role, step: str) -> Observation:
+    """Waits until an instance that runs the release already has settled. Raises NotHealthy (6)."""
+    instance = run.host.instances[role]
+    with run.step(step, f"{instance.job} runs {run.version} already"):
+        observation = instance.wait_until_healthy(run.version)
+        run.now_left_with(**{role: run.version})
+    return observation
+
+
 def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
     """Whatever is restarted starts on what current names, so that must be the release.
 
@@ -58,10 +76,10 @@ def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
     current = run.host.releases.current()
     if current.version != version:
         names = current.version or current.broken or "nothing"
-        raise NotHealthy(f"current was changed by somebody else meanwhile: {names}, not {version}")
+        raise NotHealthy(f"somebody else has changed current meanwhile: {names}, not {version}")
 
 
-def refuse_the_only_serving_instance(run: Run, role: Role) -> None:
+def _refuse_the_only_serving_instance(run: Run, role: Role) -> None:
     """The other one may have died since it was decided that this one is restarted.
 
     Raises NotHealthy (6).
@@ -71,15 +89,30 @@ def refuse_the_only_serving_instance(run: Run, role: Role) -> None:
     if role == BACKUP:
         this, other = other, this
     if this.serving and not other.serving:
-        raise NotHealthy(f"{other.job} does not serve any more, and {this.job} serves alone")
+        raise NotHealthy(f"{other.job} no longer serves, and {this.job} serves alone")
 
 
-def finishing_notice(run: Run, restarts: int = 1) -> signals.Notice:
-    """What is said, once, when a signal comes where the run must not stop."""
-    config = run.host.config
-    each = config.drain.timeout + config.health.timeout + config.services.timeout
-    seconds = restarts * each
-    return lambda: run.console.warn(f"signal noted; finishing, up to {seconds:g} s")
+def half_done(
+    run: Run, what: str, version: str, failed: Mapping[Role, NotHealthy], remedy: str,
+    spared: str | None = None,
+) -> DeployError:  # fmt: skip
+    """The error that says that not both instances are healthy on the release.
+
+    NotHealthy (6) if the job that serves alone was `spared`; PrimaryDown (8) if the primary did
+    not come up past the point of no return and the backup serves; otherwise HalfDone (9).
+    """
+    look = run.host.look()
+    reason = "; ".join(each.message for each in failed.values())
+    reason = reason or look.why_not_both_healthy_on(version)
+    detail = "\n".join(each.detail for each in failed.values())
+    if spared is not None:
+        message = f"{reason}; {spared} serves alone and is left running"
+        return NotHealthy(message, detail=detail, remedy=remedy)
+    primary_down = run.stage is Stage.NO_RETURN and not look.primary.is_healthy_on(version)
+    if primary_down and look.backup.serving:
+        message = f"{reason}; {look.backup.job} serves {look.backup.running or version}"
+        return PrimaryDown(message, detail=detail, remedy=remedy)
+    return HalfDone(f"{what} is half done: {reason}", detail=detail, remedy=remedy)
 
 
 def is_settled_on(look: Look, version: str) -> bool:

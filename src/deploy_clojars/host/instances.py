@@ -13,7 +13,7 @@ from deploy_clojars import config
 from deploy_clojars.errors import NotHealthy
 from deploy_clojars.host import health
 from deploy_clojars.host.releases import Releases
-from deploy_clojars.host.services import Job, ServiceFailed, Services
+from deploy_clojars.host.services import Job, ServiceFailed, Services, State
 from deploy_clojars.machine import connections, processes, signals
 from deploy_clojars.machine.shell import printable
 
@@ -49,7 +49,7 @@ class Observation:
 
     role: Role
     job: str
-    state: str
+    state: State
     said: str  # by the service manager
     pid: int | None = None
     since: str | None = None
@@ -149,12 +149,16 @@ class Instance:
         """Looks at the instance now; its health URLs are asked at the same time."""
         with ThreadPoolExecutor(max_workers=len(self._urls)) as pool:
             checks = pool.map(health.check, self._urls)
-            job = self._services.status(self.job)
+            job = self.status()
             tree = processes.tree(job.pid) if job.pid is not None else None
             if job.pid is not None and tree is None:
                 job = Job("starting", said=f"{job.said} (that process has just ended)")
             observation = self._with_process(job, tree)
             return replace(observation, checks=tuple(checks))
+
+    def status(self) -> Job:
+        """What the service manager says of it."""
+        return self._services.status(self.job)
 
     def _with_process(self, job: Job, tree: processes.Tree | None) -> Observation:
         if tree is None:

@@ -1,8 +1,8 @@
-"""The hook: somebody's own command that is told how a run ended, when all of it is done."""
+"""The hook: the site's own command, which gets to know how a run ended when all of it is done."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from deploy_clojars.config import Config
 from deploy_clojars.machine import processes, shell, signals
@@ -12,57 +12,40 @@ from deploy_clojars.screen.console import Console
 
 LONGEST = 4000  # characters of one variable; the kernel takes no more than 128 KiB
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. None: there is none, or it is not known."""
-
-    outcome: str  # a word of `history`
-    command: str
-    user: str | None
-    version: str | None = None
-    previous: str | None = None  # the release that `rollback` would go to now
-    approved: str | None = None  # the release that is approved now
-    approved_before: str | None = None  # and when the run began
-    status: int | None = None  # of a run that was killed there is none
-    why: str | None = None
-    log: str | None = None
+# `previous` is the release that `rollback` would go to now, `approved` the one that is approved
+# now and `approved_before` when the run began; a run that was killed has no `status`.
+NAMES = (
+    "outcome", "command", "user", "version", "previous", "approved", "approved_before", "status",
+    "why", "log",
+)  # fmt: skip
 
 
-def variables(outcome: Outcome) -> dict[str, str]:
-    """The outcome as the hook gets it: one line each, empty where there is nothing to say."""
-    values = {
-        "DEPLOY_OUTCOME": outcome.outcome,
-        "DEPLOY_COMMAND": outcome.command,
-        "DEPLOY_USER": outcome.user,
-        "DEPLOY_VERSION": outcome.version,
-        "DEPLOY_PREVIOUS": outcome.previous,
-        "DEPLOY_APPROVED": outcome.approved,
-        "DEPLOY_APPROVED_BEFORE": outcome.approved_before,
-        "DEPLOY_STATUS": None if outcome.status is None else str(int(outcome.status)),
-        "DEPLOY_WHY": outcome.why,
-        "DEPLOY_LOG": outcome.log,
-    }
-    return {name: _one_line(value or "") for name, value in values.items()}
+def variables(**known: str | int | None) -> dict[str, str]:
+    """How a run ended, as the hook gets it: DEPLOY_OUTCOME and so on for all of NAMES.
+
+    One line each, empty where nothing is known.
+    """
+    return {f"DEPLOY_{name.upper()}": _one_line(known.get(name)) for name in NAMES}
 
 
-def _one_line(text: str) -> str:
+def _one_line(value: str | int | None) -> str:
+    text = "" if value is None else str(value)
     readable = text.encode("utf-8", "backslashreplace").decode()
     return printable(readable.replace("\n", "; "))[:LONGEST]
 
 
-def tell(config: Config, console: Console, run_id: str, outcome: Outcome) -> None:
+def call(config: Config, console: Console, run_id: str, variables: Mapping[str, str]) -> None:
     """Runs the hook and waits for its end; nothing that it does is more than a warning.
 
-    Its output goes into the log, and none of its processes is left. It is not cut short by a
-    signal: its time limit is short.
+    Its output goes into the log, and none of its processes survives it. A signal does not cut it
+    short: its time limit is short.
     """
     settings = config.hook
     if not settings.command:
         return
 
     def noted() -> None:
-        console.warn(f"signal noted; the hook is waited for, up to {settings.timeout:g} s")
+        console.warn(f"signal noted; waiting for the hook, up to {settings.timeout:g} s")
 
     try:
         with signals.uninterruptible(noted), console.step("hook", settings.command):
@@ -70,13 +53,13 @@ def tell(config: Config, console: Console, run_id: str, outcome: Outcome) -> Non
                 ["/bin/sh", "-c", settings.command],
                 log=console.log,
                 cwd=config.deploy_directory,
-                env={**environment(config.build.env, run_id), **variables(outcome)},
+                env={**environment(config.build.env, run_id), **variables},
                 timeout=settings.timeout,
             )
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
             _warn(console, how)
-    except Exception as error:  # noqa: BLE001 # what is done is done, whatever became of the news
+    except Exception as error:  # noqa: BLE001 # what is done is done, whatever the hook does
         _warn(console, str(error) or repr(error))
     finally:
         processes.end_strays(run_id)

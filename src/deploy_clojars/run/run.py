@@ -6,24 +6,18 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from enum import IntEnum
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from deploy_clojars.errors import (
-    Declined,
-    Defect,
-    DeployError,
-    Interrupted,
-    NotReady,
-    Status,
-)
+from deploy_clojars.errors import Declined, Defect, DeployError, Interrupted, NotReady, Status
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, History, LastRun, Left, now
 from deploy_clojars.host.look import Look
@@ -32,45 +26,72 @@ from deploy_clojars.machine import processes, signals
 from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
-# A step that took less is not told of in the summary; in seconds.
-WAITED_FOR = 0.5
+WAITED_FOR = 0.5  # seconds; the summary leaves shorter steps out
 LOOKED_BACK = 500  # lines of the journal: some ten runs
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the operator asked for."""
+
+    command: str
+    version: str | None = None
+    yes: bool = False
+    force: bool = False
+    why: str | None = None
+
+
+class Stage(IntEnum):
+    """How far a run has come."""
+
+    PREPARING = 0  # nothing is in the journal yet
+    BEGUN = 1  # it is in the journal; nothing that runs was changed
+    CHANGING = 2  # a failure is reverted
+    REVERTING = 3
+    NO_RETURN = 4  # a failure is not reverted
+
+
+@dataclass
+class Times:
+    """How long the steps take, in seconds."""
+
+    usual: Mapping[str, float]  # the last time
+    took: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Adds to the time of a step."""
+        self.took[step] = self.took.get(step, 0.0) + seconds
+
+    def summary(self) -> str:
+        """The whole time, and the steps that somebody waited for."""
+        slow = [f"{name} {took:.1f}" for name, took in self.took.items() if took >= WAITED_FOR]
+        of_which = f" ({', '.join(slow)})" if slow else ""
+        return f"in {time.monotonic() - self.started:.1f} s{of_which}"
+
+
 class Run:
-    """A run at work. `left` is what it would leave if it ended now."""
+    """A run at work."""
 
     def __init__(
-        self, host: Host, console: Console, command: str, version: str | None, held: lock.Lock
+        self, host: Host, console: Console, request: Request, at_step: Callable[[str, str], None]
     ) -> None:
         self.host = host
         self.console = console
-        self.command = command
-        self.version = version
+        self.request = request
+        self.version = request.version or ""  # of the release, as soon as it is known
         self.by = operator()
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.id = f"{host.id_prefix}{stamp}.{secrets.token_hex(3)}"
-        self.left = Left()
+        self.stage = Stage.PREPARING
+        self.before: Look | None = None  # the host as the run found it
+        self.left = Left()  # what the run would leave if it ended now
+        self.cut_off: LastRun | None = None  # the earlier run that this one has reverted
         self.outcome = "failed"
-        # Where the host stands if the run fails now; said after the error.
-        self.state_on_failure = ""
-        # In a revert or a rollback a journal that cannot be written is a warning.
-        self.journal_may_fail = False
-        self.journal_failed = False
-        self.said_no_drain = False
-        self.approved_before: str | None = None
-        # How it ended, and how the run that was cut off before it did; what the hook is told.
-        self.status: int | None = None
-        self.why: str | None = None
-        self.reason: str | None = None  # that the operator gave
-        self.cut_off: LastRun | None = None
-        # From the first request to restart the primary on nothing is reverted.
-        self.past_return = False
-        self.took: dict[str, float] = {}  # seconds, by step
-        self._started = time.monotonic()
-        self._usual_seconds = _usual_seconds(host) if console.is_alive else {}
-        self._begun = False
-        self._lock = held
+        self.unwritten = False  # whether the journal lacks a line of this run
+        self.times = Times(_usual_seconds(host) if console.is_alive else {})
+        self._at_step = at_step  # tells the lock's readers
+        self._warned: set[str] = set()
 
     @contextmanager
     def step(self, name: str, what: str) -> Iterator[Callable[[str], None]]:
@@ -82,28 +103,22 @@ class Run:
         self.at(name)
         started = time.monotonic()
         try:
-            with self.console.step(name, what, self._usual_seconds.get(name)) as becomes:
+            with self.console.step(name, what, self.times.usual.get(name)) as becomes:
                 yield becomes
         except BaseException:
-            if self._begun:
+            if self.has_begun:
                 seconds = round(time.monotonic() - started, 3)
                 self.record("failed", step=name, seconds=seconds, may_fail=True)
             raise
         seconds = time.monotonic() - started
-        self.took[name] = self.took.get(name, 0.0) + seconds
-        if self._begun:
+        self.times.add(name, seconds)
+        if self.has_begun:
             self.record("done", step=name, seconds=round(seconds, 3))
-
-    def summary(self) -> str:
-        """How long all took, and the steps that somebody waited for."""
-        slow = [f"{name} {took:.1f}" for name, took in self.took.items() if took >= WAITED_FOR]
-        of_which = f" ({', '.join(slow)})" if slow else ""
-        return f"in {time.monotonic() - self._started:.1f} s{of_which}"
 
     def at(self, step: str) -> None:
         """Tells the lock's readers and the journal which step the run is at."""
-        self._lock.at_step(step, self.version)
-        if self._begun:
+        self._at_step(step, self.version)
+        if self.has_begun:
             self.record("step", step=step)
 
     def begin(self, look: Look) -> None:
@@ -111,27 +126,53 @@ class Run:
 
         Nothing on the host is changed before this.
         """
-        self.approved_before = look.approved
         if not look.history.adopted and not look.journal_error:
             self.record("adopted", version=look.approved)
-        # What the last run left goes on to count: drift does not end by a run that fails.
+        # What the last run left still counts: a run that fails does not end drift.
         self.left = look.history.last.left if look.history.last is not None else look.left()
-        self.record("begin", command=self.command, version=self.version, left=self.left)
-        self._begun = True
-        runs = look.primary.running or "no release"
-        self.state_on_failure = (
-            f"nothing that runs was changed; {look.primary.job} runs {runs} as before"
-        )
+        self.record("begin", command=self.request.command, version=self._version, left=self.left)
+        self.before = look
+        self.stage = Stage.BEGUN
 
-    def no_return(self, version: str) -> None:
+    def no_return(self) -> None:
         """The point of no return. Raises DeployError if it cannot be written down."""
-        self.record("no return", version=version)
-        self.past_return = True
+        self.record("no return", version=self._version)
+        self.stage = Stage.NO_RETURN
 
-    def record(self, event: str, *, may_fail: bool = False, **fields: Any) -> None:
-        """Writes a line into the journal. Raises DeployError unless it may fail (now)."""
+    @contextmanager
+    def reverting(self) -> Iterator[None]:
+        """The block is a revert: no signal and no full disk may stop it."""
+        stage, self.stage = self.stage, Stage.REVERTING
+        try:
+            with self.uninterruptible(restarts=2):
+                yield
+        finally:
+            self.stage = stage
+
+    def uninterruptible(self, restarts: int = 1) -> AbstractContextManager[None]:
+        """A signal does not stop the block; that is said once, with the longest it can take."""
+        config = self.host.config
+        each = config.drain.timeout + config.health.timeout + config.services.timeout
+        notice = f"signal noted; finishing, up to {restarts * each:g} s"
+        return signals.uninterruptible(lambda: self.console.warn(notice))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the journal knows of the run."""
+        return self.before is not None
+
+    @property
+    def journal_may_fail(self) -> bool:
+        """Whether a journal that cannot be written is only a warning: users must not wait for it."""
+        return self.request.command == "rollback" or self.stage >= Stage.REVERTING
+
+    def record(self, event: str, *, may_fail: bool = False, **fields: Any) -> bool:
+        """Writes a line into the journal; returns whether it is there.
+
+        Raises DeployError unless it may fail (now).
+        """
         line = Event(event=event, at=now(), run=self.id, by=self.by, **fields)
-        said = system_log.line_of(line, self.command, self.version)
+        said = system_log.line_of(line, self.request.command, self._version)
         if said is not None:
             system_log.tell(said)
         try:
@@ -140,15 +181,16 @@ class Run:
             message = f"the journal {self.host.journal.file} cannot be written: {error.strerror}"
             if not (may_fail or self.journal_may_fail):
                 raise DeployError(message) from error
-            if not self.journal_failed:
-                self.console.warn(message)
-            self.journal_failed = True
+            self.unwritten = True
+            self.warn_once(message)
+            return False
+        return True
 
-    def close(self, cut_off: LastRun, left: Left) -> None:
+    def close(self, cut_off: LastRun) -> None:
         """Writes the end of an earlier run that was cut off and is reverted now."""
         self.cut_off = cut_off
         line = Event(
-            event="end", at=now(), run=cut_off.id, by=self.by, outcome="interrupted", left=left
+            event="end", at=now(), run=cut_off.id, by=self.by, outcome="interrupted", left=self.left
         )
         try:
             self.host.journal.append(line)
@@ -157,20 +199,41 @@ class Run:
 
     def end(self, status: int, why: str | None) -> None:
         """Writes the run's end, with what it leaves."""
-        self.status, self.why = status, why
-        if status == Status.DONE and self.outcome == "failed":
-            self.outcome = "nothing to do"
-        if not self._begun:
-            return
-        self.journal_may_fail = True
-        self.record(
-            "end", outcome=self.outcome, status=status, why=why, version=self.version,
-            command=self.command, left=self.left,
-        )  # fmt: skip
+        if self.has_begun:
+            self.record(
+                "end", outcome=self.outcome, status=status, why=why, version=self._version,
+                command=self.request.command, left=self.left, may_fail=True,
+            )  # fmt: skip
+
+    def succeeded(self, outcome: str, message: str) -> None:
+        """Notes and says that what was asked is so now."""
+        self.outcome = outcome
+        self.console.say(message, "bold green")
+        self.console.say(f"  {self.times.summary()}", "dim")
 
     def now_left_with(self, **changes: str | None) -> None:
         """Notes what current or an instance is from now on."""
         self.left = msgspec.structs.replace(self.left, **changes)
+
+    def warn_once(self, text: str) -> None:
+        """Warns, unless that was said in this run already."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.console.warn(text)
+
+    def what_stands(self, error: DeployError) -> str:
+        """What to say after an error while nothing that runs was changed; empty afterwards."""
+        if self.stage is Stage.BEGUN and self.before is not None:
+            primary = self.before.primary
+            runs = primary.running or "no release"
+            return f"nothing that runs was changed; {primary.job} runs {runs} as before"
+        was_stopped = isinstance(error, Declined | Interrupted)
+        untouched = self.stage is Stage.PREPARING and self.cut_off is None
+        return "nothing was changed" if untouched and was_stopped else ""
+
+    @property
+    def _version(self) -> str | None:
+        return self.version or None
 
 
 def _usual_seconds(host: Host) -> dict[str, float]:
@@ -184,20 +247,20 @@ def _usual_seconds(host: Host) -> dict[str, float]:
 
 
 @contextmanager
-def started(host: Host, console: Console, command: str, version: str | None) -> Iterator[Run]:
+def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
     """Holds the lock and keeps the log while the block runs; shows and journals how it ended.
 
     What earlier runs left unfinished in files and processes is cleared first.
     Raises UsageError (2) for the wrong user, NotReady (4), Locked (3).
     """
-    refuse_the_wrong_user(host, command, version)
+    refuse_the_wrong_user(host, request.command, request.version)
     os.umask(0o022)  # whatever the operator's: what is made is for all to read, and ours to write
     holder = lock.Holder(
         pid=os.getpid(), user=operator(), since=now(), step="start",
-        version=version, command=command,
+        version=request.version, command=request.command,
     )  # fmt: skip
     make_directory(host.deploy)
-    log = host.logs / log_name(command, version, datetime.now(UTC))
+    log = host.logs / log_name(request.command, request.version, datetime.now(UTC))
     with (
         signals.handled(then_ignored=True),
         lock.held(host.lock_file, holder) as held,
@@ -206,54 +269,62 @@ def started(host: Host, console: Console, command: str, version: str | None) -> 
     ):
         processes.end_strays(host.id_prefix)
         host.releases.clear_unfinished()
-        run = Run(host, console, command, version, held)
+        run = Run(host, console, request, held.at_step)
+        status: int | None = None
+        why = request.why
         try:
             yield run
         except DeployError as error:
             run.outcome = _outcome_of(error)
-            run.end(error.status, error.message)
+            status, why = error.status, error.message
+            run.end(status, why)
             console.error(error)
-            if run.state_on_failure:
-                console.say(f"  {run.state_on_failure}")
+            stands = run.what_stands(error)
+            if stands:
+                console.say(f"  {stands}")
             raise
         except Exception as error:
-            run.end(Status.DEFECT, repr(error))
+            status, why = Status.DEFECT, repr(error)
+            run.end(status, why)
             console.trace(traceback.format_exc())
             defect = _defect(run, error)
             console.error(defect)
             raise defect from error
         else:
-            run.end(Status.DONE, None)
+            status = Status.DONE
+            if run.outcome == "failed":
+                run.outcome = "nothing to do"
+            run.end(status, None)
         finally:
             processes.end_strays(run.id)
-            tell_the_hook(run, held)
+            if status is not None and host.config.hook.command:
+                _call_the_hook(run, held, status, why)
 
 
-def tell_the_hook(run: Run, held: lock.Lock) -> None:
-    """The last thing of a run; the lock is held so that two runs are told of in their order."""
-    if not run.host.config.hook.command or run.status is None:
-        return
+def _call_the_hook(run: Run, held: lock.Lock, status: int, why: str | None) -> None:
+    """The last thing of a run; under the lock, so that the hook hears of two runs in their order."""
     held.at_step("hook", run.version)
     history = History()
     with suppress(OSError):
         history = run.host.journal.history()
-    log = run.console.log_file
-    common = partial(
-        hook.Outcome, previous=history.previous, approved=history.approved, log=str(log or "")
-    )
-    outcomes = [
-        common(
-            run.outcome, run.command, run.by, run.version, status=run.status, why=run.why or run.reason,
-            approved_before=run.approved_before,
-        ),
-    ]  # fmt: skip
+    now_known = {
+        "previous": history.previous,
+        "approved": history.approved,
+        "log": str(run.console.log_file or ""),
+    }
+    ends: list[dict[str, str | int | None]] = []
     if run.cut_off is not None:
-        cut_off = run.cut_off
-        why = f"it was cut off; reverted by {run.by}"
-        earlier = common("interrupted", cut_off.command, cut_off.by, cut_off.version, why=why)
-        outcomes.insert(0, earlier)
-    for outcome in outcomes:
-        hook.tell(run.host.config, run.console, run.id, outcome)
+        ends.append({
+            "outcome": "interrupted", "command": run.cut_off.command, "user": run.cut_off.by,
+            "version": run.cut_off.version, "why": f"it was cut off; reverted by {run.by}",
+        })  # fmt: skip
+    ends.append({
+        "outcome": run.outcome, "command": run.request.command, "user": run.by,
+        "version": run.version, "status": int(status), "why": why,
+        "approved_before": run.before.approved if run.before is not None else None,
+    })  # fmt: skip
+    for end in ends:
+        hook.call(run.host.config, run.console, run.id, hook.variables(**now_known, **end))
 
 
 def _defect(run: Run, error: Exception) -> Defect:
@@ -278,7 +349,7 @@ def where_the_host_stands(host: Host) -> str:
     lines.append(f"current: {look.current.version or 'none'}")
     command = host.next_command(look, host.situation(look, locked=False))
     if command is not None:
-        lines.append(f"when the reason is mended: {command}")
+        lines.append(f"once the cause is fixed, run: {command}")
     return "\n".join(lines)
 
 
