@@ -159,6 +159,24 @@ def test_an_interrupted_run_is_shown_to_be_reverted_first(light_host: LittleHost
     assert dry(host, FIRST)[-1] == f"# {FIRST} is in production already; nothing to do"
 
 
+def test_what_the_revert_of_an_interrupted_run_mends_is_no_reason_to_refuse(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.kill(9)
+        terminal.ends(128 + 9)
+    host.control("stop", host.primary)
+    typed = [line.rpartition("/")[2] for line in dry(host, THIRD) if line.startswith("/")]
+    assert typed == [
+        "start clojars", "restart clojars-backup",  # the revert
+        "restart clojars-backup", "restart clojars",
+    ]  # fmt: skip
+    host.done(THIRD, "--yes")
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [
