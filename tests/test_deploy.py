@@ -468,7 +468,7 @@ def test_no_upstart_is_one_clear_line(new_light_host: NewHost, tmp_path: Path) -
     host = new_light_host(services=f'bin = "{tmp_path / "nowhere"}"')
     result = host.run(FIRST, "--yes")
     assert result.returncode == 4
-    assert f"the state of clojars is not known: {tmp_path / 'nowhere'}/status" in result.stderr
+    assert f"the state of clojars is unknown: {tmp_path / 'nowhere'}/status" in result.stderr
     assert not (host.deploy / "mirror.git").exists()
     assert host.status["instances"]["primary"]["state"] == "unknown"
 

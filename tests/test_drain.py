@@ -156,10 +156,10 @@ def test_a_flag_that_nginx_does_not_follow_stops_a_deploy_and_no_rollback(
     host.write_config()
     result = host.run(SECOND, "--yes")
     assert result.returncode == 6, result.stderr
-    assert f"nginx does not follow the drain flag {other}: it still says primary" in result.stderr
+    assert f"nginx ignores the drain flag {other}: it still answers primary" in result.stderr
     assert host.versions == (FIRST, FIRST)
     result = host.done("rollback", SECOND, "--yes")
-    assert "nginx does not follow the drain flag" in result.stderr
+    assert "nginx ignores the drain flag" in result.stderr
     assert not other.exists()
     assert host.status["ok"]
 
@@ -196,7 +196,7 @@ def test_without_a_probe_there_is_no_drain_and_that_is_said_once(light_host: Lit
     host = light_host
     host.have(SECOND)
     result = host.done(SECOND, "--yes")
-    assert result.stderr.count("no drain: nginx does not say") == 1
+    assert result.stderr.count("does not say which instance nginx prefers") == 1
     assert "drain primary" not in done_and_begun(host)
 
 

@@ -49,7 +49,7 @@ def test_killed_at_the_question_the_same_deploy_reverts_first(ready: LittleHost)
     kill_at_the_question(ready)
     primary = ready.pid("primary")
     with ready.typing(SECOND) as terminal:
-        terminal.sees("it is reverted first")
+        terminal.sees("reverting it first")
         terminal.sees(f"reverted: {FIRST} is current and runs on both instances")
         terminal.asked()
         assert ready.pid("primary") == primary

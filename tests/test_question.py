@@ -114,7 +114,7 @@ def test_a_primary_that_came_back_on_the_new_release_is_seen_and_put_back(
     with ready.typing(SECOND) as terminal:
         terminal.asked()
         os.kill(ready.pid("primary") or 0, signal.SIGKILL)
-        terminal.sees(f"clojars died and was started again by itself, on {SECOND}")
+        terminal.sees(f"clojars died and has come back on {SECOND} by itself")
         terminal.asked()
         terminal.types("no")
         terminal.ends(7)
@@ -141,7 +141,7 @@ def test_a_primary_that_is_stopped_meanwhile_is_started_again_by_the_revert(
     with ready.typing(SECOND) as terminal:
         terminal.asked()
         ready.control("stop", ready.primary)
-        terminal.sees("clojars does not serve any more")
+        terminal.sees("clojars no longer serves")
         terminal.asked()
         terminal.types("no")
         terminal.ends(7)
@@ -169,7 +169,7 @@ def test_yes_is_refused_when_somebody_changed_the_link_meanwhile(ready: LittleHo
         ready.have(Tags.THIRD)
         ready.link.unlink()
         ready.link.symlink_to(f"clojars-web-{Tags.THIRD}-standalone.jar")
-        terminal.sees("somebody else has changed current meanwhile")
+        terminal.sees("someone else has changed current")
         terminal.asked()
         terminal.types("yes")
         terminal.ends(6)
@@ -244,7 +244,7 @@ def test_no_leaves_a_primary_that_was_down_on_the_approved_release_down(
     with ready.typing(FIRST) as terminal:
         terminal.asked()
         assert f"yes  starts clojars on {FIRST}" in terminal.shown
-        assert "no   leaves clojars as it is" in terminal.shown
+        assert "no   leaves clojars alone" in terminal.shown
         terminal.types("no")
         terminal.ends(7)
     assert ready.pid("primary") is None

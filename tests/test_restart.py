@@ -98,7 +98,7 @@ def test_without_a_terminal_it_needs_an_answer_beforehand(light_host: LittleHost
 def test_it_is_refused_before_anything_was_deployed(new_light_host: NewHost) -> None:
     result = new_light_host().run("restart", "--yes")
     assert result.returncode == 4
-    assert "no release was ever approved" in result.stderr
+    assert "no release has been approved yet" in result.stderr
 
 
 def test_it_is_refused_while_something_drifts(light_host: LittleHost) -> None:

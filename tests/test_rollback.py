@@ -46,7 +46,7 @@ def test_a_rollback_of_the_clojure_application(host: LittleHost, clojure: Clojur
         assert host.versions == (SECOND, SECOND)
         terminal.types("yes")
         shown = terminal.ends(0)
-    assert "data stays as it is" in shown
+    assert "only code goes back" in shown
     assert "users are logged out" in shown
     assert host.versions == (FIRST, FIRST)
     assert host.current == f"clojars-web-{FIRST}-standalone.jar"
@@ -268,7 +268,7 @@ def test_no_release_at_all(new_light_host: NewHost) -> None:
     for words in (("rollback",), ("rollback", FIRST)):
         result = host.run(*words, "--yes")
         assert result.returncode == 1
-        assert "there is no release at all" in result.stderr
+        assert "there are no releases" in result.stderr
     assert os.listdir(host.releases) == []
 
 

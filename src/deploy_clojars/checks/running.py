@@ -118,7 +118,7 @@ def _left(site: Site, situation: Situation, remedy: str) -> Findings:
         what = f"the {last.what} was cut off"
         yield Finding(what, True, f"{remedy}{_and_restart(site, last.command)}")
     if situation.drifted:
-        what = "current or what an instance runs is not what the last run left"
+        what = "`current` or a running instance has changed since the last run"
         yield Finding(what, True, remedy)
 
 

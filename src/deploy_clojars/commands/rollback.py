@@ -74,7 +74,7 @@ def target_of_rollback(run: Run, look: Look) -> str:
 
 def _listed(host: Host) -> str:
     some = host.releases.some()
-    return f"there are: {some}" if some else "there is no release at all"
+    return f"there are: {some}" if some else "there are no releases"
 
 
 def roll_back(run: Run, before: Look) -> None:

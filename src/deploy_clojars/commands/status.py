@@ -174,7 +174,7 @@ def _remarks(report: Report) -> list[str]:
     if situation.failed_restart:
         remarks.append("the restart is not done: it is to be typed again after what is next")
     if situation.drifted:
-        remarks.append("drift: current or what an instance runs is not what the last run left")
+        remarks.append("drift: `current` or a running instance has changed since the last run")
     if situation.stale_flag:
         remarks.append(f"a drain flag was left behind, and nginx prefers {look.backup.job}")
     if look.journal_error:

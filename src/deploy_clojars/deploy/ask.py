@@ -136,7 +136,7 @@ def question_page(run: Run, look: Look) -> list[str]:
     if look.approved is None:
         lines.append(f"  no   removes current and stops {backup}: there is nothing to go back to")
     elif look.approved == version:
-        lines.append(f"  no   leaves {primary} as it is")
+        lines.append(f"  no   leaves {primary} alone")
     else:
         back = [] if look.primary.is_healthy_on(look.approved) else [primary]
         names = " and ".join([*back, backup])
@@ -211,11 +211,11 @@ class QuestionWatch:
             self._primary.open_releases
         ):
             return (
-                f"{primary.job} died and was started again by itself, on {self._version}: "
+                f"{primary.job} died and has come back on {self._version} by itself: "
                 "yes keeps it there, no puts it back"
             )
         if self._primary.serving and not primary.serving:
-            return f"{primary.job} does not serve any more: {primary.said}"
+            return f"{primary.job} no longer serves: {primary.said}"
         return None
 
     def _of_backup(self, backup: Observation) -> str | None:

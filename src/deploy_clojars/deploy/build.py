@@ -76,7 +76,7 @@ class Builder:
             and not (checkout / "project.clj").exists()
         ):
             raise BuildFailed(
-                "the tag has no project.clj, and its tests and build are left at Leiningen's",
+                "the tag has no project.clj, but its tests and build are still those of Leiningen",
                 remedy="set build.test, build.uberjar and build.jar in the configuration",
             )
 
@@ -110,7 +110,7 @@ class Builder:
         shown = self._console.verbose
         last = "" if shown else shell.last_lines(Path(self._console.log.name), start)
         log = self._console.log_file
-        return BuildFailed(message, detail=last, remedy=f"the whole output: {log}" if log else "")
+        return BuildFailed(message, detail=last, remedy=f"full output: {log}" if log else "")
 
 
 class _Follower:
@@ -144,7 +144,7 @@ def one_jar(checkout: Path, pattern: str) -> Path:
         )
     jar = found[0]
     if not jar.resolve().is_relative_to(checkout.resolve()):
-        raise BuildFailed(f"{jar} leads out of the checkout")
+        raise BuildFailed(f"{jar} leads outside the checkout")
     return jar
 
 

@@ -96,8 +96,8 @@ def nginx_answers(run: Run) -> bool:
     if answer in (PRIMARY_FIRST, BACKUP_FIRST):
         return True
     run.warn_once(
-        f"no drain: nginx does not say at {run.host.nginx.probe} who is first ({answer}); "
-        "requests that are in an instance at its restart are lost"
+        f"no drain: {run.host.nginx.probe} does not say which instance nginx prefers ({answer}); "
+        "requests in flight during a restart will be lost"
     )
     return False
 
@@ -109,7 +109,7 @@ def prefer_primary(run: Run) -> None:
     try:
         run.host.nginx.remove_flag()
     except DeployError as error:
-        run.console.warn(f"{error.message}; nginx goes on preferring the backup")
+        run.console.warn(f"{error.message}; nginx still prefers the backup")
         return
     run.record("undrain", instance=PRIMARY, may_fail=True)
 
@@ -149,9 +149,9 @@ def _wait_until_followed(run: Run) -> None:
     while (answer := nginx.answer()) != BACKUP_FIRST:
         if time.monotonic() > deadline:
             raise NotDrained(
-                f"nginx does not follow the drain flag {nginx.flag}: it still says {answer}",
-                remedy="its site must look at this very path, be loaded (reload it), and be able to "
-                f"enter the directory: {run.host.command('check')}",
+                f"nginx ignores the drain flag {nginx.flag}: it still answers {answer}",
+                remedy="its site must name this path, be loaded, and be able to enter the "
+                f"directory; see: {run.host.command('check')}",
             )
         signals.wait(INTERVAL)
 

@@ -68,7 +68,7 @@ def ready_to_restart(host: Host) -> Look:
     for observation in (look.primary, look.backup):
         if observation.state == "unknown":
             raise NotReady(
-                f"the state of {observation.job} is not known: {observation.said}",
+                f"the state of {observation.job} is unknown: {observation.said}",
                 remedy=f"nothing was changed; is {host.config.services.manager} running?",
             )
     return look
@@ -83,14 +83,14 @@ def check_restart(host: Host) -> tuple[Look, str]:
     if look.journal_error:
         raise DeployError(look.journal_error)
     if look.approved is None:
-        raise NotReady("no release was ever approved", remedy=f"first: {host.command('TAG')}")
+        raise NotReady("no release has been approved yet", remedy=f"first: {host.command('TAG')}")
     situation = host.situation(look, locked=False)
     cut_off = look.history.unfinished
     why = None
     if cut_off is not None:
         why = f"the {cut_off.what} was cut off"
     elif look.drifted:
-        why = "current or what an instance runs is not what the last run left"
+        why = "`current` or a running instance has changed since the last run"
     elif look.current.version != look.approved:
         why = f"current is {look.current.version or 'absent'}, and {look.approved} is approved"
     elif not host.releases.has(look.approved):
@@ -106,7 +106,7 @@ def refuse_a_host_that_needs_a_person(host: Host, look: Look) -> None:
     situation = host.situation(look, locked=False)
     if not situation.ok or situation.drifted:
         command = host.next_command(look, situation) or host.command_back(look)
-        raise NotReady("the host is not as it was approved", remedy=f"first: {command}")
+        raise NotReady("the host is not in its approved state", remedy=f"first: {command}")
 
 
 def cost_of_force(run: Run, look: Look) -> str | None:
@@ -120,7 +120,7 @@ def cost_of_force(run: Run, look: Look) -> str | None:
     primary, backup = host.jobs
     if run.request.force:
         return f"--force: {backup} serves alone and is restarted; users get errors until it is up"
-    remedy = f"a deploy restarts {backup} first, and nothing would serve meanwhile"
+    remedy = f"a deploy restarts {backup} first, which would leave nothing serving"
     if look.approved is not None:
         start = host.command("rollback", look.approved)
         remedy += f"\nto start {primary}: {start}"
@@ -133,7 +133,7 @@ def _refuse_a_flag_that_cannot_be_set(host: Host) -> None:
     if why is not None and host.nginx.answers:
         raise NotReady(
             f"{why}: {host.jobs[0]} could not be drained before its restart",
-            remedy=f"as root: {host.command('setup')}\n--force goes on without the drain",
+            remedy=f"as root: {host.command('setup')}\nor use --force to skip the drain",
         )
 
 
@@ -143,13 +143,13 @@ def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:
         raise NotReady(
             f"the approved release {look.approved} is not in {host.releases.directory}: "
             "there would be nothing to revert to",
-            remedy=f"put it back, or approve another one: {host.command_back(look)}",
+            remedy=f"put it back, or approve another release: {host.command_back(look)}",
         )
     if look.primary.serving and look.primary.visible and not look.primary.open_releases:
         raise NotReady(
             f"{look.primary.job} serves {look.primary.running or 'no jar that it keeps open'}, "
-            "which is no release: a revert could not bring it back",
-            remedy=f"first put it on one: {host.command_back(look)}",
+            "which is not a release, so a revert could not bring it back",
+            remedy=f"put it on a release first: {host.command_back(look)}",
         )
 
 

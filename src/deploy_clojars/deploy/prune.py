@@ -51,7 +51,7 @@ def in_use(look: Look) -> frozenset[str]:
     if look.in_use is None:
         unknown = [each for each in (look.primary, look.backup) if not each.running_is_known]
         jobs = " and ".join(f"{each.job} ({each.said})" for each in unknown)
-        raise NotReady(f"nothing is pruned: it is not known what is run by {jobs}")
+        raise NotReady(f"nothing was pruned: cannot tell what these run: {jobs}")
     return look.in_use
 
 
@@ -63,7 +63,7 @@ def remove(run: Run, versions: list[str]) -> None:
     releases = run.host.releases
     for version in versions:
         if version in in_use(run.host.look()):
-            run.console.warn(f"{version} is in use meanwhile, and stays")
+            run.console.warn(f"{version} is now in use and stays")
             continue
         size = releases.size(version) or 0
         with run.step("prune", f"{version}, {decimal(size)}"):
@@ -77,11 +77,9 @@ def after_promotion(run: Run) -> None:
     if run.host.config.keep_releases == 0:
         return
     try:
-        with signals.uninterruptible(
-            lambda: run.console.warn("signal noted; finishing the pruning")
-        ):
+        with signals.uninterruptible(lambda: run.console.warn("signal noted; finishing pruning")):
             remove(run, candidates(run.host, run.host.look()))
     except DeployError as error:
-        run.console.warn(f"not all was pruned: {error.message}")
+        run.console.warn(f"pruning did not finish: {error.message}")
     except Exception as error:  # noqa: BLE001 # the release is in production all the same
-        run.console.warn(f"not all was pruned: {error!r}")
+        run.console.warn(f"pruning did not finish: {error!r}")

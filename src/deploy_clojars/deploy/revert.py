@@ -28,17 +28,17 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         return None
     if look.approved is not None and not run.host.releases.has(look.approved):
         raise NotReady(
-            f"the {cut_off.what} was cut off, and the approved release {look.approved} that it "
-            "would be reverted to is gone",
+            f"the {cut_off.what} was cut off, and its approved release {look.approved} "
+            "is gone, so it cannot be reverted",
             remedy=f"first: {run.host.command_back(look)}",
         )
     what = f"the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off"
     run.left = look.left()
     current = look.current.version
     if look.approved is None and current not in (None, cut_off.version):
-        run.console.say(f"{what}; current is {current} since, and stays so")
+        run.console.say(f"{what}; current has been {current} since, and stays")
     elif cut_off.flipped:
-        run.console.say(f"{what}; it is reverted first")
+        run.console.say(f"{what}; reverting it first")
         revert(run, look.approved, cut_off.version or "")
     else:
         run.console.say(f"{what} before it changed anything that runs")

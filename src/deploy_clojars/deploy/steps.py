@@ -9,7 +9,7 @@ from deploy_clojars.host.instances import BACKUP, Observation, Role
 from deploy_clojars.host.look import Look
 from deploy_clojars.run.run import Run, Stage
 
-DATA_STAYS = "data stays as it is: only code is put back"
+DATA_STAYS = "only code goes back, data does not"
 
 
 def flip(run: Run, version: str) -> None:
@@ -76,7 +76,7 @@ def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
     current = run.host.releases.current()
     if current.version != version:
         names = current.version or current.broken or "nothing"
-        raise NotHealthy(f"somebody else has changed current meanwhile: {names}, not {version}")
+        raise NotHealthy(f"someone else has changed current: it names {names}, not {version}")
 
 
 def _refuse_the_only_serving_instance(run: Run, role: Role) -> None:

@@ -63,7 +63,7 @@ def adopted(primary_runs: str | None, current: str | None) -> str | None:
 
 
 def has_drifted(last: LastRun | None, now: Left) -> bool:
-    """Whether current or what an instance runs is not what the last run left.
+    """Whether `current` or a running instance has changed since the last run.
 
     An instance that is down, or not visible, is no drift, and neither is one that was down and
     has come up on the current release.
@@ -94,7 +94,7 @@ def deploy_obstacle(history: History, version: str, drifted: bool) -> str | None
         if not same:
             return f"{cut_off.command} {cut_off.version} was cut off after its point of no return"
     if drifted and version != history.approved:
-        return "current or what an instance runs is not what the last run left"
+        return "`current` or a running instance has changed since the last run"
     return None
 
 
