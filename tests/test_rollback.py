@@ -329,5 +329,5 @@ def test_a_primary_that_serves_no_release_is_not_deployed_over(light_host: Littl
     before = light_host.pid("primary")
     result = light_host.run(THIRD, "--yes")
     assert result.returncode == 4
-    assert "which is no release" in result.stderr
+    assert "which is not a release" in result.stderr
     assert light_host.pid("primary") == before
