@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import left_behind
 import pytest
 from built_releases import built, promoted, written_down
 from clojure_jars import (
@@ -15,13 +19,59 @@ from clojure_jars import (
     write_lein_home,
 )
 from clojure_repository import ClojureRepository, make_repository
+from inherited import heed_all_signals
 from light_host import make_light_host
 from little_host import LittleHost
+from private_machine import INSIDE
 from programs import require_program
 from sandbox_host import serving_sandbox
 from standin.upstart import RealUpstart, Upstart
 
 from deploy_clojars.host.journal import Event, now
+
+WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
+
+PROJECT = Path(__file__).parents[1]
+
+heed_all_signals()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.stash[WATCHDOG] = left_behind.mark_processes()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails the run if a process is left, when the workers have ended."""
+    if WATCHDOG not in session.config.stash:
+        return
+    mark = os.environ[left_behind.MARK]
+    # The workers of pytest-xdist end by themselves, but not at once.
+    deadline = time.monotonic() + (60 if session.config.getoption("numprocesses", None) else 1)
+    while (left := left_behind.processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        terminal = session.config.get_terminal_writer()
+        terminal.line(f"\nleft behind: process {left_behind.described(pid)}", red=True)
+    watchdog = session.config.stash[WATCHDOG]
+    assert watchdog.stdin is not None
+    watchdog.stdin.close()
+    watchdog.wait()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails, after the last test, if a file was left outside the temporary directory."""
+    if INSIDE in os.environ:  # the private machine's are laid over those of the test outside
+        yield
+        return
+    kept = (shared_directory(tmp_path_factory), PROJECT)
+    files = left_behind.Files(tmp_path_factory.mktemp("over"), *kept)
+    yield
+    if left := files.left:
+        pytest.fail(f"left behind: {', '.join(left)}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -95,7 +95,7 @@ class Machine:
     def made(cls) -> Iterator[Machine]:
         """The machine, with a person `ann` who may become clojars and nothing installed yet."""
         scratch = Path(os.environ[INSIDE])
-        for directory in ("/etc", "/var", "/usr/sbin", "/usr/local"):
+        for directory in ("/etc", "/var", "/tmp", "/usr/sbin", "/usr/local"):
             lay_over(Path(directory), scratch / "over")
         for directory in ("/home", "/opt", "/run"):
             mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", directory)
@@ -197,17 +197,19 @@ def mount(*words: str) -> None:
     run("mount", *words)
 
 
-def lay_over(directory: Path, scratch: Path) -> None:
-    """A throwaway copy: what is written goes elsewhere."""
+def lay_over(directory: Path, scratch: Path) -> Path:
+    """A throwaway copy: what is written goes elsewhere, into the directory that is returned."""
     own = scratch / str(directory).strip("/").replace("/", "-")
     upper, work = own / "upper", own / "work"
     if not own.exists():
         own.mkdir(parents=True)
         mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(own))
         upper.mkdir()
+        shutil.copymode(directory, upper)
         work.mkdir()
     options = f"lowerdir={directory},upperdir={upper},workdir={work}"
     mount("-t", "overlay", "-o", options, "overlay", str(directory))
+    return upper
 
 
 def make_devices(scratch: Path) -> None:

@@ -17,6 +17,7 @@ from zip_application import zip_jar
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 HOME = Path("/home/clojars")
 RELEASES = HOME / "releases"
+BUILDING = HOME / "building"
 OLD_SCRIPT = "#!/bin/sh\necho the old script\n"
 
 
@@ -32,7 +33,7 @@ def machine() -> Iterator[Machine]:
         machine.set_up()
         with Path("/etc/deploy-clojars.toml").open("a") as config:
             config.write(
-                '[build]\ntest = "touch /tmp/building && sleep $(cat /opt/build-seconds)"\n'
+                '[build]\ntest = "touch ~/building && sleep $(cat /opt/build-seconds)"\n'
                 "uberjar = "
                 f'"mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"\n'
             )
@@ -146,7 +147,7 @@ def test_a_closed_terminal_puts_everything_back(
     before = (machine.upstart.pid("clojars"), version(machine, 8001))
     tag = Tags.THIRD if moment == "build" else SECOND
     write(OPT / "build-seconds", "300" if moment == "build" else "0")
-    Path("/tmp/building").unlink(missing_ok=True)
+    BUILDING.unlink(missing_ok=True)
     with machine.ann_types(tag) as terminal:
         until(terminal, moment)
         terminal.hangs_up()
@@ -161,7 +162,7 @@ def test_a_closed_terminal_puts_everything_back(
 def until(terminal: Terminal, moment: str) -> None:
     """Waits for the moment at which the window is closed."""
     if moment == "build":
-        wait_for(Path("/tmp/building").exists, "the tests run")
+        wait_for(BUILDING.exists, "the tests run")
         return
     terminal.asked()
     if moment == "revert":
