@@ -1,4 +1,4 @@
-# The two commands that do everything: `make demo` and `make test`.
+# The two commands that do everything: `make demo` and `make test`; `make test-fast` while you write.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -7,16 +7,21 @@ PYTHON := $(VENV)/bin/python
 # neither what the tests mean nor what the bench is to measure.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test torture load bench bench-growth pictures tools clean
+.PHONY: demo lint test test-fast torture load bench bench-growth pictures tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
 
-test: $(VENV)/test tools  ## everything: style, types, and all tests on the real programs
+lint: $(VENV)/test  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+test: lint tools  ## everything: style, types, and all tests on the real programs
 	$(VENV)/bin/pytest -n 6 --dist worksteal
+
+test-fast: $(VENV)/test  ## what takes no instances: under a minute, without root, JVM or nginx
+	$(VENV)/bin/pytest -n auto --dist worksteal -m 'not slow'
 
 # The tool hit by signals at random instants, N times; SEED repeats what a failure names. It takes
 # the ports of a tenth worker, so that the tests can run beside it.

@@ -31,6 +31,8 @@ from deploy_clojars.host.journal import Event, now
 
 WATCHDOG = pytest.StashKey[subprocess.Popen[bytes]]()
 
+# The fixtures that instances, and every host of them, are made of.
+HAVE_INSTANCES = {"upstart", "clojure", "jar_of", "ready", "rigs"}
 PROJECT = Path(__file__).parents[1]
 
 heed_all_signals()
@@ -39,6 +41,13 @@ heed_all_signals()
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.stash[WATCHDOG] = left_behind.mark_processes()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever has instances is slow."""
+    for item in items:
+        if HAVE_INSTANCES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(trylast=True)

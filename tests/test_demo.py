@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from programs import skip_or_fail
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 
 # What a minimal Debian has beside Python and git. No java, no lein, no nginx.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from private_machine import with_private_mounts
+
+pytestmark = pytest.mark.slow
 
 
 def test_full_and_read_only_file_systems(tmp_path: Path) -> None:

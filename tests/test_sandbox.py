@@ -36,6 +36,8 @@ from deploy_clojars.sandbox import nginx, repository
 from deploy_clojars.sandbox.place import Sandbox
 from deploy_clojars.sandbox.ports import chosen
 
+pytestmark = pytest.mark.slow
+
 TOOL = str(Path(sys.executable).with_name("deploy-clojars"))
 ROLES = {"primary": "clojars", "backup": "clojars-backup"}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from private_machine import in_private_machine
 
+pytestmark = pytest.mark.slow
+
 PRIVATE = Path(__file__).parent / "private"
 
 
