@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -87,7 +88,7 @@ class Files:
         """Makes them, with what they need in `scratch`; what is below `kept` is no copy."""
         from private_machine import lay_over, mount
 
-        self._uppers: dict[str, Path] = {}
+        self._copies: dict[str, tuple[int, Path]] = {}  # the original, and what was written over it
         libc = ctypes.CDLL(None, use_errno=True)
         if os.geteuid() != 0 or libc.unshare(CLONE_NEWNS) != 0:
             return  # in a container root itself may not mount
@@ -95,7 +96,8 @@ class Files:
         opened = [os.open(path, os.O_PATH) for path in kept]
         for name in VARIABLE:
             if Path(name).is_dir():
-                self._uppers[name] = lay_over(Path(name), scratch)
+                original = os.open(name, os.O_PATH)
+                self._copies[name] = original, lay_over(Path(name), scratch)
         for path, descriptor in zip(kept, opened, strict=True):
             # By its descriptor: a copy may lie over its path.
             source = f"/proc/self/fd/{descriptor}".encode()
@@ -108,16 +110,15 @@ class Files:
     def left(self) -> list[str]:
         """The files that were written outside the temporary directory and are there yet."""
         found = []
-        for name, upper in self._uppers.items():
-            for directory, directories, files in os.walk(upper):
-                place = Path(name, Path(directory).relative_to(upper))
-                # A directory that was there before is in the copy, too, if something in it is.
-                found += [str(place / each) for each in files]
-                found += [
-                    str(place / each)
-                    for each in directories
-                    if not any(Path(directory, each).iterdir())
-                ]
+        for name, (original, upper) in self._copies.items():
+            for path in upper.rglob("*"):
+                inside = path.relative_to(upper)
+                status = path.lstat()
+                deleted = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+                # What an old directory has in it is found by itself.
+                is_old = path.is_dir() and Path(f"/proc/self/fd/{original}", inside).is_dir()
+                if not deleted and not is_old:
+                    found.append(str(Path(name, inside)))
         return [path for path in found if not path.startswith(EXCUSED)]
 
 

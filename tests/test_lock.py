@@ -30,7 +30,7 @@ ME = Holder(
 RUN = """
 import os, subprocess, sys
 from pathlib import Path
-from deploy_clojars.lock import Holder, held
+from deploy_clojars.run.lock import Holder, held
 with held(Path(sys.argv[1]), Holder(pid=os.getpid(), user="ada", version="0.2.0")):
     child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
