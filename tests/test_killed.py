@@ -31,7 +31,6 @@ def kill_in_the_promotion(host: LittleHost) -> None:
         terminal.ends(137)
 
 
-@pytest.mark.jvm
 def test_killed_at_the_question_status_names_the_way_back(ready: LittleHost) -> None:
     kill_at_the_question(ready)
     status = ready.status

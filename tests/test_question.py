@@ -81,7 +81,6 @@ def test_everything_but_yes_reverts(
     assert ready.status["ok"]
 
 
-@pytest.mark.jvm
 def test_a_hang_up_reverts_although_nothing_can_be_shown(ready: LittleHost) -> None:
     before = site(ready)
     with ready.typing(SECOND) as terminal:
@@ -107,7 +106,6 @@ def test_an_answer_typed_before_the_question_does_not_count(ready: LittleHost) -
     assert ready.versions == (FIRST, FIRST)
 
 
-@pytest.mark.jvm
 def test_a_primary_that_came_back_on_the_new_release_is_seen_and_put_back(
     ready: LittleHost,
 ) -> None:

@@ -9,7 +9,7 @@ import signal
 import pytest
 from built_releases import built, promoted, written_down
 from clojure_repository import ClojureRepository as Tags
-from conftest import Clojure, NewHost
+from conftest import NewHost
 from little_host import LittleHost, wait_for
 
 from deploy_clojars.host.journal import Event, now
@@ -38,8 +38,9 @@ def three_deployed(light_host: LittleHost) -> LittleHost:
     return light_host
 
 
-def test_a_rollback_of_the_clojure_application(host: LittleHost, clojure: Clojure) -> None:
-    host.have(SECOND, clojure.jar(SECOND))
+def test_a_rollback_goes_to_the_previous_release(light_host: LittleHost) -> None:
+    host = light_host
+    host.have(SECOND)
     host.done(SECOND, "--yes")
     with host.typing("rollback", "-m", "it eats uploads") as terminal:
         terminal.asked()
