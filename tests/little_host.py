@@ -52,7 +52,7 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> Any:
     """Waits until `condition()` is true and returns its value; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -154,7 +154,7 @@ class LittleHost:
         }
 
     def run(
-        self, *words: str, timeout: float = 120, largest_file: int | None = None
+        self, *words: str, timeout: float = 300, largest_file: int | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Runs the tool without a terminal; standard output and error are kept apart.
 
@@ -184,7 +184,7 @@ class LittleHost:
         return result
 
     @contextlib.contextmanager
-    def typing(self, *words: str, timeout: float = 60) -> Iterator[Terminal]:
+    def typing(self, *words: str, timeout: float = 180) -> Iterator[Terminal]:
         """The tool on a terminal of its own, ended at the end if it is still there."""
         argv = [*self.command, *words]
         with at_a_terminal(argv, self.whole_environment, self.directory, timeout) as terminal:

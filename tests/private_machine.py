@@ -70,7 +70,7 @@ def run_tests(file: Path, scratch: Path, *namespaces: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=360,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stdout
@@ -109,7 +109,7 @@ class Machine:
         repository = make_repository(OPT / "clojars-web")
         write(
             Path("/etc/deploy-clojars.toml"),
-            f'repository = "{repository.url}"\n[health]\ntimeout = 60\nsettle = 0.5\ninterval = 0.1\n',
+            f'repository = "{repository.url}"\n[health]\ntimeout = 240\nsettle = 0.5\ninterval = 0.1\n',
         )
         with (
             Upstart.started(OPT / "upstart", root_only=True) as upstart,
@@ -149,7 +149,7 @@ class Machine:
                 process.terminate()
 
     @contextlib.contextmanager
-    def ann_types(self, *words: str, timeout: float = 90) -> Iterator[Terminal]:
+    def ann_types(self, *words: str, timeout: float = 300) -> Iterator[Terminal]:
         """Ann at her terminal: `sudo -iu clojars deploy-clojars WORDS`."""
         typed = shlex.join(["sudo", "-iu", "clojars", "deploy-clojars", *words])
         # A shell of her own leads the session: the kernel tells it alone that the window was closed.
@@ -164,7 +164,7 @@ class Machine:
         return subprocess.run(
             ["runuser", "-u", "clojars", "--", *words],
             cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            timeout=60,
+            timeout=300,
         )  # fmt: skip
 
     @staticmethod
@@ -187,7 +187,7 @@ def hear(log: socket.socket, heard: list[str]) -> None:
 
 def run(*words: str) -> str:
     """Runs a program and returns what it printed; fails if it fails."""
-    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, f"{words}: {result.stdout}{result.stderr}"
     return result.stdout
 

@@ -54,7 +54,6 @@ def bare_path(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.timeout(300)
 def test_the_demo_runs_in_a_fresh_clone_with_nothing_but_python_and_git(
     tmp_path: Path, bare_path: Path
 ) -> None:

@@ -250,7 +250,7 @@ def test_from_an_odd_shell_a_deploy_and_status_work_as_from_any(
         result = subprocess.run(
             ["env", *changes, *host.command, *words],
             env=host.whole_environment, cwd=host.directory, stdin=subprocess.DEVNULL,
-            capture_output=True, timeout=60, check=False,
+            capture_output=True, timeout=300, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert b"Traceback" not in result.stderr

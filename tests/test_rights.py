@@ -30,7 +30,7 @@ def test_whatever_the_umask_everything_has_the_mode_that_it_needs(
     result = subprocess.run(
         ["sh", "-c", f'umask {umask}; exec "$0" "$@"', *host.command, SECOND, "--yes"],
         env=host.whole_environment, cwd=host.directory, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert mode(host.releases / f"clojars-web-{SECOND}-standalone.jar") == 0o644

@@ -142,7 +142,7 @@ def sandbox_command(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -198,7 +198,7 @@ class Little:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 
@@ -215,7 +215,7 @@ class Little:
             TOOL,
             ["-c", str(self.config), *words],
             encoding="utf-8",
-            timeout=60,
+            timeout=300,
             dimensions=(50, 120),
         )
         try:

@@ -42,7 +42,7 @@ def deployed(host: LittleHost, columns: int, **environment: str) -> str:
         env={**os.environ, **host.whole_environment, "TERM": "xterm", **environment},
         cwd=str(host.directory),
         encoding="utf-8",
-        timeout=60,
+        timeout=300,
         dimensions=(40, columns),
     )
     child.expect_exact(PROMPT)

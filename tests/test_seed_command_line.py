@@ -26,7 +26,7 @@ def of_the_real_machine() -> dict[str, tuple[int, bytes]]:
 
 
 # Two builds and a dozen starts of JVMs, beside whatever else is tested.
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("file", ["seed.py", "hang_up.py"])
 def test_the_seeds_command_line(file: str, tmp_path: Path) -> None:
     before = of_the_real_machine()

@@ -22,7 +22,7 @@ from torture.watchers import MODIFY, drain, watch
 
 LOOK_SECONDS = 0.05  # between two looks if neither the journal nor the screen has changed
 IN_TIME = 0.2  # seconds in which a signal is looked at
-PATIENCE = 60.0  # seconds for a run to end
+PATIENCE = 180.0  # seconds for a run to end
 
 
 @dataclass(frozen=True)
