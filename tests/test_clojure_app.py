@@ -339,13 +339,16 @@ def test_it_throws_at_the_start(repository: ClojureRepository, start: StartInsta
 def test_it_serves_and_dies_after_three_seconds(
     repository: ClojureRepository, start: StartInstance
 ) -> None:
+    started = time.monotonic()
     instance = start(repository.DIES)
     wait_for(instance.serves, "it serves", DEADLINE)
     served = time.monotonic()
 
     assert instance.get("/version") == "0.3.3-dies"
     assert instance.process.wait(DEADLINE) == 1
-    assert 2 < time.monotonic() - served < 10
+    ended = time.monotonic()
+    assert ended - started > 3  # a busy machine sees late that it serves
+    assert ended - served < 10
 
 
 def test_it_lives_on_without_a_web_server_when_its_port_is_taken(
