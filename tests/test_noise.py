@@ -49,7 +49,11 @@ def test_programs_have_all_signals_whatever_the_tests_inherit(tmp_path: Path) ->
 
 
 def test_a_process_that_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:
-    body = "Path('pid').write_text(str(subprocess.Popen(['setsid', 'sleep', '1000']).pid))"
+    # In the instant of an exec a process shows no environment; it is left long after that.
+    body = (
+        "sleep = subprocess.Popen(['sleep', '1000'], start_new_session=True); "
+        "Path('pid').write_text(str(sleep.pid))"
+    )
     with started(tmp_path, body) as process:
         output, _ = process.communicate()
     assert process.returncode == 1, output
