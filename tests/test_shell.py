@@ -24,7 +24,7 @@ from deploy_clojars.errors import Interrupted
 from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.machine.processes import RUN_VARIABLE
-from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, printable, stream
+from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, stream
 
 DEADLINE = 15.0  # seconds that anything may take on a busy machine
 
@@ -376,32 +376,8 @@ def test_of_a_huge_log_only_the_end_is_read(log: Path) -> None:
     assert last_lines(log).endswith("\nthe end")
 
 
-def test_no_line_drives_the_terminal(log: Path) -> None:
-    log.write_bytes(b"\x1b]0;title\x07red\x1b[31m\r\nn\xffext\x00\x9b2J\n")
-
-    lines = last_lines(log).splitlines()
-
-    assert len(lines) == 2
-    assert all(line.isprintable() for line in lines)
-
-
 def test_a_log_that_is_not_there_has_no_last_lines(log: Path) -> None:
     assert last_lines(log) == ""
-
-
-@pytest.mark.parametrize(
-    ("line", "shown"),
-    [
-        ("plain, café ✓", "plain, café ✓"),
-        ("tab\tbed", "tab bed"),
-        ("\x1b[2Jcleared", " [2Jcleared"),
-        ("end \n", "end"),
-        ("\N{RIGHT-TO-LEFT OVERRIDE}gpj.exe", " gpj.exe"),
-        ("latin \udce9", "latin"),
-    ],
-)
-def test_a_line_is_shown_without_control_characters(line: str, shown: str) -> None:
-    assert printable(line) == shown
 
 
 # Strays

@@ -261,7 +261,7 @@ def test_a_deploy_with_a_closed_input_needs_yes(light_host: LittleHost) -> None:
         text=True,
     )
     assert result.returncode == 2
-    assert "standard input is no terminal" in result.stderr
+    assert "standard input is not a terminal" in result.stderr
 
 
 def test_quiet_says_nothing_if_all_is_well_and_one_line_if_not(light_host: LittleHost) -> None:

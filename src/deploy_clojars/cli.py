@@ -221,15 +221,11 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 
     report = status.report(settings.host())
     if as_json:
-        text = status.as_json(report)
+        _show_json(status.as_json(report))
+    elif settings.quiet:
+        _show_result(status.as_one_line(report), status.coloured)
     else:
-        text = status.as_one_line(report) if settings.quiet else status.as_text(report)
-        if sys.stdout.isatty():
-            from deploy_clojars.screen import tables
-
-            text = status.coloured(text) if tables.can_be_coloured() else text
-    if text:
-        _show_result(text)
+        _show_result(status.as_text(report), status.coloured)
     sys.exit(Status.DONE if report.ok else Status.ATTENTION)
 
 
@@ -242,7 +238,7 @@ def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> N
     from deploy_clojars.commands import releases as listing
 
     found = listing.listing(settings.host(), None if show_all else count)
-    _show_result(listing.as_json(found) if as_json else listing.as_text(found))
+    _show_list(listing, found, as_json)
 
 
 @group.command()
@@ -254,7 +250,7 @@ def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> No
     from deploy_clojars.commands import history
 
     runs = history.recent_runs(settings.host(), None if show_all else count)
-    _show_result(history.as_json(runs) if as_json else history.as_text(runs))
+    _show_list(history, runs, as_json)
 
 
 @group.command()
@@ -330,9 +326,9 @@ def sandbox(directory: str, stop: bool) -> None:
 
     if stop:
         for line in sandbox.stop(Path(directory)):
-            click.echo(line)
+            _show_result(line)
     else:
-        click.echo(sandbox.as_text(sandbox.start(Path(directory))))
+        _show_result(sandbox.as_text(sandbox.start(Path(directory))))
 
 
 @group.command()
@@ -380,8 +376,34 @@ def _carry_out(
         command(run)
 
 
-def _show_result(text: str) -> None:
-    """Writes a result to standard output, whatever its encoding. Raises DeployError (1)."""
+def _show_result(text: str, coloured: Callable[[str], str] = str) -> None:
+    """Writes text to standard output, `coloured` where that is a terminal. Raises DeployError (1)."""
+    from deploy_clojars.screen import tables
+    from deploy_clojars.screen.text import printable
+
+    if text:
+        text = printable(text)
+        _write(coloured(text) if tables.can_be_coloured() else text)
+
+
+def _show_list(command: Any, found: Any, as_json: bool) -> None:
+    """Writes what `releases` or `history` have found. Raises DeployError (1)."""
+    from deploy_clojars.screen import tables
+
+    if as_json:
+        _show_json(command.as_json(found))
+    else:
+        _show_result(command.as_text(found), tables.coloured)
+
+
+def _show_json(document: str) -> None:
+    from deploy_clojars.screen.text import printable_json
+
+    _write(printable_json(document))
+
+
+def _write(text: str) -> None:
+    """Writes to standard output, whatever its encoding. Raises DeployError (1)."""
     try:
         click.echo(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     except BrokenPipeError:
@@ -403,7 +425,7 @@ def main() -> None:
     try:
         status = group.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show_usage_error(error)
         status = Status.USAGE
     except click.Abort:
         status = 130
@@ -424,6 +446,17 @@ def _open_what_is_closed() -> None:
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 # for good
 
 
+def _show_usage_error(error: click.ClickException) -> None:
+    """Shows what is wrong with the command line, as click says it."""
+    import io
+
+    from deploy_clojars.screen.text import printable
+
+    shown = io.StringIO()
+    error.show(shown)
+    click.echo(printable(shown.getvalue()), err=True, nl=False)
+
+
 def _show(error: DeployError) -> None:
     from deploy_clojars.screen.console import Console
 
@@ -434,7 +467,9 @@ def _defect(error: Exception) -> int:
     """A defect outside a run: nothing was changed, and there is no log for the traceback."""
     import traceback
 
-    traceback.print_exc()
+    from deploy_clojars.screen.text import printable
+
+    click.echo(printable(traceback.format_exc()), err=True)
     _show(
         Defect(
             f"a defect of deploy-clojars: {error!r}",

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from deploy_clojars.checks import files, front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.host.host import Host
-from deploy_clojars.machine.shell import printable
 
 
 def findings(host: Host) -> list[Finding]:
@@ -63,8 +62,8 @@ def as_text(found: list[Finding], *, quiet: bool = False) -> str:
         if quiet and not finding.wrong:
             continue
         mark = "!!" if finding.wrong else "ok"
-        lines += [f"{mark}  {printable(line)}" for line in finding.what.splitlines()]
-        lines += [f"      {printable(line)}" for line in finding.remedy.splitlines()]
+        lines += [f"{mark}  {line}" for line in finding.what.splitlines()]
+        lines += [f"      {line}" for line in finding.remedy.splitlines()]
     wrong = sum(finding.wrong for finding in found)
     lines.append("ready" if not wrong else f"{wrong} finding{'s' if wrong > 1 else ''}")
     return "\n".join(lines)

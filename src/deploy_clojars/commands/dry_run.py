@@ -26,7 +26,6 @@ from deploy_clojars.host.releases import UNFINISHED, Current, Releases
 from deploy_clojars.host.services import Job, State
 from deploy_clojars.host.users import refuse_the_wrong_user
 from deploy_clojars.host.visits import Visits
-from deploy_clojars.machine.shell import printable
 from deploy_clojars.run import lock
 from deploy_clojars.run.run import Request, Run
 from deploy_clojars.screen.console import Console
@@ -53,7 +52,7 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
         command(run, RehearsedSource(run, lines.append))
     else:
         command(run)
-    return "\n".join(map(printable, lines))
+    return "\n".join(lines)
 
 
 def _command(*words: str | Path) -> str:

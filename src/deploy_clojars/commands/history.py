@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
@@ -24,38 +22,30 @@ CUT_OFF = "cut off"
 SHORTEST = 0.05  # seconds
 
 
-@dataclass
-class Step:
-    """A step of a run."""
+class Step(msgspec.Struct):
+    """A step of a run, as `history --json` has it."""
 
-    name: str
+    name: str = msgspec.field(name="step")
     began: str
     seconds: float | None = None
     done: bool = False
 
 
-@dataclass
-class PastRun:
-    """A run as the journal tells of it."""
+class PastRun(msgspec.Struct):
+    """A run as the journal has it, and `history --json` too; keys are only ever added."""
 
-    id: str
+    id: str = msgspec.field(name="run")
     command: str
     version: str | None
     by: str | None
-    began: str
+    began: str | None
     ended: str | None = None
+    seconds: float | None = None  # unknown for one that was cut off, whoever wrote its end
     outcome: str = CUT_OFF
     status: int | None = None
     why: str | None = None
-    steps: list[Step] = field(default_factory=list)
-    pruned: list[str] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float | None:
-        """How long it took; unknown for one that was cut off, whoever wrote its end."""
-        if self.status is None or self.ended is None:
-            return None
-        return seconds_between(self.began, self.ended)
+    steps: list[Step] = []
+    pruned: list[str] = []
 
     @property
     def ended_at(self) -> str | None:
@@ -63,8 +53,7 @@ class PastRun:
         return next((step.name for step in self.steps if not step.done), None)
 
 
-@dataclass(frozen=True)
-class RecentRuns:
+class RecentRuns(msgspec.Struct, frozen=True):
     """The last runs, the newest first, and whether there are older ones."""
 
     runs: list[PastRun]
@@ -99,7 +88,7 @@ def recent_runs(host: Host, count: int | None) -> RecentRuns:
 
 def _is_of(holder: lock.Holder, run: PastRun) -> bool:
     """Whether it is this run that holds the lock, and not one that has not begun yet."""
-    return holder.command == run.command and run.began >= (holder.since or "")
+    return holder.command == run.command and (run.began or "") >= (holder.since or "")
 
 
 def runs_of(events: Iterable[Event]) -> list[PastRun]:
@@ -111,7 +100,7 @@ def runs_of(events: Iterable[Event]) -> list[PastRun]:
     for event in events:
         if event.event == "begin":
             command = event.command or ""
-            runs[event.run] = PastRun(event.run, command, event.version, event.by, event.at)
+            runs[event.run] = PastRun(event.run, command, event.version, event.by, event.at or None)
         elif event.run in runs:
             _add(runs[event.run], event)
     return [*runs.values()][::-1]
@@ -139,16 +128,18 @@ def _add(run: PastRun, event: Event) -> None:
             run.pruned.append(event.version)
         case "end":
             run.ended, run.status = event.at, event.status
+            if event.status is not None:
+                run.seconds = seconds_between(run.began, event.at)
             run.outcome, run.why = event.outcome or "", event.why or run.why
             if event.status is None:
                 run.outcome = CUT_OFF
                 run.why = f"reverted by {event.by}"
 
 
-def seconds_between(begin: str, end: str) -> float | None:
+def seconds_between(begin: str | None, end: str) -> float | None:
     """The seconds from one of the journal's times to another; None if one is no time."""
     try:
-        return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+        return (datetime.fromisoformat(end) - datetime.fromisoformat(begin or "")).total_seconds()
     except (ValueError, TypeError):
         return None
 
@@ -157,28 +148,8 @@ def seconds_between(begin: str, end: str) -> float | None:
 
 
 def as_json(recent_runs: RecentRuns) -> str:
-    """For programs; keys are only ever added."""
-    document = {"runs": [_as_document(run) for run in recent_runs.runs], "more": recent_runs.more}
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-
-
-def _as_document(run: PastRun) -> dict[str, Any]:
-    return {
-        "run": run.id,
-        "command": run.command,
-        "version": run.version,
-        "by": run.by,
-        "began": run.began or None,
-        "ended": run.ended,
-        "seconds": run.seconds,
-        "outcome": run.outcome,
-        "status": run.status,
-        "why": run.why,
-        "steps": [
-            {"step": step.name, "seconds": step.seconds, "done": step.done} for step in run.steps
-        ],
-        "pruned": run.pruned,
-    }
+    """For programs."""
+    return msgspec.json.format(msgspec.json.encode(recent_runs), indent=2).decode()
 
 
 def as_text(recent_runs: RecentRuns) -> str:

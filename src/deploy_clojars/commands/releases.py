@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
+from rich.filesize import decimal
 
 from deploy_clojars.commands.history import moment
 from deploy_clojars.errors import DeployError
@@ -16,13 +16,13 @@ from deploy_clojars.host.instances import Role
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import user_name
 from deploy_clojars.screen import tables
-from deploy_clojars.screen.tables import Column, Table, decimal
+from deploy_clojars.screen.tables import Column, Table
 from deploy_clojars.versions import numbers
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release, as far as this user can see it."""
+    """A release, as far as this user can see it, and as `releases --json` has it."""
 
     version: str
     bytes: int | None
@@ -117,26 +117,8 @@ def _remarks(look: Look) -> list[str]:
 
 def as_json(listing: Listing) -> str:
     """For programs; keys are only ever added."""
-    document = {
-        "releases": [_as_document(release) for release in listing.releases],
-        "more": listing.more > 0,
-    }
+    document = {"releases": listing.releases, "more": listing.more > 0}
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-
-
-def _as_document(release: Release) -> dict[str, Any]:
-    return {
-        "version": release.version,
-        "bytes": release.bytes,
-        "commit": release.commit,
-        "built": release.built,
-        "promoted": release.promoted,
-        "current": release.current,
-        "approved": release.approved,
-        "previous": release.previous,
-        "running": release.running,
-        "prunable": release.prunable,
-    }
 
 
 def as_text(listing: Listing) -> str:

@@ -14,7 +14,6 @@ from deploy_clojars.host.instances import Observation
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
-from deploy_clojars.machine.shell import printable
 from deploy_clojars.run import lock
 
 # What matters in the report's text, and how it is shown on a terminal.
@@ -55,7 +54,6 @@ def report(host: Host) -> Report:
 def as_json(report: Report) -> str:
     """The report as the contract has it; keys are only ever added."""
     look, situation = report.look, report.situation
-    holder = report.holder
     document = {
         "current": look.current.version,
         "approved": look.approved,
@@ -65,15 +63,7 @@ def as_json(report: Report) -> str:
         "stale_drain_flag": situation.stale_flag,
         "ok": report.ok,
         "next": report.next,
-        "lock": None
-        if holder is None
-        else {
-            "pid": holder.pid,
-            "user": holder.user,
-            "since": holder.since,
-            "step": holder.step,
-            "version": holder.version,
-        },
+        "lock": report.holder,
         "instances": {each.role: _instance(each) for each in (look.primary, look.backup)},
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
@@ -87,10 +77,7 @@ def _instance(observation: Observation) -> dict[str, Any]:
         "since": observation.since,
         "running": observation.running,
         "serving": observation.serving,
-        "checks": [
-            {"url": check.url, "ok": check.ok, "ms": check.ms, "detail": check.detail}
-            for check in observation.checks
-        ],
+        "checks": observation.checks,
     }
 
 
@@ -109,7 +96,7 @@ def as_text(report: Report) -> str:
     lines.append(_judgement(report))
     if report.next:
         lines.append(f"next: {report.next}")
-    return "\n".join(printable(line) for line in lines)
+    return "\n".join(lines)
 
 
 def coloured(text: str) -> str:
@@ -127,7 +114,7 @@ def as_one_line(report: Report) -> str:
     parts = [*(_remarks(report) or down or [_judgement(report)])]
     if report.next:
         parts.append(f"next: {report.next}")
-    return printable("; ".join(parts))
+    return "; ".join(parts)
 
 
 def _instances(report: Report) -> tuple[Observation, Observation]:

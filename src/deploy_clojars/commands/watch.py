@@ -17,6 +17,7 @@ from deploy_clojars.errors import Interrupted, UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import signals
 from deploy_clojars.screen import tables
+from deploy_clojars.screen.text import printable
 
 INTERVAL = 1.0  # seconds
 NAME_WIDTH = 9  # what `status` puts before a line
@@ -39,7 +40,7 @@ def watch(host: Host) -> None:
         with signals.handled(), rich.live.Live(console=console, auto_refresh=False) as live:
             size = console.size
             while True:
-                lines = status.as_text(status.report(host)).splitlines()
+                lines = printable(status.as_text(status.report(host))).split("\n")
                 if console.size != size:
                     # What a terminal has wrapped anew is not where rich looks for it.
                     size = console.size

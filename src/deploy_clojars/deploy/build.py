@@ -163,5 +163,5 @@ def inspect(jar: Path, name: str, version: str, commit: str) -> str | None:
         )
     if facts.version is not None and facts.version != version:
         # Two of clojars-web's 200 tags with a project.clj differ, and both are good.
-        return f"the jar says {shell.printable(facts.version)}, the tag is {version}"
+        return f"the jar says {facts.version}, the tag is {version}"
     return None

@@ -229,7 +229,7 @@ class Mirror:
         except (git.GitCommandError, ValueError):
             return None
         # Not splitlines(): a subject may hold what that takes for the end of a line.
-        subjects = tuple(shell.printable(line) for line in str(lines).split("\n") if line)
+        subjects = tuple(line for line in str(lines).split("\n") if line)
         return Commits(count, backwards, subjects)
 
 
@@ -271,7 +271,7 @@ class Broken(DeployError):
 
 def _words(error: git.GitCommandError) -> str:
     text = str(error.stderr).strip().removeprefix("stderr:").strip(" '\n")
-    return shell.printable(text.splitlines()[-1]) if text else f"exit status {error.status}"
+    return text.splitlines()[-1] if text else f"exit status {error.status}"
 
 
 def _hint(said: str) -> str:

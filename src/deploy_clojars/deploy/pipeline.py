@@ -9,6 +9,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
 from deploy_clojars.deploy.revert import reverted_on_failure
@@ -18,7 +20,6 @@ from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import jars
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
 from deploy_clojars.run.run import Run
-from deploy_clojars.screen.tables import decimal
 
 
 def deploy(run: Run, source: Source | None = None) -> None:

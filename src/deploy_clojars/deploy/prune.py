@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.filesize import decimal
+
 from deploy_clojars.deploy import drain, preflight
 from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off
 from deploy_clojars.errors import DeployError, NotReady
@@ -11,7 +13,6 @@ from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Request, Run, started
 from deploy_clojars.screen.console import Console
-from deploy_clojars.screen.tables import decimal
 
 
 def prune_releases(host: Host, console: Console) -> None:

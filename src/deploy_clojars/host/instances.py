@@ -15,7 +15,6 @@ from deploy_clojars.host import health
 from deploy_clojars.host.releases import Releases
 from deploy_clojars.host.services import Job, ServiceFailed, Services, State
 from deploy_clojars.machine import connections, processes, signals
-from deploy_clojars.machine.shell import printable
 
 Role = Literal["primary", "backup"]
 PRIMARY: Role = "primary"
@@ -39,7 +38,7 @@ class Listener:
     def __str__(self) -> str:
         if self.pid is None:
             return f"port {self.port} is taken by a process of user {self.uid}, and root sees which"
-        shown = shortened(printable(self.command))
+        shown = shortened(self.command)
         return f"port {self.port} is taken by PID {self.pid} ({shown}); to end it: kill {self.pid}"
 
 

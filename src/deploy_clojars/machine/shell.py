@@ -213,7 +213,7 @@ def _group_lives(group: int) -> bool:
 
 
 def last_lines(log: Path, start: int = 0, lines: int = LAST_LINES) -> str:
-    """The last printable lines of a log after byte `start`."""
+    """The last lines of a log after byte `start`."""
     try:
         with log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -221,9 +221,4 @@ def last_lines(log: Path, start: int = 0, lines: int = LAST_LINES) -> str:
             text = file.read(LAST_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(printable(line) for line in text.splitlines()[-lines:])
-
-
-def printable(line: str) -> str:
-    """`line` without control characters: other people's text must not drive the terminal."""
-    return "".join(character if character.isprintable() else " " for character in line).rstrip()
+    return "\n".join(text.splitlines()[-lines:])

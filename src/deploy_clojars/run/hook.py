@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from deploy_clojars.config import Config
 from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.environment import environment
-from deploy_clojars.machine.shell import printable
 from deploy_clojars.screen.console import Console
+from deploy_clojars.screen.text import printable
 
 LONGEST = 4000  # characters of one variable; the kernel takes no more than 128 KiB
 
@@ -30,8 +30,7 @@ def variables(**known: str | int | None) -> dict[str, str]:
 
 def _one_line(value: str | int | None) -> str:
     text = "" if value is None else str(value)
-    readable = text.encode("utf-8", "backslashreplace").decode()
-    return printable(readable.replace("\n", "; "))[:LONGEST]
+    return printable(text.replace("\n", "; "))[:LONGEST]
 
 
 def call(config: Config, console: Console, run_id: str, variables: Mapping[str, str]) -> None:

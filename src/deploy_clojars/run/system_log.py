@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from deploy_clojars.host.journal import Event
-from deploy_clojars.machine.shell import printable
+from deploy_clojars.screen.text import printable
 
 ADDRESS = "/dev/log"
 NOTICE = 1 * 8 + 5  # facility user, severity notice; RFC 3164

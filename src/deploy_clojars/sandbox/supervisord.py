@@ -16,7 +16,6 @@ import psutil
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.services.supervisor import Supervisor
-from deploy_clojars.machine.shell import printable
 from deploy_clojars.sandbox import nginx
 from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
 
@@ -133,10 +132,9 @@ def start(sandbox: Sandbox) -> None:
     except subprocess.TimeoutExpired:
         raise DeployError(f"supervisord did not start within {PATIENCE} s") from None
     if done.returncode != 0:
-        said = done.stdout.decode("utf-8", "replace").splitlines()
         raise DeployError(
             f"supervisord did not start (exit status {done.returncode})",
-            detail="\n".join(printable(line) for line in said),
+            detail=done.stdout.decode("utf-8", "replace"),
         )
     if autostart:
         _wait_until_all_run(sandbox)

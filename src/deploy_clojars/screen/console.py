@@ -20,8 +20,8 @@ from rich.text import Text
 
 from deploy_clojars.errors import Declined, DeployError
 from deploy_clojars.machine import signals
-from deploy_clojars.machine.shell import printable
 from deploy_clojars.screen.line import Line, LiveLine, PlainLine, Terminal
+from deploy_clojars.screen.text import printable
 
 ANSWERS = {b"yes": True, b"y": True, b"no": False, b"n": False}
 NARROWEST, WIDEST = 40, 100  # characters of a line of prose
@@ -130,7 +130,7 @@ class Console:
         for line in lines:
             self._into_log(line)
             if is_shown:
-                text = Text(self._folded(line))
+                text = Text(self._folded(printable(line)))
                 for pattern, style in WORTH_SEEING.items():
                     text.highlight_regex(pattern, style)
                 self._show(text)
@@ -172,14 +172,14 @@ class Console:
 
         def becomes(text: str) -> None:
             nonlocal result
-            result = text
+            result = printable(text)
 
         def ended(how: str) -> str:
             seconds = f"{time.monotonic() - started:.1f} s"
             return ", ".join(part for part in (how, seconds) if part)
 
         self._into_log(f"{name}: {what}")
-        self._open_line(name, what, usual_seconds)
+        self._open_line(name, printable(what), usual_seconds)
         try:
             yield becomes
         except BaseException:
@@ -216,8 +216,7 @@ class Console:
             while b"\n" in typed:
                 line, _, typed = typed.partition(b"\n")
                 answer = ANSWERS.get(line.strip().lower())
-                shown = printable(line.decode("utf-8", "replace"))
-                self._into_log(f"answered: {shown}")
+                self._into_log(f"answered: {line.decode('utf-8', 'replace')}")
                 if answer is not None:
                     return answer
                 self._show("Please type yes or no.")
@@ -262,7 +261,8 @@ class Console:
     def _show(self, text: str | Text, style: str = "", end: str = "\n") -> None:
         if self._line is not None:
             self._line.pause()
-        self._terminal.print(Text(text, style) if isinstance(text, str) else text, end=end)
+        shown = Text(printable(text), style) if isinstance(text, str) else text
+        self._terminal.print(shown, end=end)
         self._terminal.file.flush()
 
     def _folded(self, text: str) -> str:
@@ -282,7 +282,7 @@ class Console:
         """Shows a build's own output (`-v`); it is in the log already."""
         if self._line is not None:
             self._line.pause()
-        for line in text.splitlines():
+        for line in text.removesuffix("\n").split("\n"):
             self._terminal.print(Text(f"  | {printable(line)}", "dim"))
 
     def _into_log(self, text: str) -> None:
@@ -290,8 +290,8 @@ class Console:
             return
         stamp = datetime.now(UTC).strftime("%H:%M:%S")
         with suppress(OSError, ValueError):
-            for line in text.splitlines() or [""]:
-                self._log.write(f"{stamp} {line}\n".encode("utf-8", "backslashreplace"))
+            for line in printable(text).split("\n"):
+                self._log.write(f"{stamp} {line}\n".encode())
 
 
 def _private(file: str, flags: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploy_clojars.machine.shell import printable
+from deploy_clojars.screen.text import printable
 
 if TYPE_CHECKING:
     import rich.table
@@ -36,11 +36,16 @@ class Table:
 
 
 def as_text(table: Table) -> str:
-    """The table as standard output can show it; escape codes are for terminals alone."""
+    """The table as standard output has room for it."""
+    # Before it is laid out: what cannot be printed has no width.
     table = Table(table.columns, [tuple(map(printable, row)) for row in table.rows], table.stacked)
-    if can_be_drawn_on():
-        return _for_a_terminal(table)
-    return _plain(table)
+    return _for_a_terminal(table) if can_be_drawn_on() else _plain(table)
+
+
+def coloured(text: str) -> str:
+    """A table's text with its header in bold; in a stacked one a blank line ends the header."""
+    header, gap, rows = text.partition("\n\n" if "\n\n" in text else "\n")
+    return f"\x1b[1m{header}\x1b[0m{gap}{rows}"
 
 
 def can_be_drawn_on() -> bool:
@@ -72,9 +77,7 @@ def _for_a_terminal(table: Table) -> str:
 
     import rich.console
 
-    console = rich.console.Console(
-        file=io.StringIO(), force_terminal=True, highlight=False, markup=False, emoji=False
-    )
+    console = rich.console.Console(file=io.StringIO(), highlight=False, markup=False, emoji=False)
     if _least_width(table) <= console.width:
         console.print(_side_by_side(table))
     elif console.width >= LEAST_STACKED:
@@ -122,17 +125,10 @@ def _stacked(table: Table, groups: Sequence[tuple[int, ...]]) -> rich.table.Tabl
 def _empty_table(below: int = 0) -> rich.table.Table:
     import rich.table
 
-    return rich.table.Table(
-        box=None, pad_edge=False, padding=(0, GAP, below, 0), header_style="bold"
-    )
+    return rich.table.Table(box=None, pad_edge=False, padding=(0, GAP, below, 0))
 
 
 def _cell(text: str) -> rich.text.Text:
     import rich.text
 
     return rich.text.Text(text)
-
-
-def decimal(size: int) -> str:
-    """A size in bytes, for people."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -20,7 +20,7 @@ from typing import Literal
 
 from deploy_clojars.config import Config
 from deploy_clojars.errors import DeployError, NotReady, UsageError
-from deploy_clojars.machine.shell import TookTooLong, capture, printable
+from deploy_clojars.machine.shell import TookTooLong, capture
 from deploy_clojars.setup import in_the_way, validation
 from deploy_clojars.setup.files import (
     File,
@@ -297,7 +297,7 @@ class _Work:
             case "differs":
                 self._say(f"DIFFERS   {path} is left as it is; the new one: {planned.beside}")
                 for line in planned.diff:
-                    self._say(f"  | {printable(line)}")
+                    self._say(f"  | {line}")
                 self.attention.append(str(path))
                 if not self._dry_run and not planned.beside.exists():
                     self._write(file, planned.beside)

@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy_clojars.host.services import Job, ServiceFailed, State
 from deploy_clojars.machine import signals
-from deploy_clojars.machine.shell import last_lines, printable
+from deploy_clojars.machine.shell import last_lines
 
 LONGEST_SOCKET = 107
 
@@ -54,10 +54,10 @@ class Supervisor:
         except xmlrpc.client.Fault as fault:
             return Job("unknown", said=_words(fault, job))
         if not isinstance(info, dict):
-            return Job("unknown", said=printable(f"{job}: {info!r} is no state"))
+            return Job("unknown", said=f"{job}: {info!r} is no state")
         name = str(info.get("statename"))
         why = info.get("spawnerr") or info.get("description") or ""
-        said = printable(f"{job} {name} {why}".strip())
+        said = f"{job} {name} {why}".strip()
         state = STATES.get(name, "unknown")
         pid = info.get("pid")
         runs = state == "running" and isinstance(pid, int) and pid > 0
@@ -141,7 +141,7 @@ class Supervisor:
             raise
         except Exception as error:  # noqa: BLE001 # what others answer breaks the parser in many ways
             raise ServiceFailed(
-                printable(f"{self._path}: that is no supervisord's answer: {error!r}")
+                f"{self._path}: that is no supervisord's answer: {error!r}"
             ) from None
 
 
@@ -205,4 +205,4 @@ class _Transport(xmlrpc.client.Transport):
 
 
 def _words(fault: xmlrpc.client.Fault, job: str) -> str:
-    return f"{job}: {printable(fault.faultString)} (supervisord's fault {fault.faultCode})"
+    return f"{job}: {fault.faultString} (supervisord's fault {fault.faultCode})"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deploy_clojars.host.services import Job, ServiceFailed, State
-from deploy_clojars.machine.shell import Answer, TookTooLong, capture, last_lines, printable
+from deploy_clojars.machine.shell import Answer, TookTooLong, capture, last_lines
 
 # Where Upstart writes what a job prints (`console log`); root alone may read it by default.
 LOGS = Path("/var/log/upstart")
@@ -40,7 +40,7 @@ def parse_status(text: str, job: str) -> Job:
     lines = [line for line in text.splitlines() if line and not line.startswith("\t")]
     match = STATUS_LINE.match(lines[0]) if lines else None
     if match is None or match["job"] != job:
-        return Job("unknown", said=printable(text.strip()) or "no answer")
+        return Job("unknown", said=text.strip() or "no answer")
     goal, state = match["goal"], match["state"]
     if (goal, state) == ("start", "running") and match["pid"]:
         return Job("running", int(match["pid"]), lines[0])
@@ -146,4 +146,4 @@ def _one_line(answer: Answer, verb: str) -> str:
     lines = (answer.err.strip() or answer.out.strip()).splitlines()
     own = [line for line in lines if line.startswith(f"{verb}: ")]
     said = next(iter([*own, *lines]), f"exit status {answer.status}, no message")
-    return printable(said)
+    return said
