@@ -6,13 +6,15 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deploy_clojars.machine import processes
+import psutil
 
 
 def lives(pid: int) -> bool:
     """Whether the process runs; a zombie that nobody has reaped does not."""
-    state = processes.state_of(pid)
-    return state is not None and state[0] not in "ZX"
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

@@ -437,8 +437,9 @@ def test_its_children_are_ended_too(start: Callable[..., int], run_id: str) -> N
 
     assert processes.end_strays(run_id) == 2
 
-    assert daemon in family
-    assert not any(lives(pid) for pid in family)
+    pids = [process.pid for process in family]
+    assert daemon in pids
+    assert not any(lives(pid) for pid in pids)
 
 
 def test_a_stray_that_ignores_the_request_to_end_is_killed(

@@ -7,11 +7,10 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psutil
 
@@ -103,59 +102,64 @@ def command_of(pid: int) -> str:
     return ""
 
 
-def state_of(pid: int) -> tuple[str, int] | None:
-    """The process's state, a letter of proc(5), and its group; None if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    # The command's name may hold blanks and brackets; the last ) ends it.
-    state, _parent, group = stat.rpartition(b")")[2].split()[:3]
-    return state.decode(), int(group)
+def is_suspended(pid: int) -> bool:
+    """Whether the process sleeps since a Ctrl-Z or SIGSTOP."""
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
 
 
-def strays(run_prefix: str) -> list[int]:
-    """This user's processes whose run's id starts with `run_prefix`, this one left out."""
-    wanted = f"{RUN_VARIABLE}={run_prefix}".encode()
-    return [pid for pid in _own_processes() if _carries(pid, wanted)]
+def carrying(variable: str, matches: Callable[[str], bool]) -> list[psutil.Process]:
+    """The other processes that have such a value in their environment, as far as they are visible."""
+    return _other_processes(lambda process: matches(process.environ()[variable]))
 
 
-def _own_processes() -> Iterable[int]:
-    user = os.geteuid()
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if entry.stat().st_uid == user:
-                    yield int(entry.name)
-            except OSError:
-                continue
+def _other_processes(are_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        # Ended meanwhile, not this user's to look at, or without the variable.
+        with contextlib.suppress(psutil.Error, OSError, KeyError):
+            if process.pid != os.getpid() and are_wanted(process):
+                found.append(process)
+    return found
 
 
-def _carries(pid: int, wanted: bytes) -> bool:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False  # ended, or not ours to see
-    return any(variable.startswith(wanted) for variable in environment.split(b"\0"))
+def strays(run_prefix: str) -> list[psutil.Process]:
+    """The processes whose run's id starts with `run_prefix`, this one left out."""
+    return carrying(RUN_VARIABLE, lambda run: run.startswith(run_prefix))
 
 
 def end_strays(run_prefix: str, grace: float = 2.0) -> int:
-    """Ends every process of `strays` and returns how many there were.
+    """Ends every process of `strays`, as `_end` does; returns how many there were."""
+    return _end(lambda: strays(run_prefix), grace)
+
+
+def end_group(group: int, grace: float) -> None:
+    """Ends what is left of a process group, also what has given its environment away."""
+    _end(
+        lambda: _other_processes(
+            lambda each: os.getpgid(each.pid) == group and each.status() != psutil.STATUS_ZOMBIE
+        ),
+        grace,
+    )
+
+
+def _end(find: Callable[[], list[psutil.Process]], grace: float) -> int:
+    """Ends what is found, and returns how many there were.
 
     TERM first, and after `grace` seconds KILL until none is left: one may be forking meanwhile.
     """
-    found = strays(run_prefix)
-    remaining = found
+    found = remaining = find()
     deadline = time.monotonic() + grace
-    _send(remaining, signal.SIGTERM)
+    _send(found, signal.SIGTERM)
     while remaining and time.monotonic() < deadline:
-        time.sleep(0.02)
-        remaining = strays(run_prefix)
+        time.sleep(0.01)
+        remaining = find()
     end_of_patience = time.monotonic() + 10
     while remaining and time.monotonic() < end_of_patience:
         _send(remaining, signal.SIGKILL)
         time.sleep(0.01)
-        remaining = strays(run_prefix)
+        remaining = find()
     return len(found)
 
 
@@ -177,7 +181,7 @@ def no_descendant_left(grace: float = 2.0) -> Iterator[None]:
     finally:
         for signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
             left = _descendants(before)
-            _send((each.pid for each in left), signum)
+            _send(left, signum)
             psutil.wait_procs(left, grace)
         kernel.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
@@ -189,7 +193,8 @@ def _descendants(without: Collection[int]) -> list[psutil.Process]:
     return children  # one has ended meanwhile; there is another look
 
 
-def _send(pids: Iterable[int], signum: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signum)
+def _send(processes: Iterable[psutil.Process], signum: int) -> None:
+    for process in processes:
+        # psutil looks at the start time first: a PID that was given away again is not hit.
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signum)

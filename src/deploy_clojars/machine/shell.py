@@ -143,7 +143,7 @@ def stream(
         with _end_of(running.pid) as end:
             _wait_for_end(running, end, log, timeout, silence, watch)
     finally:
-        _end_group(running.pid)
+        processes.end_group(running.pid, GRACE)
     with suppress(sh.ErrorReturnCode):
         running.wait()
     return int(running.exit_code)
@@ -189,27 +189,6 @@ def _wait_for_end(
             size, last_output = size_now, now
         elif silence is not None and now - last_output > silence:
             raise Silent(f"nothing heard for {silence:g} s")
-
-
-def _end_group(group: int) -> None:
-    """Ends what is left of a process group: TERM, and KILL after the grace."""
-    for signum, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
-        deadline = time.monotonic() + patience
-        if not _group_lives(group):
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signum)
-        while _group_lives(group) and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-
-def _group_lives(group: int) -> bool:
-    """Whether a process of the group runs; zombies, which nobody may have reaped, do not."""
-    for entry in os.scandir("/proc"):
-        state = processes.state_of(int(entry.name)) if entry.name.isdigit() else None
-        if state is not None and state[1] == group and state[0] not in "ZX":
-            return True
-    return False
 
 
 def last_lines(log: Path, start: int = 0, lines: int = LAST_LINES) -> str:

@@ -107,8 +107,7 @@ def locked_by(holder: Holder) -> Locked:
     if holder.pid is None:
         return Locked(message)
     stop = f"kill -INT {holder.pid}"
-    state = processes.state_of(holder.pid)
-    if state is not None and state[0] == "T":
+    if processes.is_suspended(holder.pid):
         # With Ctrl-Z it sleeps, and notes a signal only when it goes on.
         message, stop = f"{message}, suspended", f"{stop}; kill -CONT {holder.pid}"
     return Locked(message, remedy=f"nothing was changed\nto stop that run cleanly: {stop}")

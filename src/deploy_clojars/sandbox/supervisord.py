@@ -16,6 +16,7 @@ import psutil
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.services.supervisor import Supervisor
+from deploy_clojars.machine import processes
 from deploy_clojars.sandbox import nginx
 from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
 
@@ -180,19 +181,16 @@ def _wait_until_all_run(sandbox: Sandbox) -> None:
 
 def living(directory: Path) -> list[psutil.Process]:
     """The processes of the sandbox that was started in the directory."""
-    found = []
-    for process in psutil.process_iter():
-        # Ended meanwhile, or not this user's to look at.
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(directory) or _is_its_nginx(process, directory):
-                found.append(process)
-    return found
+    marked = processes.carrying(MARK, lambda value: value == str(directory))
+    return [*{*marked, *filter(lambda each: _is_its_nginx(each, directory), psutil.process_iter())}]
 
 
 def _is_its_nginx(process: psutil.Process, directory: Path) -> bool:
-    """nginx writes its title over its environment; it is told by where it runs."""
-    there = process.cwd().removesuffix(" (deleted)")
-    return process.name() == "nginx" and there == str(directory)
+    """nginx writes its title over its environment; where it runs identifies it."""
+    with suppress(psutil.Error, OSError):
+        there = process.cwd().removesuffix(" (deleted)")
+        return process.name() == "nginx" and there == str(directory)
+    return False
 
 
 def end_all(directory: Path) -> list[int]:
