@@ -23,7 +23,8 @@ from little_host import LittleHost, free_ports
 from programs import require_program
 
 from deploy_clojars import checks
-from deploy_clojars.checks import files, front, programs, running, user
+from deploy_clojars.checks import filesystem as files
+from deploy_clojars.checks import front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import parse
 from deploy_clojars.host import nginx

@@ -32,7 +32,8 @@ from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import connections
 from deploy_clojars.run import lock
-from deploy_clojars.sandbox import nginx, repository
+from deploy_clojars.sandbox import repository
+from deploy_clojars.sandbox import site as nginx
 from deploy_clojars.sandbox.place import Sandbox
 from deploy_clojars.sandbox.ports import chosen
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from deploy_clojars.checks import files, front, programs, running, user
+from deploy_clojars.checks import filesystem as files
+from deploy_clojars.checks import front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.host.host import Host
 

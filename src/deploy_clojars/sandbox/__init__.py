@@ -21,7 +21,8 @@ from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import processes
 from deploy_clojars.run import lock
-from deploy_clojars.sandbox import configuration, nginx, place, ports, repository, supervisord
+from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord
+from deploy_clojars.sandbox import site as nginx
 from deploy_clojars.sandbox.place import Sandbox
 
 __all__ = ["Sandbox", "as_text", "start", "stop"]

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.sandbox import history
+from deploy_clojars.sandbox import commits as history
 
 TEMPLATE = Path(__file__).with_name("application")
 AUTHOR = "Ada Clojure <ada@example.org>"

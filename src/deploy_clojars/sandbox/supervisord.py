@@ -17,7 +17,7 @@ import psutil
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import processes
-from deploy_clojars.sandbox import nginx
+from deploy_clojars.sandbox import site as nginx
 from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
 
 # Every process of a sandbox has the sandbox's directory in its environment under this name; it is
