@@ -31,9 +31,9 @@ from deploy_clojars import sandbox
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import connections
+from deploy_clojars.machine.shell import root_program
 from deploy_clojars.run import lock
 from deploy_clojars.sandbox import repository
-from deploy_clojars.sandbox import site as nginx
 from deploy_clojars.sandbox.place import Sandbox
 from deploy_clojars.sandbox.ports import chosen
 
@@ -695,7 +695,7 @@ def test_what_is_not_installed_is_named(place: Path, monkeypatch: pytest.MonkeyP
 def test_nginx_in_front_sends_users_to_the_backup_only_while_the_primary_is_down(
     serving: Little,
 ) -> None:
-    if nginx.program() is None:
+    if root_program("nginx") is None:
         skip_or_fail("not installed: nginx")
     record = json.loads((serving.directory / "sandbox.json").read_text())
     site = f"http://127.0.0.1:{record['ports']['site']}/pid"
@@ -720,7 +720,7 @@ def text_of(url: str) -> str | None:
 
 
 def test_what_a_killed_supervisord_leaves_of_nginx_ends_too(serving: Little) -> None:
-    if nginx.program() is None:
+    if root_program("nginx") is None:
         skip_or_fail("not installed: nginx")
     record = json.loads((serving.directory / "sandbox.json").read_text())
     port = record["ports"]["site"]

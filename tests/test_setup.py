@@ -178,14 +178,7 @@ def test_a_site_of_the_same_name_and_port_is_told(text: str, conflicts: bool) ->
     assert in_the_way.serves(text, "clojars.org", "80") is conflicts
 
 
-def test_what_nginx_only_warns_of_is_read() -> None:
-    said = (
-        'nginx: [warn] conflicting server name "clojars.org" on 0.0.0.0:80, ignored\n'
-        "nginx: the configuration file /etc/nginx/nginx.conf syntax is ok\n"
-    )
-    assert validation.conflicts_in(said) == [
-        'conflicting server name "clojars.org" on 0.0.0.0:80, ignored'
-    ]
+def test_a_refusal_of_the_nailgun_ports_file_has_its_remedy() -> None:
     assert "--nailgun balance" in validation.remedy_for('"stream" directive is duplicate')
     assert "libnginx-mod-stream" in validation.remedy_for('unknown directive "stream" in x')
     assert validation.remedy_for("rubbish") == ""
@@ -426,8 +419,8 @@ def test_what_nginx_can_do_is_read_from_what_it_says(
 
 
 def test_an_old_nginx_leaves_the_nailgun_port_to_balance() -> None:
-    assert not validation.Nginx("nginx", (1, 20, 0), "").has_stream
-    assert validation.Nginx("nginx", (1, 21, 4), "").has_stream
+    assert not validation.InstalledNginx("nginx", (1, 20, 0), "").has_stream
+    assert validation.InstalledNginx("nginx", (1, 21, 4), "").has_stream
 
 
 def test_balance_takes_the_stream_parts_place(tmp_path: Path) -> None:

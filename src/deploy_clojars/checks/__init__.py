@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from deploy_clojars.checks import filesystem as files
-from deploy_clojars.checks import front, programs, running, user
+from deploy_clojars.checks import filesystem, front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.host.host import Host
 
@@ -18,9 +17,9 @@ def findings(host: Host) -> list[Finding]:
         programs.versions,
         lambda: programs.of_the_build(site),
         lambda: programs.upstart(site),
-        lambda: files.directories(site),
-        lambda: files.disk(site),
-        lambda: files.installed_files(site),
+        lambda: filesystem.directories(site),
+        lambda: filesystem.disk(site),
+        lambda: filesystem.installed_files(site),
         lambda: running.jobs(site),
         lambda: running.releases(site),
         lambda: front.drain(site),

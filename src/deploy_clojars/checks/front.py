@@ -84,8 +84,7 @@ def sites(site: Site, root: Path = Path("/")) -> Findings:
     values = site.values
     if not site.is_upstarts or values is None:
         return
-    found = [*in_the_way.other_sites(values, root)]
-    for obstacle in found:
+    for obstacle in in_the_way.other_sites(values, root):
         yield Finding(obstacle.what, True, by_root(obstacle.remedy))
     installed = (root / f"etc/nginx/sites-enabled/{values.site}").exists()
     if root == Path("/") and installed and os.geteuid() == 0:
@@ -93,7 +92,4 @@ def sites(site: Site, root: Path = Path("/")) -> Findings:
         if verdict.refused_by is not None:
             shown = (verdict.said.splitlines() or [""])[0]
             test = "visudo -c" if verdict.refused_by == "sudo" else "nginx -t"
-            yield Finding(f"{verdict.refused_by} refuses its configuration: {shown}", True, f"mend it until `{test}` takes it")  # fmt: skip
-        for conflict in () if found else verdict.conflicts:
-            where = f"grep -rl {shlex.quote(values.server_name)} /etc/nginx"
-            yield Finding(f"nginx: {conflict}", True, f"remove the other site; it is in one of: {where}")  # fmt: skip
+            yield Finding(f"{verdict.refused_by} refuses its configuration: {shown}", True, f"fix it until `{test}` passes")  # fmt: skip

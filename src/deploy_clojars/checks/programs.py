@@ -9,7 +9,7 @@ import sys
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.deploy import build
-from deploy_clojars.machine.shell import TookTooLong, capture
+from deploy_clojars.machine.shell import TookTooLong, capture, root_program
 from deploy_clojars.setup import validation
 
 # Why not older: `fetch --no-write-fetch-head`; a POST is sent twice; `setuid` and `console log`.
@@ -72,7 +72,7 @@ def upstart(site: Site) -> Findings:
     if os.access(f"{services.bin}/status", os.X_OK):
         yield judged("Upstart", said_by(f"{services.bin}/status", "--version"), UPSTART_SINCE)
     nginx = validation.nginx()
-    if nginx is not None and not nginx.has_stream and not validation.program("balance"):
+    if nginx is not None and not nginx.has_stream and not root_program("balance"):
         yield Finding(
             "nothing can serve the nailgun port: this nginx is older than 1.21.4 or has no stream",
             True,

@@ -13,13 +13,15 @@ from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 
+NO_PROGRAM = "start supervisord, with a program of that name"
+
 
 def jobs(site: Site) -> Findings:
     """Both instances."""
     for observation in (site.look.primary, site.look.backup):
         job, approved = observation.job, site.look.approved
         if observation.state == "unknown":
-            yield Finding(f"job {job}: {observation.said}", True, _known_again(site))
+            yield Finding(f"job {job}: {observation.said}", True, site.setup or NO_PROGRAM)
         elif approved is None:
             yield _never_deployed(site, observation)
         elif observation.serving and not observation.visible:
@@ -27,10 +29,6 @@ def jobs(site: Site) -> Findings:
         else:
             yield _health(site, observation, approved)
         yield from _process(site, observation)
-
-
-def _known_again(site: Site) -> str:
-    return site.setup or "start supervisord, with a program of that name"
 
 
 def _never_deployed(site: Site, observation: Observation) -> Finding:
@@ -46,13 +44,10 @@ def _health(site: Site, observation: Observation, approved: str) -> Finding:
     said = why if why.startswith(job) else f"{job}: {why}"
     if site.holder is not None:
         # The run at work restarts one after the other; users must be served all the same.
-        return Finding(f"{said} (a run is at work)", not _someone_serves(site))
+        nobody_serves = not (site.look.primary.serving or site.look.backup.serving)
+        return Finding(f"{said} (a run is at work)", nobody_serves)
     ended = _ended(site, observation)
     return Finding(said, True, "\n".join(filter(None, (ended, site.way_back))))
-
-
-def _someone_serves(site: Site) -> bool:
-    return site.look.primary.serving or site.look.backup.serving
 
 
 def _ended(site: Site, observation: Observation) -> str:

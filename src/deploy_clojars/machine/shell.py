@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -37,6 +38,14 @@ class Answer:
     status: int
     out: str
     err: str
+
+
+def root_program(name: str) -> str | None:
+    """The path of a program that may be where only root's PATH leads to, or None."""
+    path = os.environ.get("PATH", os.defpath)
+    if "/usr/bin" in path.split(":"):  # otherwise a short PATH is meant as it is
+        path += ":/usr/sbin:/sbin"
+    return shutil.which(name, path=path)
 
 
 def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None) -> Answer:

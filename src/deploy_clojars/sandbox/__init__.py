@@ -20,9 +20,9 @@ from deploy_clojars import config
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import processes
+from deploy_clojars.machine.shell import root_program
 from deploy_clojars.run import lock
 from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord
-from deploy_clojars.sandbox import site as nginx
 from deploy_clojars.sandbox.place import Sandbox
 
 __all__ = ["Sandbox", "as_text", "start", "stop"]
@@ -98,7 +98,7 @@ def as_text(sandbox: Sandbox) -> str:
 
 
 def _site(sandbox: Sandbox) -> str:
-    if nginx.program() is None:
+    if root_program("nginx") is None:
         return "nginx is not installed: use the primary's address"
     return f"http://127.0.0.1:{sandbox.ports.site}/  (nginx: the primary, or else the backup)"
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.sandbox import commits as history
+from deploy_clojars.sandbox import commits
 
 TEMPLATE = Path(__file__).with_name("application")
 AUTHOR = "Ada Clojure <ada@example.org>"
@@ -35,7 +35,7 @@ def fast_import_stream() -> bytes:
     """The whole history as git-fast-import(1) takes it: one process, and no hook ever runs."""
     template = {path: (TEMPLATE / path).read_text(encoding="utf-8") for path in _template_paths()}
     parts: list[bytes] = []
-    for day, (commit, files) in enumerate(history.changes(template)):
+    for day, (commit, files) in enumerate(commits.changes(template)):
         date = f"{FIRST_DAY + day * DAY} +0000"
         parts.append(f"commit refs/heads/main\ncommitter {AUTHOR} {date}\n".encode())
         parts.append(_data(commit.message))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 
 from deploy_clojars.config import Config, parse
 from deploy_clojars.host.users import user_name
@@ -35,14 +34,6 @@ http {{
 """
 
 PAGES = "pages"
-
-
-def program() -> str | None:
-    """nginx's path, or None where it is not installed."""
-    path = os.environ.get("PATH", os.defpath)
-    if "/usr/bin" in path.split(":"):
-        path += ":/usr/sbin:/sbin"  # Debian has it there, and only root's PATH leads there
-    return shutil.which("nginx", path=path)
 
 
 def write_configuration(sandbox: Sandbox) -> None:

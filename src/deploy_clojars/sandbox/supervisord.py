@@ -17,7 +17,8 @@ import psutil
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import processes
-from deploy_clojars.sandbox import site as nginx
+from deploy_clojars.machine.shell import root_program
+from deploy_clojars.sandbox import site
 from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
 
 # Every process of a sandbox has the sandbox's directory in its environment under this name; it is
@@ -101,7 +102,7 @@ def configuration(sandbox: Sandbox, *, autostart: bool) -> str:
         )
         for job, role in JOBS.items()
     ]
-    found = nginx.program()
+    found = root_program("nginx")
     front = [NGINX.format(nginx=shlex.quote(found))] if found else []
     return "".join([DAEMON, *programs, *front])
 
@@ -114,7 +115,7 @@ def start(sandbox: Sandbox) -> None:
     """
     autostart = sandbox.link.exists()
     write(sandbox.supervisord, configuration(sandbox, autostart=autostart))
-    nginx.write_configuration(sandbox)
+    site.write_configuration(sandbox)
     remove_leftovers(sandbox.directory)
     try:
         # It goes into the background by itself, and not before it listens on its socket.

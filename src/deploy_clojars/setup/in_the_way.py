@@ -36,7 +36,8 @@ def other_tools(home: Path) -> Iterator[Obstacle]:
 def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
     """nginx takes the first of two sites with one name, and only warns of the other."""
     nginx = root / "etc/nginx"
-    for file in sorted([*nginx.glob("sites-enabled/*"), *nginx.glob("conf.d/*.conf")]):
+    main = nginx / "nginx.conf"
+    for file in sorted([main, *nginx.glob("sites-enabled/*"), *nginx.glob("conf.d/*.conf")]):
         if file == nginx / "sites-enabled" / values.site:
             continue
         try:
@@ -44,13 +45,15 @@ def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
         except OSError:
             continue
         if serves(text, values.server_name, values.listen):
-            # What is in /etc/nginx itself is not read.
-            removed = (
+            # nginx reads nothing else that is in /etc/nginx itself.
+            removed = shlex.join(
                 ["rm", str(file)] if file.is_symlink() else ["mv", str(file), f"{nginx}/{file.name}.old"]
             )  # fmt: skip
+            if file == main:
+                removed = f"remove that server from {file}"
             yield Obstacle(
                 f"{file} is another site for {values.server_name}, and nginx takes only one",
-                f"{shlex.join(removed)} && service nginx reload",
+                f"{removed} && service nginx reload",
             )
 
 

@@ -11,7 +11,6 @@ import grp
 import os
 import pwd
 import shlex
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Literal
 
 from deploy_clojars.config import Config
 from deploy_clojars.errors import DeployError, NotReady, UsageError
-from deploy_clojars.machine.shell import TookTooLong, capture
+from deploy_clojars.machine.shell import TookTooLong, capture, root_program
 from deploy_clojars.setup import in_the_way, validation
 from deploy_clojars.setup.files import (
     File,
@@ -153,7 +152,7 @@ def with_real_group(values: Values) -> Values:
     return dataclasses.replace(values, group=group)
 
 
-def _refuse_what_is_refused_already(nginx: validation.Nginx | None) -> None:
+def _refuse_what_is_refused_already(nginx: validation.InstalledNginx | None) -> None:
     """Raises NotReady (4): what is made could not be told from what was wrong before."""
     verdict = validation.of_whole_host(nginx)
     if verdict.refused_by is not None:
@@ -306,7 +305,7 @@ class _Work:
         if file.link is not None:
             self._make_link(placed(file.link, self._root), file.path)
 
-    def refuse_what_the_whole_host_refuses(self, nginx: validation.Nginx | None) -> None:
+    def refuse_what_the_whole_host_refuses(self, nginx: validation.InstalledNginx | None) -> None:
         """Takes back what was made if sudo or nginx refuse it beside the rest of the host.
 
         Raises NotReady (4).
@@ -323,12 +322,6 @@ class _Work:
                 detail=verdict.said,
                 remedy=validation.remedy_for(verdict.said),
             )
-
-        for conflict in verdict.conflicts:
-            self._say(
-                f"FOUND     nginx: {conflict}; another site has the name, and only one is taken"
-            )
-            self.attention.append("nginx's sites")
 
     def find_what_is_in_the_way(self, nailgun: Nailgun) -> None:
         """What was there before and would keep the files from having their effect."""
@@ -411,7 +404,7 @@ def _private(file: str, flags: int) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    program = shutil.which(argv[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    program = root_program(argv[0])
     if program is None:
         raise NotReady(f"{argv[0]} is not installed", remedy="apt-get install passwd")
     try:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy_clojars.errors import NotReady
-from deploy_clojars.machine.shell import Answer, TookTooLong, capture
+from deploy_clojars.machine.shell import Answer, TookTooLong, capture, root_program
 from deploy_clojars.setup.files import File, Nailgun, Values, render
 
 SECONDS = 30.0  # for visudo and nginx -t
@@ -40,7 +39,7 @@ http {{
 
 
 @dataclass(frozen=True)
-class Nginx:
+class InstalledNginx:
     """The nginx of this machine."""
 
     program: str
@@ -53,14 +52,9 @@ class Nginx:
         return self.stream is not None and self.version >= STREAM_SINCE
 
 
-def program(name: str) -> str | None:
-    """The path of a program that is where only root's PATH leads to."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-
-
-def nginx() -> Nginx | None:
+def nginx() -> InstalledNginx | None:
     """The nginx that is installed, or None."""
-    path = program("nginx")
+    path = root_program("nginx")
     if path is None:
         return None
     try:
@@ -70,7 +64,7 @@ def nginx() -> Nginx | None:
     return parse_nginx(path, said, os.path.exists)
 
 
-def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> Nginx:
+def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> InstalledNginx:
     """Reads what `nginx -V` says; `exists` tells whether a module's file is there."""
     version = re.search(r"nginx version: \S+?/([\d.]+)", said)
     numbers = tuple(int(part) for part in version[1].strip(".").split(".")) if version else ()
@@ -81,7 +75,7 @@ def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> Nginx:
     if "--with-stream=dynamic" in said and modules:
         module = f"{modules[1]}/ngx_stream_module.so"
         stream = f"load_module {module};\n" if exists(module) else None
-    return Nginx(path, numbers, stream)
+    return InstalledNginx(path, numbers, stream)
 
 
 def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: bool) -> None:
@@ -89,7 +83,7 @@ def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: boo
     for file in files:
         if "sudoers" not in file.etc:
             continue
-        visudo = program("visudo")
+        visudo = root_program("visudo")
         if visudo is None:
             if needed:
                 raise NotReady("visudo is not installed", remedy="apt-get install sudo")
@@ -103,7 +97,7 @@ def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: boo
 
 
 def of_nginx(
-    values: Values, nailgun: Nailgun, nginx: Nginx | None, say: Callable[[str], None]
+    values: Values, nailgun: Nailgun, nginx: InstalledNginx | None, say: Callable[[str], None]
 ) -> None:
     """Shows the site, and the stream part if it is wanted, to nginx. Raises NotReady (4)."""
     if nginx is None:
@@ -142,12 +136,11 @@ class Verdict:
 
     refused_by: str | None = None
     said: str = ""  # why, to the letter
-    conflicts: tuple[str, ...] = ()  # what nginx warns of and goes on without
 
 
-def of_whole_host(nginx: Nginx | None) -> Verdict:
+def of_whole_host(nginx: InstalledNginx | None) -> Verdict:
     """Asks visudo and nginx what they think of this host's own files."""
-    visudo = program("visudo")
+    visudo = root_program("visudo")
     if visudo is not None:
         answer = _asked([visudo, "-c"])
         if answer.status != 0:
@@ -157,12 +150,7 @@ def of_whole_host(nginx: Nginx | None) -> Verdict:
     answer = _asked([nginx.program, "-t"])
     if answer.status != 0:
         return Verdict("nginx", _said(answer))
-    return Verdict(conflicts=tuple(conflicts_in(answer.err)))
-
-
-def conflicts_in(said: str) -> list[str]:
-    """The servers that nginx ignores because another one has their name, as `nginx -t` says it."""
-    return re.findall(r"conflicting server name \"[^\"]*\" on \S+, ignored", said)
+    return Verdict()
 
 
 def remedy_for(said: str) -> str:
