@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from deploy_clojars.host.host import Host
-    from deploy_clojars.run.run import Run
+    from deploy_clojars.run.run import Request, Run
     from deploy_clojars.screen.console import Console
 
 
@@ -164,9 +164,10 @@ def group() -> None:
 def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
     from deploy_clojars.deploy import pipeline
+    from deploy_clojars.run.run import Request
 
-    version = versions.checked(tag)
-    _carry_out(settings, pipeline.deploy, "deploy", version, dry_run, yes=yes, force=force)
+    request = Request("deploy", versions.checked(tag), yes=yes, force=force)
+    _carry_out(settings, pipeline.deploy, request, dry_run)
 
 
 @group.command()
@@ -181,9 +182,11 @@ def rollback(
 ) -> None:
     """Go back to the release VERSION (default: the approved or the previous one)."""
     from deploy_clojars.commands import rollback as command
+    from deploy_clojars.run.run import Request
 
     checked = None if version is None else versions.checked(version)
-    _carry_out(settings, command.rollback, "rollback", checked, dry_run, yes=yes, why=why)
+    request = Request("rollback", checked, yes=yes, why=why)
+    _carry_out(settings, command.rollback, request, dry_run)
 
 
 @group.command()
@@ -196,8 +199,9 @@ def rollback(
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
     """Stop and start both instances on the same release, one after the other."""
     from deploy_clojars.commands import restart as command
+    from deploy_clojars.run.run import Request
 
-    _carry_out(settings, command.restart_both, "restart", None, dry_run, yes=yes, force=force)
+    _carry_out(settings, command.restart_both, Request("restart", yes=yes, force=force), dry_run)
 
 
 @group.command()
@@ -351,27 +355,18 @@ versions.command_names.update(group.commands)
 
 
 def _carry_out(
-    settings: Settings,
-    command: Callable[[Run], None],
-    name: str,
-    version: str | None,
-    dry_run: bool,
-    *,
-    yes: bool,
-    force: bool = False,
-    why: str | None = None,
+    settings: Settings, command: Callable[[Run], None], request: Request, dry_run: bool
 ) -> None:
     """Runs a command that changes the host, or prints what it would do. Raises DeployError."""
     from deploy_clojars.deploy import ask
-    from deploy_clojars.run.run import Request, started
+    from deploy_clojars.run.run import started
 
-    request = Request(name, version, yes and not dry_run, force, why)
     if dry_run:
         from deploy_clojars.commands.dry_run import rehearse
 
         _show_result(rehearse(settings.host(), request, command))
         return
-    ask.require_an_answer(yes)
+    ask.require_an_answer(request.yes)
     with started(settings.host(), settings.console(), request) as run:
         command(run)
 

@@ -23,17 +23,13 @@ def jobs(site: Site) -> Findings:
         if observation.state == "unknown":
             yield Finding(f"job {job}: {observation.said}", True, site.setup or NO_PROGRAM)
         elif approved is None:
-            yield _never_deployed(site, observation)
+            said = f"job {job}: {observation.said}{observation.whose_ports}"
+            yield Finding(said, bool(observation.strangers), _ended(site, observation))
         elif observation.serving and not observation.visible:
             yield Finding(f"{job} serves; what it runs is not visible to {user_name()}")
         else:
             yield _health(site, observation, approved)
         yield from _process(site, observation)
-
-
-def _never_deployed(site: Site, observation: Observation) -> Finding:
-    said = f"job {observation.job}: {observation.said}{observation.whose_ports}"
-    return Finding(said, bool(observation.strangers), _ended(site, observation))
 
 
 def _health(site: Site, observation: Observation, approved: str) -> Finding:

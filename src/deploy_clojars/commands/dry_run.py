@@ -6,6 +6,7 @@ be, and each step sees the host as the steps before it would have left it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import Instance, Observation
-from deploy_clojars.host.journal import Event, History, HistoryBuilder, Journal, now
+from deploy_clojars.host.journal import Event, History, Journal, history_of, now
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, Nginx
 from deploy_clojars.host.releases import UNFINISHED, Current, Releases
 from deploy_clojars.host.services import Job, State
@@ -47,7 +48,8 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
     lines: list[str] = []
     if not host.deploy.is_dir():
         lines.append(_command("mkdir", host.deploy))
-    run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
+    asks = dataclasses.replace(request, yes=False)
+    run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), asks)
     if request.command == "deploy":
         command(run, RehearsedSource(run, lines.append))
     else:
@@ -138,10 +140,7 @@ class RehearsedJournal(Journal):
         self._events.append(event)
 
     def history(self) -> History:
-        builder = HistoryBuilder(super().history())
-        for event in self._events:
-            builder.add(event)
-        return builder.history()
+        return history_of(self._events, super().history())
 
 
 class RehearsedInstance(Instance):

@@ -12,6 +12,7 @@ from deploy_clojars.deploy.steps import (
     is_settled_on,
     remove_link,
     restart,
+    ways_on,
 )
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import decisions, jars
@@ -99,7 +100,7 @@ def roll_back(run: Run, before: Look) -> None:
         run.record("rolled back", version=target, previously=previously, why=run.request.why)
         drain.prefer_primary(run)  # where it needed no restart, and a run that was killed left it
     if not after.both_healthy_on(target):
-        ways = ways_on(run, after)
+        ways = ways_on(run, after, "rollback")
         raise half_done(run, f"the rollback to {target}", target, failed, ways)
     run.now_left_with(current=target, primary=target, backup=target)
     run.succeeded("rolled back", f"{target} is in production; {DATA_STAYS}")
@@ -131,12 +132,3 @@ def put_back(run: Run, before: Look, failed: dict[Role, NotHealthy]) -> DeployEr
         detail=reason.detail,
         remedy=where_the_host_stands(run.host),
     )
-
-
-def ways_on(run: Run, after: Look) -> str:
-    """What to type when the second instance did not come up."""
-    ways = [f"once the cause is fixed, run: {run.host.command('rollback', run.version)}"]
-    way_back = run.host.way_back(after)
-    if way_back not in (None, run.version):
-        ways.append(f"to go back: {run.host.command('rollback', str(way_back))}")
-    return "\n".join(ways)

@@ -15,7 +15,7 @@ from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
 from deploy_clojars.deploy.revert import reverted_on_failure
 from deploy_clojars.deploy.source import Source
-from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart
+from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import jars
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
@@ -122,7 +122,7 @@ def promote(run: Run) -> None:
                 else:
                     restart(run, PRIMARY, version)
         except NotHealthy as error:
-            ways = ways_on(run)
+            ways = ways_on(run, host.look(), "deploy")
             raise half_done(run, "the promotion", version, {PRIMARY: error}, ways) from None
         if not run.record("promoted", version=version):
             raise HalfDone(
@@ -130,14 +130,3 @@ def promote(run: Run) -> None:
                 remedy=f"make room on the disk, then run: {host.command('deploy', version)}",
             )
         run.succeeded("promoted", f"{version} is in production")
-
-
-def ways_on(run: Run) -> str:
-    """What to type when the primary did not come up."""
-    look = run.host.look()
-    ways = []
-    if look.current.version == run.version:
-        ways.append(f"to try {run.version} again: {run.host.command('deploy', run.version)}")
-    if look.approved is not None:
-        ways.append(f"to go back: {run.host.command('rollback', look.approved)}")
-    return "\n".join(ways)

@@ -115,6 +115,18 @@ def half_done(
     return HalfDone(f"{what} is half done: {reason}", detail=detail, remedy=remedy)
 
 
+def ways_on(run: Run, look: Look, command: str) -> str:
+    """What to type when an instance did not come up: the same again, or back."""
+    host, version = run.host, run.version
+    ways = []
+    if look.current.version == version:
+        ways.append(f"once the cause is fixed, run: {host.command(command, version)}")
+    way_back = host.way_back(look)
+    if way_back is not None and way_back != version:
+        ways.append(f"to go back: {host.command('rollback', way_back)}")
+    return "\n".join(ways)
+
+
 def is_settled_on(look: Look, version: str) -> bool:
     """Whether the release is current and approved, and both instances are healthy on it."""
     return (

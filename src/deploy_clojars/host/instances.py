@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ BACKUP: Role = "backup"
 
 # A JVM that dies after seconds is respawned for ever and looks `start/running` at every look.
 DEATHS = 2
+LONGEST_COMMAND = 60  # characters of one in a message
 
 Listeners = Mapping[int, Sequence[connections.Row]]  # by port
 
@@ -38,7 +40,7 @@ class Listener:
     def __str__(self) -> str:
         if self.pid is None:
             return f"port {self.port} is taken by a process of user {self.uid}, and root sees which"
-        shown = shortened(self.command)
+        shown = textwrap.shorten(self.command, LONGEST_COMMAND, placeholder="…")
         return f"port {self.port} is taken by PID {self.pid} ({shown}); to end it: kill {self.pid}"
 
 
@@ -301,18 +303,10 @@ def _strangers(listeners: Listeners, own: frozenset[int] = frozenset()) -> tuple
     rows = [(port, row) for port in listeners for row in listeners[port] if row.inode not in own]
     pids = processes.having({row.inode for _, row in rows})
     found = {
-        (port, row.uid, pids.get(row.inode)): Listener(
-            port, row.uid, pids.get(row.inode), _command(pids.get(row.inode))
+        (port, row.uid, pid): Listener(
+            port, row.uid, pid, processes.command_of(pid) if pid is not None else ""
         )
         for port, row in rows
+        for pid in (pids.get(row.inode),)
     }
     return tuple(found.values())
-
-
-def _command(pid: int | None) -> str:
-    return processes.command_of(pid) if pid is not None else ""
-
-
-def shortened(command: str, length: int = 60) -> str:
-    """A command line as a message can have it."""
-    return command if len(command) <= length else f"{command[: length - 1]}…"

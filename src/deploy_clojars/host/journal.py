@@ -260,12 +260,12 @@ def _went_on(last: LastRun, event: Event) -> LastRun:
     return msgspec.structs.replace(last, ended=True, status=event.status, left=left, follows=None)
 
 
-def history_of(events: Iterable[Event]) -> History:
-    """Adds up the journal's events."""
-    total = HistoryBuilder()
+def history_of(events: Iterable[Event], start: History = History()) -> History:  # noqa: B008
+    """Adds events to what is known already."""
+    builder = HistoryBuilder(start)
     for event in events:
-        total.add(event)
-    return total.history()
+        builder.add(event)
+    return builder.history()
 
 
 class Journal:
@@ -297,9 +297,7 @@ class Journal:
         unended = event_in(self._lines.rest)
         if unended is not None:
             # All of it is there but its end; so far it counts, and it may yet become another.
-            total = HistoryBuilder(history)
-            total.add(unended)
-            history = total.history()
+            history = history_of([unended], history)
         return history
 
     def _add(self, lines: list[bytes]) -> None:

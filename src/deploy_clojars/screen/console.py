@@ -125,8 +125,10 @@ class Console:
     def page(self, lines: Iterable[str], *, always: bool) -> None:
         """Shows what a person should read before a question; `always`: also if the run is quiet."""
         is_shown = always or not self.quiet
-        if is_shown:
-            self._show_break()
+        if is_shown and self._terminal.is_alive:
+            self._terminal.rule(style="dim")  # apart from the steps
+        elif is_shown:
+            self._show("")
         for line in lines:
             self._into_log(line)
             if is_shown:
@@ -179,7 +181,10 @@ class Console:
             return ", ".join(part for part in (how, seconds) if part)
 
         self._into_log(f"{name}: {what}")
-        self._open_line(name, printable(what), usual_seconds)
+        if self.is_alive:
+            self._line = LiveLine(self._terminal, name, printable(what), usual_seconds)
+        elif not self.quiet:
+            self._line = PlainLine(self._terminal, name, printable(what))
         try:
             yield becomes
         except BaseException:
@@ -195,7 +200,9 @@ class Console:
 
         Raises Declined (7) at the end of input, Interrupted if a signal comes.
         """
-        self._forget_what_was_typed_before()
+        with suppress(termios.error, OSError, ValueError):
+            # An answer typed before the question was shown is no answer to it.
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
         prompt = f"{question} [yes/no] "
         self._into_log(prompt)
         self._show(prompt, "bold", end="")
@@ -234,29 +241,10 @@ class Console:
         except OSError:
             return b""  # the terminal is gone
 
-    @staticmethod
-    def _forget_what_was_typed_before() -> None:
-        """An answer typed before the question was shown is no answer to it."""
-        with suppress(termios.error, OSError, ValueError):
-            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
-
-    def _open_line(self, name: str, what: str, usual_seconds: float | None) -> None:
-        if self.is_alive:
-            self._line = LiveLine(self._terminal, name, what, usual_seconds)
-        elif not self.quiet:
-            self._line = PlainLine(self._terminal, name, what)
-
     def _close_line(self, ending: str, *, failed: bool) -> None:
         if self._line is not None:
             self._line.end(ending, failed=failed)
         self._line = None
-
-    def _show_break(self) -> None:
-        """Sets what follows apart from the steps."""
-        if self._terminal.is_alive:
-            self._terminal.rule(style="dim")
-        else:
-            self._show("")
 
     def _show(self, text: str | Text, style: str = "", end: str = "\n") -> None:
         if self._line is not None:

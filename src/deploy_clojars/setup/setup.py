@@ -199,13 +199,10 @@ def _beside(path: Path, wanted: bytes) -> Path:
     number = 1
     while True:
         beside = path.with_name(f"{path.name}.new" + (f".{number}" if number > 1 else ""))
-        if not os.path.lexists(beside) or _is_that_file(beside, wanted):
+        is_plain = beside.is_file() and not beside.is_symlink()
+        if not os.path.lexists(beside) or (is_plain and beside.read_bytes() == wanted):
             return beside
         number += 1
-
-
-def _is_that_file(path: Path, wanted: bytes) -> bool:
-    return path.is_file() and not path.is_symlink() and path.read_bytes() == wanted
 
 
 def placed(path: str, root: Path | None) -> Path:
