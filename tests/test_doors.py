@@ -79,7 +79,7 @@ def test_nothing_harmful_leaves_by_a_door_of_the_console(
     log = tmp_path / "logs" / "a.log"
     with console.logging_to(log):
         DOORS[door](console, f"before{HARM[harm]}after")
-    shown = capfd.readouterr().err + log.read_text(encoding="utf-8")
+    shown = capfd.readouterr().err + log.read_bytes().decode()
     assert "before" in shown and "after" in shown
     assert all(line.isprintable() for line in shown.split("\n")), shown
 
@@ -94,7 +94,7 @@ def test_what_is_typed_at_a_question_reaches_the_log_without_its_controls(
     with os.fdopen(reader) as typed, console.logging_to(log):
         monkeypatch.setattr(sys, "stdin", typed)
         assert console.ask("Promote \x1b[31m1?", lambda: "\x1b[2Jnews")
-    shown = capfd.readouterr().err + log.read_text(encoding="utf-8")
+    shown = capfd.readouterr().err + log.read_bytes().decode()
     assert "answered: " in shown
     assert all(line.isprintable() for line in shown.split("\n")), shown
 
@@ -150,7 +150,7 @@ def test_a_reason_phrase_drives_no_terminal(light_host: LittleHost, rude_server:
     for words in (["status"], ["status", "--json"], ["check"], ["rollback", Tags.FIRST, "--yes"]):
         result = light_host.run(*words)
         shown = result.stdout + result.stderr
-        assert "500" in shown or words == ["rollback", Tags.FIRST, "--yes"], shown
+        assert "500" in shown, shown
         assert all(line.isprintable() for line in shown.split("\n")), shown
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Commands(click.Group):
-    """Takes a word that is no command and has a digit in it as the TAG of `deploy`."""
+    """Takes a word that is not a command and has a digit in it as the TAG of `deploy`."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -56,7 +56,7 @@ class Commands(click.Group):
 
 
 class Settings:
-    """What the options say that work before and after the subcommand."""
+    """The options that work before and after the subcommand."""
 
     def __init__(self) -> None:
         self.config_file: str | None = None
@@ -113,34 +113,34 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that work before and after the subcommand."""
     for option in (
         click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set("quiet"),
-                     help="Show warnings, questions and errors only."),
+                     help="Show only warnings, questions and errors."),
         click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set("verbose"),
-                     help="Show the output of the tests and the build as it comes."),
+                     help="Show the output of the tests and the build as they run."),
         click.option("-c", "--config", "config_file", metavar="FILE", expose_value=False,
                      callback=_set("config_file"), shell_complete=_offers("files"),
-                     help="The configuration (default: $DEPLOY_CLOJARS_CONFIG, "
-                     "then /etc/deploy-clojars.toml if it is there)."),
+                     help="The configuration file (default: $DEPLOY_CLOJARS_CONFIG, "
+                     "then /etc/deploy-clojars.toml if it exists)."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
 def count_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How many of a list are shown; what is asked for first is the newest."""
+    """The options of commands that list the newest first."""
     for option in (
-        click.option("--all", "show_all", is_flag=True, help="Show all of them."),
+        click.option("--all", "show_all", is_flag=True, help="Show all."),
         click.option("-n", "count", metavar="NUMBER", type=click.IntRange(min=1), default=20,
-                     help="Show the last NUMBER of them (default: 20), and what is in use."),
-        click.option("--json", "as_json", is_flag=True, help="For programs."),
+                     help="Show the newest NUMBER (default: 20)."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Show the commands that it comes down to, and change nothing."
+    "--dry-run", is_flag=True, help="Print the commands it would run; change nothing."
 )
-yes_option = click.option("--yes", is_flag=True, help="Answer the question beforehand.")
+yes_option = click.option("--yes", is_flag=True, help="Skip the confirmation.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -157,7 +157,7 @@ def group() -> None:
 @click.argument("tag", shell_complete=_offers("tags"))
 @yes_option
 @click.option("--force", is_flag=True,
-              help="Restart the backup even while it is the only instance that serves.")  # fmt: skip
+              help="Restart even the only instance that serves, and do not wait for its requests.")  # fmt: skip
 @dry_run_option
 @common_options
 @click.pass_obj
@@ -173,7 +173,12 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) 
 @group.command()
 @click.argument("version", required=False, shell_complete=_offers("releases"))
 @yes_option
-@click.option("-m", "why", metavar="WHY", help="Why; for the journal and the next deploy.")
+@click.option(
+    "-m",
+    "why",
+    metavar="WHY",
+    help="Why; kept in the journal and shown at the next deploy of that release.",
+)
 @dry_run_option
 @common_options
 @click.pass_obj
@@ -192,7 +197,7 @@ def rollback(
 @group.command()
 @yes_option
 @click.option("--force", is_flag=True,
-              help="Restart the second one even if the first one does not come up.")  # fmt: skip
+              help="Restart the second instance even if the first does not come up.")  # fmt: skip
 @dry_run_option
 @common_options
 @click.pass_obj
@@ -205,17 +210,17 @@ def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
 
 
 @group.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--watch", is_flag=True, help="Show it live, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @common_options
 @click.pass_obj
 def status(settings: Settings, as_json: bool, watch: bool) -> None:
-    """Say what runs where, and what to type next. Exit status 0 if all is well, else 11.
+    """Show what runs where and what to type next. Exit status 0 if all is well, else 11.
 
-    With -q one line, and none if all is well.
+    With -q: one line, or none if all is well.
     """
     if watch and as_json:
-        raise UsageError("--watch is for people and --json for programs: one of them")
+        raise UsageError("--watch and --json cannot be used together")
     if watch:
         from deploy_clojars.commands.watch import watch as watch_status
 
@@ -238,7 +243,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @common_options
 @click.pass_obj
 def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
-    """List the releases that are there, and which are in use. The newest come first."""
+    """List the newest releases and all that are in use, newest first."""
     from deploy_clojars.commands import releases as listing
 
     found = listing.listing(settings.host(), None if show_all else count)
@@ -250,7 +255,7 @@ def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> N
 @common_options
 @click.pass_obj
 def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
-    """List the last runs: who, when, what, how long, how it ended. The newest come first."""
+    """List the last runs, newest first: who, when, what, how long, how it ended."""
     from deploy_clojars.commands import history
 
     runs = history.recent_runs(settings.host(), None if show_all else count)
@@ -261,7 +266,7 @@ def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> No
 @common_options
 @click.pass_obj
 def prune(settings: Settings) -> None:
-    """Remove old releases; `keep_releases` in the configuration says how many stay."""
+    """Remove old releases; `keep_releases` in the configuration sets how many to keep."""
     from deploy_clojars.deploy.prune import prune_releases
 
     prune_releases(settings.host(), settings.console())
@@ -271,7 +276,7 @@ def prune(settings: Settings) -> None:
 @common_options
 @click.pass_obj
 def check(settings: Settings) -> None:
-    """Say whether this host is ready, and what to do if not. Exit status 0 or 11."""
+    """Check whether this host is ready and say what to fix. Exit status 0 if it is, else 11."""
     from deploy_clojars import checks
 
     found = checks.findings(settings.host(named=True))
@@ -280,27 +285,27 @@ def check(settings: Settings) -> None:
 
 
 @group.command()
-@click.option("--root", metavar="DIR", help="Below DIR instead of this host's /; needs no root.")
+@click.option("--root", metavar="DIR", help="Write below DIR instead of /; needs no root.")
 @click.option(
-    "--user", metavar="NAME", help="The production user (default: what its home is named after)."
+    "--user", metavar="NAME", help="The production user (default: the last part of its home)."
 )
 @click.option(
     "--nailgun",
     type=click.Choice(["nginx", "balance"]),
-    help="What serves the nailgun port (default: nginx, if it has stream).",
+    help="What serves the nailgun port (default: nginx if it has the stream module).",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing.")
 @common_options
 @click.pass_obj
 def setup(settings: Settings, root: str | None, user: str | None,
           nailgun: Literal["nginx", "balance"] | None, dry_run: bool) -> None:  # fmt: skip
-    """Make the user, the directories and the files of a host. Replaces nothing."""
+    """Create the user, directories and files that a host needs. Overwrites nothing."""
     from pathlib import Path
 
     from deploy_clojars.setup.setup import setup
 
     if root == "":
-        raise UsageError("--root needs the name of a directory, and got an empty one")
+        raise UsageError("--root needs a directory")
     host = settings.host(named=True)
     lost: list[DeployError] = []
 
@@ -308,7 +313,7 @@ def setup(settings: Settings, root: str | None, user: str | None,
         try:
             _show_result(line)
         except DeployError as error:
-            lost.append(error)  # what is half done must not stay so because nobody can read it
+            lost.append(error)  # a half-made host must not stay so because nobody reads the output
 
     setup(
         host.config, host.words, say, root=None if root is None else Path(root).absolute(),
@@ -320,10 +325,10 @@ def setup(settings: Settings, root: str | None, user: str | None,
 
 @group.command()
 @click.argument("directory", metavar="DIR", shell_complete=_offers("directories"))
-@click.option("--stop", is_flag=True, help="End everything that was started in DIR.")
+@click.option("--stop", is_flag=True, help="Stop everything that runs in DIR.")
 @common_options
 def sandbox(directory: str, stop: bool) -> None:
-    """Make a whole little clojars.org in DIR to try this on, or go on with the one there."""
+    """Create a small clojars.org in DIR to try this on, or start the one that is there."""
     from pathlib import Path
 
     from deploy_clojars import sandbox
@@ -339,7 +344,7 @@ def sandbox(directory: str, stop: bool) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @common_options
 def completion(shell: str) -> None:
-    """Print what makes a press of TAB complete commands, options, tags and releases.
+    """Print the shell completion script for commands, options, tags and releases.
 
     \b
     bash: deploy-clojars completion bash > /etc/bash_completion.d/deploy-clojars

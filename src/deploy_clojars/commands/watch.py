@@ -1,4 +1,4 @@
-"""`status --watch`: what runs where, drawn anew in place every second."""
+"""`status --watch`: what runs where, redrawn in place every second."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 
 def printable(text: str) -> str:
     """The text with a blank in place of every control, bidi or other invisible character.
@@ -16,6 +14,8 @@ def printable(text: str) -> str:
 
 def printable_json(document: str) -> str:
     """A JSON document that says the same with escapes in place of such characters."""
+    import json  # `status` is quicker without it
+
     return "".join(
         each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in document
     )
