@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "deploy-clojars"
 VARIABLE = "_DEPLOY_CLOJARS_COMPLETE"
-SHELLS = ("bash", "zsh", "fish")
 
 # bash puts what is offered into the line as it is. A tag may be called `1;reboot`: names that need
 # quotes are not offered, in any shell.

@@ -141,7 +141,7 @@ def _may_read(site: Site, found: os.stat_result) -> bool:
 
 def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Findings:
     """What was changed since an instance was started: Upstart reads it at a stop and a start."""
-    for observation in (site.look.primary, site.look.backup):
+    for observation in site.look.instances:
         for path in (f"/etc/init/{observation.job}.conf", settings.path):
             if _changed_since(root / path.lstrip("/"), observation):
                 yield Finding(

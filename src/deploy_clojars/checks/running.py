@@ -18,7 +18,7 @@ NO_PROGRAM = "start supervisord, with a program of that name"
 
 def jobs(site: Site) -> Findings:
     """Both instances."""
-    for observation in (site.look.primary, site.look.backup):
+    for observation in site.look.instances:
         job, approved = observation.job, site.look.approved
         if observation.state == "unknown":
             yield Finding(f"job {job}: {observation.said}", True, site.setup or NO_PROGRAM)

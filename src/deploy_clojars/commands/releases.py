@@ -52,7 +52,9 @@ def listing(host: Host, count: int | None) -> Listing:
         raise DeployError(f"{directory} is not visible to {user_name()}")
     look = host.look()
     versions = newest_first(host.releases.versions(), [*look.history.installed])
-    shown = versions if count is None else [*versions[:count], *_used(look, versions[count:])]
+    used = look.named_or_running
+    count = len(versions) if count is None else count
+    shown = [*versions[:count], *(each for each in versions[count:] if each in used)]
     may_go = _prunable(host, look, versions)
     return Listing(
         [_release(host, look, version, may_go) for version in shown],
@@ -69,12 +71,6 @@ def newest_first(there: list[str], installed: list[str]) -> list[str]:
     return [*(version for version in built if version in known), *others]
 
 
-def _used(look: Look, versions: list[str]) -> list[str]:
-    named = {look.current.version, look.approved, look.history.previous}
-    used = named | look.primary.open_releases | look.backup.open_releases
-    return [version for version in versions if version in used]
-
-
 def _prunable(host: Host, look: Look, versions: list[str]) -> set[str] | None:
     """What the journal lets go, or None if that is not known."""
     if look.in_use is None or look.journal_error:
@@ -88,8 +84,7 @@ def _prunable(host: Host, look: Look, versions: list[str]) -> set[str] | None:
 
 def _release(host: Host, look: Look, version: str, may_go: set[str] | None) -> Release:
     installed = look.history.installed.get(version)
-    instances = (look.primary, look.backup)
-    running = tuple(each.role for each in instances if version in each.open_releases)
+    running = tuple(each.role for each in look.instances if version in each.open_releases)
     return Release(
         version=version,
         bytes=host.releases.size(version),
@@ -99,13 +94,13 @@ def _release(host: Host, look: Look, version: str, may_go: set[str] | None) -> R
         current=version == look.current.version,
         approved=version == look.approved,
         previous=version == look.history.previous,
-        running=running if all(each.running_is_known for each in instances) else None,
+        running=running if all(each.running_is_known for each in look.instances) else None,
         prunable=None if may_go is None else version in may_go and host.is_as_built(look, version),
     )
 
 
 def _remarks(look: Look) -> list[str]:
-    unknown = (each for each in (look.primary, look.backup) if not each.running_is_known)
+    unknown = (each for each in look.instances if not each.running_is_known)
     remarks = [
         f"not known to {user_name()}: what {each.job} runs ({each.said})" for each in unknown
     ]

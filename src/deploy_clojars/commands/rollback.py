@@ -16,7 +16,6 @@ from deploy_clojars.deploy.steps import (
 )
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import decisions, jars
-from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import BACKUP, Role
 from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
@@ -61,21 +60,18 @@ def refuse_an_unreadable_journal(run: Run, look: Look) -> None:
 def target_of_rollback(run: Run, look: Look) -> str:
     """The release to go back to, known to be there and sound. Raises DeployError (1)."""
     host = run.host
+    some = host.releases.some()
+    listed = f"there are: {some}" if some else "there are no releases"
     target = run.version or decisions.bare_rollback_target(
         look.history, look.approved, look.current.version,
         (look.primary.running, look.backup.running),
     )  # fmt: skip
     if target is None:
-        raise DeployError("there is no previous release to roll back to", remedy=_listed(host))
+        raise DeployError("there is no previous release to roll back to", remedy=listed)
     if not host.releases.has(target):
-        raise DeployError(f"no release {target} in {host.releases.directory}", remedy=_listed(host))
+        raise DeployError(f"no release {target} in {host.releases.directory}", remedy=listed)
     jars.facts_of(host.releases.path(target), host.config.name)
     return target
-
-
-def _listed(host: Host) -> str:
-    some = host.releases.some()
-    return f"there are: {some}" if some else "there are no releases"
 
 
 def roll_back(run: Run, before: Look) -> None:

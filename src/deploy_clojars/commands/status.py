@@ -64,7 +64,7 @@ def as_json(report: Report) -> str:
         "ok": report.ok,
         "next": report.next,
         "lock": report.holder,
-        "instances": {each.role: _instance(each) for each in (look.primary, look.backup)},
+        "instances": {each.role: _instance(each) for each in look.instances},
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
@@ -87,7 +87,7 @@ def as_text(report: Report) -> str:
     names = ("current", "approved", "previous")
     values = (look.current.version, look.approved, look.history.previous)
     lines = [f"{name:<9} {value or 'none'}" for name, value in zip(names, values, strict=True)]
-    for observation in _instances(report):
+    for observation in report.look.instances:
         lines.append(f"{observation.role:<9} {_instance_line(observation)}")
         lines += [
             f"{'':<9} {check.url}: {check.detail}" for check in observation.checks if not check.ok
@@ -110,15 +110,11 @@ def as_one_line(report: Report) -> str:
     """What a login shows: nothing if all is well, otherwise what is the matter and what to type."""
     if report.ok:
         return ""
-    down = [_instance_line(each) for each in _instances(report) if not each.serving]
+    down = [_instance_line(each) for each in report.look.instances if not each.serving]
     parts = [*(_remarks(report) or down or [_judgement(report)])]
     if report.next:
         parts.append(f"next: {report.next}")
     return "; ".join(parts)
-
-
-def _instances(report: Report) -> tuple[Observation, Observation]:
-    return report.look.primary, report.look.backup
 
 
 def _judgement(report: Report) -> str:

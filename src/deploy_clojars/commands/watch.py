@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
 from datetime import UTC, datetime
-from typing import IO, cast
 
 import rich.console
 import rich.live
@@ -31,18 +29,16 @@ def watch(host: Host) -> None:
     if not tables.can_be_drawn_on():
         raise UsageError(
             "--watch needs a terminal that can be drawn on",
-            remedy=f"for programs: {host.command('status', '--json')}",
+            remedy=f"programs can use: {host.command('status', '--json')}",
         )
-    console = rich.console.Console(
-        file=cast(IO[str], sys.stdout), highlight=False, markup=False, emoji=False
-    )
+    console = rich.console.Console(highlight=False, markup=False, emoji=False)
     try:
         with signals.handled(), rich.live.Live(console=console, auto_refresh=False) as live:
             size = console.size
             while True:
                 lines = printable(status.as_text(status.report(host))).split("\n")
                 if console.size != size:
-                    # What a terminal has wrapped anew is not where rich looks for it.
+                    # What a terminal has wrapped again is not where rich looks for it.
                     size = console.size
                     console.clear()
                 live.update(screen(console, lines, datetime.now(UTC)), refresh=True)

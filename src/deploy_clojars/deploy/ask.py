@@ -78,7 +78,7 @@ def ask_to_roll_back(run: Run, look: Look) -> None:
     """Asks before anything is changed. Raises Declined (7), Interrupted."""
     show = run.console.say if run.request.yes else run.console.tell
     show(f"roll back to {run.version} (approved now: {look.approved or 'none'})", "bold")
-    for observation in (look.primary, look.backup):
+    for observation in look.instances:
         healthy = observation.is_healthy_on(run.version)
         verb = "started" if observation.state == "stopped" else "restarted"
         what = "is healthy on it already" if healthy else f"will be {verb}"

@@ -64,7 +64,7 @@ def is_installed(run: Run, commit: str) -> bool:
     if known == commit:
         return True
     look = host.look()
-    users = [each.job for each in (look.primary, look.backup) if version in each.open_releases]
+    users = [each.job for each in look.instances if version in each.open_releases]
     used = f"run by {' and '.join(users)}" if users else "run by no instance"
     removable = not users and version not in (look.current.version, look.approved)
     removal = f"{shlex.join(['mv', str(path), f'{path}.old'])}, and deploy again"

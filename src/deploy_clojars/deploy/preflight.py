@@ -65,7 +65,7 @@ def ready_to_restart(host: Host) -> Look:
         )
     look = host.look()
     host.refuse_a_broken_link(look)
-    for observation in (look.primary, look.backup):
+    for observation in look.instances:
         if observation.state == "unknown":
             raise NotReady(
                 f"the state of {observation.job} is unknown: {observation.said}",

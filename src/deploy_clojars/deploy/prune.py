@@ -50,7 +50,7 @@ def candidates(host: Host, look: Look) -> list[str]:
 def in_use(look: Look) -> frozenset[str]:
     """What must never be removed. Raises NotReady (4) if what an instance runs is not known."""
     if look.in_use is None:
-        unknown = [each for each in (look.primary, look.backup) if not each.running_is_known]
+        unknown = [each for each in look.instances if not each.running_is_known]
         jobs = " and ".join(f"{each.job} ({each.said})" for each in unknown)
         raise NotReady(f"nothing was pruned: cannot tell what these run: {jobs}")
     return look.in_use

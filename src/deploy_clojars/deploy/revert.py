@@ -135,7 +135,7 @@ def _wait_for_what_runs_the_target_already(run: Run, target: str) -> None:
     one that was started again by itself comes up on the target.
     """
     look = run.host.look()
-    for observation in (look.primary, look.backup):
+    for observation in look.instances:
         if target in observation.open_releases and not observation.is_healthy_on(target):
             with suppress(NotHealthy):
                 instance = run.host.instances[observation.role]

@@ -22,6 +22,11 @@ class Look:
     journal_error: str | None = None  # why the journal cannot be read
     drain_flag: bool = False  # whether nginx is told to prefer the backup
 
+    @property
+    def instances(self) -> tuple[Observation, Observation]:
+        """The primary and the backup."""
+        return self.primary, self.backup
+
     def left(self) -> Left:
         """What the host would be left with now."""
         return Left(self.current.version, self.primary.running, self.backup.running)
@@ -30,7 +35,7 @@ class Look:
         """The primary and the backup, as what concerns a restart on `version` depends on them."""
         primary, backup = (
             decisions.InstanceHealth(each.serving, each.is_healthy_on(version))
-            for each in (self.primary, self.backup)
+            for each in self.instances
         )
         return primary, backup
 
@@ -40,7 +45,7 @@ class Look:
 
     def why_not_both_healthy_on(self, version: str) -> str:
         """What keeps both from being healthy on the release, for people."""
-        reasons = (each.why_not_healthy_on(version) for each in (self.primary, self.backup))
+        reasons = (each.why_not_healthy_on(version) for each in self.instances)
         return "; ".join(reason for reason in reasons if reason)
 
     @property
@@ -49,13 +54,17 @@ class Look:
         return self.approved is not None and self.primary.is_healthy_on(self.approved)
 
     @property
-    def in_use(self) -> frozenset[str] | None:
-        """The releases that must never be removed; None if what an instance runs is not known."""
-        if not (self.primary.running_is_known and self.backup.running_is_known):
-            return None
+    def named_or_running(self) -> frozenset[str]:
+        """The releases that are current, approved, previous or run, as far as that is known."""
         named = (self.current.version, self.approved, self.history.previous)
         running = self.primary.open_releases | self.backup.open_releases
         return running.union(filter(None, named))
+
+    @property
+    def in_use(self) -> frozenset[str] | None:
+        """The releases that must never be removed; None if what an instance runs is not known."""
+        known = all(each.running_is_known for each in self.instances)
+        return self.named_or_running if known else None
 
     @property
     def drifted(self) -> bool:

@@ -343,8 +343,7 @@ def where_the_host_stands(host: Host) -> str:
     """
     look = host.look()
     lines = [
-        f"{each.job}: {each.state}, runs {each.running or 'nothing'}"
-        for each in (look.primary, look.backup)
+        f"{each.job}: {each.state}, runs {each.running or 'nothing'}" for each in look.instances
     ]
     lines.append(f"current: {look.current.version or 'none'}")
     command = host.next_command(look, host.situation(look, locked=False))

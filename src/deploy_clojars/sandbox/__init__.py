@@ -13,7 +13,6 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from deploy_clojars import config
@@ -160,13 +159,14 @@ def _running(sandbox: Sandbox) -> Sandbox:
     news = [*sandbox.news]
     if supervisord.living(sandbox.directory):
         if supervisord.answers(sandbox):
-            return replace(sandbox, news=(*news, "it runs already; nothing was changed"))
+            sandbox.news = (*news, "it runs already; nothing was changed")
+            return sandbox
         _refuse_while_a_run_is_at_work(sandbox.directory)
         pids = supervisord.end_all(sandbox.directory)
         news.append(f"ended what a crash had left: {_pids(pids)}")
     _refuse_while_a_run_is_at_work(sandbox.directory)
     old = sandbox.ports
-    sandbox = replace(sandbox, ports=ports.chosen(old))
+    sandbox = Sandbox(sandbox.directory, ports.chosen(old))
     if sandbox.ports != old:
         configuration.change_ports(sandbox, old)
         sandbox.save(made=True)
@@ -176,7 +176,8 @@ def _running(sandbox: Sandbox) -> Sandbox:
     news.append("started" if sandbox.link.exists() else "started; nothing is deployed yet")
     if Host(config.load(sandbox.config)).journal.history().unfinished is not None:
         news.append("a run was cut off: `status` says what to type first")
-    return replace(sandbox, news=tuple(news))
+    sandbox.news = tuple(news)
+    return sandbox
 
 
 def _refuse_while_a_run_is_at_work(directory: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,63 +53,23 @@ class Record(Struct, frozen=True):
     ports: Ports
 
 
-@dataclass(frozen=True)
 class Sandbox:
     """A little clojars.org: what is where. `news` are lines about what was done just now."""
 
-    directory: Path
-    ports: Ports
-    news: tuple[str, ...] = ()
-
-    @property
-    def file(self) -> Path:
-        """What was chosen once."""
-        return self.directory / FILE
-
-    @property
-    def config(self) -> Path:
-        """The configuration for `deploy-clojars -c`."""
-        return self.directory / CONFIG
-
-    @property
-    def repository(self) -> Path:
-        """The application's git repository."""
-        return self.directory / "clojars-web"
-
-    @property
-    def home(self) -> Path:
-        """What /home/clojars is on the real host."""
-        return self.directory / "home"
-
-    @property
-    def releases(self) -> Path:
-        """The releases, and the link to the current one."""
-        return self.home / "releases"
-
-    @property
-    def link(self) -> Path:
-        """What both instances are started from."""
-        return self.releases / "clojars-web-current.jar"
-
-    @property
-    def flag(self) -> Path:
-        """What tells nginx to prefer the backup."""
-        return self.directory / FLAG
-
-    @property
-    def logs(self) -> Path:
-        """What the instances and supervisord print."""
-        return self.directory / "logs"
-
-    @property
-    def supervisord(self) -> Path:
-        """supervisord's configuration."""
-        return self.directory / "supervisord.conf"
-
-    @property
-    def socket(self) -> Path:
-        """Where supervisord listens."""
-        return self.directory / SOCKET
+    def __init__(self, directory: Path, ports: Ports, news: tuple[str, ...] = ()) -> None:
+        self.directory = directory
+        self.ports = ports
+        self.news = news
+        self.file = directory / FILE
+        self.config = directory / CONFIG  # for `deploy-clojars -c`
+        self.repository = directory / "clojars-web"
+        self.home = directory / "home"  # what /home/clojars is on the real host
+        self.releases = self.home / "releases"
+        self.link = self.releases / "clojars-web-current.jar"
+        self.flag = directory / FLAG
+        self.logs = directory / "logs"  # what the instances and supervisord print
+        self.supervisord = directory / "supervisord.conf"
+        self.socket = directory / SOCKET  # where supervisord listens
 
     def save(self, *, made: bool) -> None:
         """Writes the sandbox's own file."""
@@ -132,8 +91,6 @@ def resolved(directory: Path) -> Path:
     # supervisord expands the names of logs twice.
     if re.search(r"[\x00-\x1f\x7f$%]", str(directory)):
         raise UsageError(f"{str(directory)!r}: a control character, $ or % in a sandbox's path")
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} is no directory")
     return directory
 
 

@@ -216,7 +216,9 @@ class Console:
         typed = b""
         while True:
             if signals.wait(1.0, sys.stdin.fileno()):
-                received = self._read()
+                received = b""
+                with suppress(OSError):  # of a terminal that is gone
+                    received = os.read(sys.stdin.fileno(), 4096)
                 if not received:
                     raise Declined("the input ended before an answer came")
                 typed += received
@@ -233,13 +235,6 @@ class Console:
                 self._show("")
                 self.warn(notice)
                 self._show(prompt, "bold", end="")
-
-    @staticmethod
-    def _read() -> bytes:
-        try:
-            return os.read(sys.stdin.fileno(), 4096)
-        except OSError:
-            return b""  # the terminal is gone
 
     def _close_line(self, ending: str, *, failed: bool) -> None:
         if self._line is not None:
