@@ -26,7 +26,7 @@ import msgspec
 from clojure_repository import ClojureRepository, make_repository
 from little_host import Terminal, at_a_terminal, wait_for
 from programs import require_program, skip_or_fail
-from standin.upstart import PROGRAMS, Upstart
+from standin.upstart import INITCTL, PROGRAMS, Upstart
 
 PROJECT = Path(__file__).parents[1]
 OPT = Path("/opt")
@@ -117,7 +117,7 @@ class Machine:
         ):
             log.bind("/dev/log")
             Path("/dev/log").chmod(0o666)
-            for program in PROGRAMS:
+            for program in (*PROGRAMS, INITCTL):
                 shutil.copy(upstart.bin / program, f"/usr/sbin/{program}")
             Path("/etc/init").symlink_to(upstart.jobs)
             Path("/var/log/upstart").symlink_to(upstart.logs)

@@ -517,9 +517,108 @@ def test_a_job_file_broken_while_the_job_runs_is_silent_until_it_stops(
     else:
         upstart.install("clojars", text)
     assert call(upstart, "restart", "clojars").status == 0
-    assert call(upstart, "stop", "clojars") == ("clojars stop/waiting\n", "", 0)
+    pid = running_pid(upstart, "clojars")
+    error = (
+        'stop: Method "Get" with signature "ss" on interface "org.freedesktop.DBus.Properties" '
+        "doesn't exist\n"
+    )
+    assert call(upstart, "stop", "clojars") == ("", error, 1)
+    assert not is_alive(pid)
     assert call(upstart, "start", "clojars") == ("", "start: Unknown job: clojars\n", 1)
     assert call(upstart, "status", "clojars") == ("", "status: Unknown job: clojars\n", 1)
+
+
+UNKNOWN = ("", "status: Unknown job: clojars\n", 1)
+STOPPED = ("clojars stop/waiting\n", "", 0)
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_job_file_that_a_link_brings_is_unknown_until_init_reads_all_again(
+    upstart: Upstart, directory: Path, link: Callable[[Path, Path], None]
+) -> None:
+    (directory / "written").write_text(SERVICE)
+    link(directory / "written", upstart.jobs / "clojars.conf")
+    assert call(upstart, "status", "clojars") == UNKNOWN
+    assert call(upstart, "start", "clojars") == ("", "start: Unknown job: clojars\n", 1)
+    assert call(upstart, "initctl", "reload-configuration") == ("", "", 0)
+    assert call(upstart, "status", "clojars") == STOPPED
+
+
+def test_a_job_file_that_a_link_brought_is_known_after_a_touch(
+    upstart: Upstart, directory: Path
+) -> None:
+    (directory / "written").write_text(SERVICE)
+    os.link(directory / "written", upstart.jobs / "clojars.conf")
+    subprocess.run(["touch", upstart.jobs / "clojars.conf"], check=True)
+    assert call(upstart, "status", "clojars") == STOPPED
+
+
+def test_a_job_file_that_is_renamed_or_written_in_place_is_known_at_once(
+    upstart: Upstart, directory: Path
+) -> None:
+    (directory / "written").write_text(SERVICE)
+    (directory / "written").rename(upstart.jobs / "clojars.conf")
+    assert call(upstart, "status", "clojars") == STOPPED
+    (upstart.jobs / "clojars.conf").unlink()
+    assert call(upstart, "status", "clojars") == UNKNOWN
+    (upstart.jobs / "clojars.conf").write_text(SERVICE)
+    assert call(upstart, "status", "clojars") == STOPPED
+
+
+def test_a_job_that_is_being_stopped_can_be_started_and_nothing_else(
+    upstart: Upstart, directory: Path
+) -> None:
+    install_stubborn(upstart, directory, kill_timeout=2)
+    old = running_pid(upstart, "stubborn")
+    with begin(upstart, "stop", "stubborn") as stopping:
+        wait_for_status(upstart, "stubborn", f"stubborn stop/killed, process {old}\n")
+        assert call(upstart, "restart", "stubborn") == (
+            "", "restart: Job has already been stopped: \n", 1,
+        )  # fmt: skip
+        assert call(upstart, "stop", "stubborn") == (
+            "", "stop: Job has already been stopped: stubborn\n", 1,
+        )  # fmt: skip
+        answer = call(upstart, "start", "stubborn")
+        stopping.wait(DEADLINE)
+    new = running_pid(upstart, "stubborn")
+    assert answer == (f"stubborn start/running, process {new}\n", "", 0)
+    assert new != old
+    assert not is_alive(old)
+
+
+def test_two_restarts_at_once_both_succeed(upstart: Upstart, directory: Path) -> None:
+    install_stubborn(upstart, directory, kill_timeout=1)
+    old = running_pid(upstart, "stubborn")
+    with begin(upstart, "restart", "stubborn") as first:
+        wait_for_status(upstart, "stubborn", f"stubborn start/killed, process {old}\n")
+        second = call(upstart, "restart", "stubborn")
+        overtaken = end(first)
+    assert second == (
+        f"stubborn start/running, process {running_pid(upstart, 'stubborn')}\n",
+        "",
+        0,
+    )
+    assert re.fullmatch(r"stubborn start/[a-z]+, process \d+\n", overtaken.output)
+    assert overtaken.status == 0
+
+
+@needs_root
+def test_setuid_alone_leaves_roots_group(upstart: Upstart) -> None:
+    upstart.install("alone", f"setuid nobody\n{SERVICE}")
+    upstart.install("both", f"setuid nobody\nsetgid nogroup\n{SERVICE}")
+    groups = {}
+    for job in ("alone", "both"):
+        call(upstart, "start", job)
+        groups[job] = os.stat(f"/proc/{running_pid(upstart, job)}").st_gid
+    assert groups == {"alone": 0, "both": 65534}
+
+
+def test_an_escaped_quote_in_a_command_is_a_syntax_error_of_the_shell(upstart: Upstart) -> None:
+    upstart.install("clojars", 'exec sh -c "echo \\"up\\"; exec sleep 1000"\n')
+    call(upstart, "start", "clojars")
+    wait_for_status(upstart, "clojars", "clojars stop/waiting\n")
+    log = upstart.logs / "clojars.log"
+    wait_for(lambda: log.exists() and "yntax error" in log.read_text(), "the shell's words")
 
 
 def test_stop_takes_the_whole_process_group_but_not_a_session_of_its_own(

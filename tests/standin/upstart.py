@@ -9,8 +9,9 @@ page. Where it is silent the code follows Upstart's published state machine and 
 
 This file is also the program of the supervisor ("init"), which `started` runs as a process of its
 own: in its own session, so that Ctrl-C on a test's terminal does not reach it, and tied to the test
-by a socket, so that it ends with the test, however that ends. The four programs in `bin` are thin
-clients of it: they send their arguments and print what they are told.
+by a socket, so that it ends with the test, however that ends. The four programs in `bin` and
+`initctl`, of which there is `reload-configuration` alone, are thin clients of it: they send their
+arguments and print what they are told.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from functools import partial
 from pathlib import Path
 
 PROGRAMS = ("start", "stop", "restart", "status")
+INITCTL = "initctl"
 
 # Fact 8: with a job's `env` lines, UPSTART_JOB and UPSTART_INSTANCE, this is a job's environment.
 BASE_ENVIRONMENT = {
@@ -54,6 +56,11 @@ MARKER = "UPSTART_STANDIN"
 # Upstart runs `exec` through a shell only if the command has one of these.
 SHELL_CHARACTERS = frozenset("~`!$^&*()=|\\{}[];\"'<>?")
 SCRIPT_FD = 9
+
+# Fact 13: `stop` asks for the job's state when it has stopped, and by then there is no such job.
+NO_LONGER_KNOWN = (
+    'Method "Get" with signature "ss" on interface "org.freedesktop.DBus.Properties" doesn\'t exist'
+)
 
 # The order in which `status` names a job's processes; the first is on its first line.
 PROCESSES = ("main", "pre-start", "post-start", "pre-stop", "post-stop")
@@ -411,6 +418,9 @@ class Request:
     def succeed(self, text: str) -> None:
         self._send(0, text + "\n", "")
 
+    def say_nothing(self) -> None:
+        self._send(0, "", "")
+
     def refuse(self, text: str) -> None:
         self._send(1, "", f"{self.program}: {text}\n")
 
@@ -482,13 +492,14 @@ class Job:
 
     def stop(self, request: Request) -> None:
         if self.goal == "stop":
-            raise Refused(f"Job has already been stopped: {self.name}")  # not measured
+            raise Refused(f"Job has already been stopped: {self.name}")
         self._overtake(request, None)
         self._change_goal("stop")
 
     def restart(self, request: Request, environment: dict[str, str]) -> None:
         if self.goal == "stop":
-            raise Refused(f"Job has already been stopped: {self.name}")  # not measured
+            # Fact 12: the name is the instance's, and a job's only one has none.
+            raise Refused(f"Job has already been stopped: {self.instance}")
         self._overtake(request, environment)
         self._change_goal("stop")
         self._change_goal("start")
@@ -511,7 +522,10 @@ class Job:
                 self.init.later(partial(self._succeed, request))
 
     def _succeed(self, request: Request) -> None:
-        request.succeed(self.status())
+        if request.program == "stop" and not self.init.has_definition(self.job_class.name):
+            request.refuse(NO_LONGER_KNOWN)
+        else:
+            request.succeed(self.status())
 
     # -- the state machine
 
@@ -701,6 +715,49 @@ class Settings:
     system_bus: bool
 
 
+class JobFiles:
+    """The job files that init has noticed (fact 11).
+
+    It is told by the kernel of a file that was written and closed, and of one that was renamed into
+    the directory. Of one that a link brought it hears only that there is a name, and waits in vain
+    for somebody to write.
+    """
+
+    WRITTEN, MOVED_AWAY, MOVED_HERE, CREATED, DELETED = 0x8, 0x40, 0x80, 0x100, 0x200  # inotify(7)
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._noticed: set[str] = set()
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        events = self.WRITTEN | self.MOVED_AWAY | self.MOVED_HERE | self.CREATED | self.DELETED
+        if self._watch < 0 or libc.inotify_add_watch(self._watch, bytes(directory), events) < 0:
+            raise OSError(ctypes.get_errno(), f"inotify: {directory}")
+        self.read_all()
+
+    def read_all(self) -> None:
+        """All that is there, as at init's own start."""
+        self._heed_the_kernel()
+        self._noticed = set(os.listdir(self._directory))
+
+    def path_of(self, job: str) -> Path | None:
+        self._heed_the_kernel()
+        return self._directory / f"{job}.conf" if f"{job}.conf" in self._noticed else None
+
+    def _heed_the_kernel(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data = os.read(self._watch, 65536)
+                while data:
+                    _, event, _, length = struct.unpack_from("iIII", data)
+                    name = os.fsdecode(data[16 : 16 + length].rstrip(b"\0"))
+                    data = data[16 + length :]
+                    if event & (self.WRITTEN | self.MOVED_HERE):
+                        self._noticed.add(name)
+                    elif event & (self.DELETED | self.MOVED_AWAY):
+                        self._noticed.discard(name)
+
+
 @dataclasses.dataclass
 class Spawned:
     """A process that init started; `setup` is its pipe until it runs its program."""
@@ -727,6 +784,7 @@ class Init:
         self._held: list[Request] = []
         self._parent = os.getppid()
         self._is_closing = False
+        self._job_files = JobFiles(Path(settings.jobs))
 
     def log(self, text: str) -> None:
         """The kernel log, which is where Upstart gives its reasons."""
@@ -877,11 +935,19 @@ class Init:
                 raise Refused(f"invalid option: {argument}{help_text}")  # not measured
         if name is None:
             raise Refused(f"missing job name{help_text}")  # not measured
+        if program == INITCTL and name != "reload-configuration":
+            raise Refused(f"invalid command: {name}{help_text}")  # not measured
         if is_stranger and not self.settings.system_bus:
             raise Refused(
                 "Unable to connect to system bus: Failed to connect to socket "
                 "/run/dbus/system_bus_socket: No such file or directory"
             )
+        if program == INITCTL:
+            if is_stranger:
+                raise Refused(rejection(request))  # not measured
+            self._job_files.read_all()
+            request.say_nothing()
+            return
         job_class = self._class_of(name)
         if is_stranger and program in ("start", "restart"):
             raise Refused(rejection(request))
@@ -919,16 +985,26 @@ class Init:
         for job in self._jobs.values():
             if job.job_class.name == name:
                 return job.job_class
-        path = Path(self.settings.jobs, f"{name}.conf")
+        job_class = self._definition(name)
+        if job_class is None:
+            raise Refused(f"Unknown job: {name}")
+        return job_class
+
+    def has_definition(self, name: str) -> bool:
+        return self._definition(name) is not None
+
+    def _definition(self, name: str) -> JobClass | None:
+        """What the job's file says now; None for one that is broken, gone or not noticed."""
+        path = self._job_files.path_of(name)
+        if path is None:
+            return None
         try:
-            if ".." in path.parts or name.startswith("/"):
-                raise FileNotFoundError(path)
             return JobFile(name, path.read_text()).parse()
         except FileNotFoundError:
             pass
         except (OSError, UnicodeError, JobFileError) as error:
             self.log(f"{path}: {error}")
-        raise Refused(f"Unknown job: {name}")
+        return None
 
     def forget(self, job: Job) -> None:
         """`job` is stopped: the next `start` reads its file again (fact 5)."""
@@ -1109,11 +1185,10 @@ def take_on(job_class: JobClass) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(job_class.oom_score))
     os.chdir(job_class.chdir)
     user = pwd.getpwnam(job_class.setuid) if job_class.setuid else None
-    group = user.pw_gid if user else None
-    if job_class.setgid:
-        group = grp.getgrnam(job_class.setgid).gr_gid
-    if os.geteuid() == 0 and user and group is not None:
-        os.initgroups(user.pw_name, group)
+    # Fact 15: `setuid` alone leaves root's group.
+    group = grp.getgrnam(job_class.setgid).gr_gid if job_class.setgid else None
+    if os.geteuid() == 0 and user:
+        os.initgroups(user.pw_name, os.getegid() if group is None else group)
     # Without root these two succeed only for who one is already, and otherwise end the start.
     if group is not None:
         os.setgid(group)
@@ -1127,6 +1202,9 @@ def arguments(command: Command, *, from_descriptor: bool) -> list[str]:
         return ["/bin/sh", "-e", f"/proc/self/fd/{SCRIPT_FD}"]
     if command.is_script:
         return ["/bin/sh", "-e", "-c", command.text.rstrip("\n"), "/bin/sh"]
+    if '\\"' in command.text:
+        # Fact 15; how it comes to what the shell gets is not known, and neither are its words.
+        return ["/bin/sh", "-e", "-c", f'exec {command.text}"', "/bin/sh"]
     if SHELL_CHARACTERS.intersection(command.text):
         return ["/bin/sh", "-e", "-c", f"exec {command.text}", "/bin/sh"]
     return command.text.split()
@@ -1155,7 +1233,7 @@ def pids() -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------
-# The programs `start`, `stop`, `restart` and `status`
+# The programs `start`, `stop`, `restart` and `status`, and `initctl`
 
 # Imported, not run as a script: that would compile it anew for each test, which takes 20 ms.
 SUPERVISOR = f"""
@@ -1229,7 +1307,7 @@ class Upstart:
             root_only=root_only,
             system_bus=system_bus,
         )
-        for program in PROGRAMS:
+        for program in (*PROGRAMS, INITCTL):
             path = self.bin / program
             path.write_text(CLIENT % {"program": program, "socket": address, "source": __file__})
             path.chmod(0o755)
