@@ -315,6 +315,28 @@ def test_an_unknown_service_manager_is_refused_with_the_known_one() -> None:
     assert "upstart" in refusal('[services]\nmanager = "systemd"\n')
 
 
+SUPERVISED = '[services]\nmanager = "supervisor"\nsocket = "/s"\n[instances.primary]\njob = "{}"\n'
+
+
+@pytest.mark.parametrize("job", ["web:clojars", "clojars:clojars_00"])
+def test_a_job_may_be_a_program_in_a_group_of_supervisord(job: str) -> None:
+    assert parsed(SUPERVISED.format(job)).instances.primary.job == job
+
+
+@pytest.mark.parametrize("job", ["web:", ":clojars", "a:b:c", "web:*", "web:-x"])
+def test_what_is_wrong_with_a_jobs_name_is_said(job: str) -> None:
+    message = refusal(SUPERVISED.format(job))
+
+    assert "instances.primary.job: expected a job's name" in message
+    assert "GROUP:PROGRAM" in message
+
+
+def test_only_supervisord_has_programs_in_groups() -> None:
+    message = refusal('[instances.primary]\njob = "web:clojars"\n')
+
+    assert "instances.primary.job: must be a job of upstart" in message
+
+
 def test_two_instances_are_two_jobs() -> None:
     message = refusal('[instances.backup]\njob = "clojars"\n')
 

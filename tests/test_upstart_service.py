@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from programs import require_program
 from system import lives
 
+from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services import Job, ServiceFailed
 from deploy_clojars.host.services.upstart import Upstart, parse_status
 
@@ -59,6 +64,7 @@ Said = tuple[str, str, int]  # standard output, standard error, exit status
         ("clojars start/running, process 331", "clojars", "running", 331),
         # Not measured, but of the same form.
         ("clojars stop/killed, process 9", "clojars", "stopping", None),
+        ("clojars start/running", "clojars", "starting", None),  # it is being respawned
         ("clojars start/running, process 3\n\tpost-stop process 4\n", "clojars", "running", 3),
     ],
 )  # fmt: skip
@@ -227,6 +233,62 @@ def test_a_job_that_comes_and_goes_is_not_followed_for_ever(
         upstart.restart("clojars")
 
     assert programs.calls == ["restart clojars", "start clojars", "restart clojars"]
+
+
+IS_BEING_STOPPED = ("", "restart: Job has already been stopped: \n", 1)
+
+
+def test_the_restart_of_a_job_that_is_being_stopped_starts_it(
+    programs: Programs, upstart: Upstart
+) -> None:
+    programs.answers("restart", IS_BEING_STOPPED)
+    programs.answers("start", ("clojars start/running, process 5", "", 0))
+
+    upstart.restart("clojars")
+
+    assert programs.calls == ["restart clojars", "start clojars"]
+
+
+def test_to_stop_a_job_that_is_being_stopped_waits_for_its_end(
+    programs: Programs, upstart: Upstart
+) -> None:
+    programs.answers("stop", ("", "stop: Job has already been stopped: clojars\n", 1))
+    programs.answers(
+        "status",
+        ("clojars stop/killed, process 3", "", 0),
+        ("clojars stop/killed, process 3", "", 0),
+        ("clojars stop/waiting", "", 0),
+    )
+
+    upstart.stop("clojars")
+
+    assert programs.calls == ["stop clojars", *["status clojars"] * 3]
+
+
+def test_the_end_of_a_job_that_is_being_stopped_is_waited_for_within_the_time_limit(
+    programs: Programs,
+) -> None:
+    programs.answers("stop", ("", "stop: Job has already been stopped: clojars\n", 1))
+    programs.answers("status", ("clojars stop/killed, process 3", "", 0))
+
+    with pytest.raises(ServiceFailed, match="stop/killed, process 3: not stopped within 1 s"):
+        Upstart(bin=str(programs.bin), sudo=False, timeout=1).stop("clojars")
+
+
+def test_a_job_whose_file_is_gone_is_stopped_and_cannot_be_started(
+    programs: Programs, upstart: Upstart
+) -> None:
+    no_method = (
+        'stop: Method "Get" with signature "ss" on interface "org.freedesktop.DBus.Properties" '
+        "doesn't exist\n"
+    )
+    programs.answers("stop", ("", no_method, 1))
+    programs.answers("status", ("", "status: Unknown job: clojars\n", 1))
+    programs.answers("start", ("", "start: Unknown job: clojars\n", 1))
+
+    upstart.stop("clojars")
+    with pytest.raises(ServiceFailed, match="Unknown job"):
+        upstart.start("clojars")
 
 
 def test_a_running_job_is_stopped(programs: Programs, upstart: Upstart) -> None:
@@ -486,12 +548,23 @@ def commands(programs: Programs, *jobs: str) -> set[str]:
     return {f"{programs.bin}/{verb} {job}" for job in jobs for verb in ("restart", "start", "stop")}
 
 
-def test_what_sudo_allows_is_no_refusal(
+def refused_of(services: Upstart, *jobs: str) -> set[str]:
+    """The commands that are named as not allowed."""
+    with pytest.raises(NotReady) as refused:
+        services.refuse_without_rights(jobs)
+    begins, ends = "sudo does not let this user run ", " without a password"
+    assert refused.value.message.startswith(begins)
+    assert refused.value.message.endswith(ends)
+    return set(refused.value.message.removeprefix(begins).removesuffix(ends).split(", "))
+
+
+def test_what_sudo_allows_is_not_refused(
     programs: Programs, through_sudo: Upstart, sudo: Callable[[str], None]
 ) -> None:
     sudo(ALLOWS)
 
-    assert through_sudo.refusals(["clojars", "clojars-backup"]) == []
+    through_sudo.refuse_without_rights(["clojars", "clojars-backup"])
+
     assert programs.calls == []
 
 
@@ -500,9 +573,9 @@ def test_every_command_that_sudo_does_not_allow_is_named(
 ) -> None:
     sudo(REFUSES)
 
-    refused = through_sudo.refusals(["clojars", "clojars-backup"])
+    refused = refused_of(through_sudo, "clojars", "clojars-backup")
 
-    assert set(refused) == commands(programs, "clojars", "clojars-backup")
+    assert refused == commands(programs, "clojars", "clojars-backup")
 
 
 def test_only_what_sudo_does_not_allow_is_named(
@@ -510,10 +583,10 @@ def test_only_what_sudo_does_not_allow_is_named(
 ) -> None:
     sudo('case "$*" in *"/restart clojars") exit 0;; esac\nexit 1')
 
-    refused = through_sudo.refusals(["clojars", "clojars-backup"])
+    refused = refused_of(through_sudo, "clojars", "clojars-backup")
 
     expected = commands(programs, "clojars", "clojars-backup") - {f"{programs.bin}/restart clojars"}
-    assert set(refused) == expected
+    assert refused == expected
 
 
 def test_without_sudo_every_command_is_refused(
@@ -521,7 +594,7 @@ def test_without_sudo_every_command_is_refused(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    assert set(through_sudo.refusals(["clojars"])) == commands(programs, "clojars")
+    assert refused_of(through_sudo, "clojars") == commands(programs, "clojars")
 
 
 def test_where_sudo_is_not_used_it_refuses_nothing(
@@ -529,7 +602,86 @@ def test_where_sudo_is_not_used_it_refuses_nothing(
 ) -> None:
     sudo(REFUSES)
 
-    assert upstart.refusals(["clojars"]) == []
+    upstart.refuse_without_rights(["clojars"])
+
+
+# The real sudo, with rules of the test's own: in a mount namespace, so that they are nobody else's
+
+ASK_THE_REAL_SUDO = """
+import os, sys
+from deploy_clojars.errors import NotReady
+from deploy_clojars.host.services.upstart import Upstart
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+os.setsid()  # without a terminal
+try:
+    Upstart(bin=sys.argv[1], sudo=True, timeout=10).refuse_without_rights(["clojars"])
+except NotReady as refused:
+    print(refused.message, refused.detail, refused.remedy, sep="\\n")
+"""
+
+ALLOWED = (
+    "nobody ALL=(root) NOPASSWD: {bin}/restart clojars, {bin}/start clojars, {bin}/stop clojars"
+)
+ALL = "{bin}/restart clojars, {bin}/start clojars, {bin}/stop clojars"
+WANTS_A_PASSWORD = "sudo: a password is required"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can write rules of sudo")
+@pytest.mark.parametrize(
+    ("rules", "refused", "said"),
+    [
+        ([ALLOWED], "", ""),
+        (["nobody ALL=(ALL:ALL) NOPASSWD: ALL"], "", ""),
+        (["nobody ALL=(ALL:ALL) CWD=* NOPASSWD: ALL"], "", ""),
+        (["Defaults:nobody listpw=always", ALLOWED], "", ""),
+        (["Defaults requiretty", ALLOWED, "Defaults:nobody !requiretty"], "", ""),
+        ([ALLOWED, "Defaults requiretty"], ALL, "Defaults:nobody !requiretty"),
+        ([ALLOWED, "nobody ALL=(ALL:ALL) ALL"], ALL, WANTS_A_PASSWORD),
+        ([ALLOWED, "nobody ALL=(root) PASSWD: {bin}/stop *"], "{bin}/stop clojars",
+         WANTS_A_PASSWORD),
+        ([ALLOWED, "nobody ALL=(root) !{bin}/start"], "{bin}/start clojars", ""),
+        ([ALLOWED.replace("clojars,", "clojars-backup,")],
+         "{bin}/restart clojars, {bin}/start clojars", WANTS_A_PASSWORD),
+        ([], ALL, WANTS_A_PASSWORD),
+    ],
+)  # fmt: skip
+def test_the_real_sudo_is_asked_for_what_is_really_called(
+    programs: Programs, rules: list[str], refused: str, said: str
+) -> None:
+    require_program("sudo", "unshare")
+    for verb in ("restart", "start", "stop"):
+        programs.does(verb, "")
+    directory = Path(tempfile.mkdtemp(prefix="rules-"))
+    try:
+        directory.chmod(0o755)
+        bin = directory / "bin"
+        shutil.copytree(programs.bin, bin)
+        (directory / "sudoers.d").mkdir(0o755)
+        (directory / "sudoers.d/rules").write_text(
+            "".join(f"{rule.format(bin=bin)}\n" for rule in rules)
+        )
+        (directory / "sudoers.d/rules").chmod(0o440)
+        asked = subprocess.run(
+            ["unshare", "-m", "sh", "-c",
+             'mount --bind "$0" /etc/sudoers.d && exec "$@"', directory / "sudoers.d",
+             sys.executable, "-c", ASK_THE_REAL_SUDO, bin],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(directory)
+
+    assert asked.stderr == ""
+    if refused:
+        named = asked.stdout.splitlines()[0]
+        assert named == (
+            f"sudo does not let this user run {refused.format(bin=bin)} without a password"
+        )
+    else:
+        assert asked.stdout == ""
+    assert said in asked.stdout
+    assert programs.calls == []
 
 
 # The job's log

@@ -25,8 +25,10 @@ Seconds = Annotated[float, Meta(gt=0, le=A_YEAR)]
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 TextOrNone = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]*\Z")]
-# Neither an option of the service manager nor a path.
-JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*\Z")]
+# Neither an option of the service manager nor a path; supervisord's may be GROUP:PROGRAM.
+JobName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*(:[A-Za-z0-9][A-Za-z0-9._@+-]*)?\Z")
+]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}\Z")]
 VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
 # A repository that starts with '-' would be an option of git.
@@ -79,10 +81,14 @@ class Services(Struct, frozen=True, forbid_unknown_fields=True):
     bin: AbsolutePath = "/sbin"
     timeout: Seconds = 90
     socket: AbsolutePath | None = None
+    username: Text | None = None
+    password: Text | None = None
 
     def __post_init__(self) -> None:
         if self.manager == "supervisor" and self.socket is None:
             raise ValueError("`socket` must be set where the manager is supervisor")
+        if ":" in (self.username or ""):
+            raise ValueError("`username` must be a name without a colon")
 
 
 class Instance(Struct, frozen=True, forbid_unknown_fields=True):
@@ -171,6 +177,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     health: Health = Health()
     drain: Drain = Drain()
     hook: Hook = Hook()
+
+    def __post_init__(self) -> None:
+        for role, instance in (
+            ("primary", self.instances.primary),
+            ("backup", self.instances.backup),
+        ):
+            if ":" in instance.job and self.services.manager != "supervisor":
+                raise ValueError(
+                    f"`instances.{role}.job` must be a job of {self.services.manager}, and only "
+                    f"supervisord has GROUP:PROGRAM, got {instance.job!r}"
+                )
 
     @property
     def deploy_directory(self) -> Path:
@@ -274,12 +291,17 @@ def _with_key_first(message: str) -> str:
     key = re.sub(r"^\.", "", path.rstrip("`"))
     if "matching regex" in what:
         # The patterns are in the annotations above; people get their meaning.
-        kinds = {"^/": "an absolute path", "^[A-Za-z_]": "the name of a variable"}
+        kinds = {
+            "^/": "an absolute path",
+            "^[A-Za-z_]": "the name of a variable",
+            "^[A-Za-z0-9][A-Za-z0-9._@+-]*(": "a job's name (letters, digits and ._@+-, which it "
+            "does not begin with), or GROUP:PROGRAM of supervisord",
+        }
         pattern = what.partition("matching regex '")[2]
         found = (words for start, words in kinds.items() if pattern.startswith(start))
         what = f"expected {next(found, 'a text without control characters or a leading sign')}"
     what = what.replace("`object`", "a table").replace("`array`", "a list")
-    own = re.match(r"`(\w+)` (?=m)", what)  # a key named by a check of the whole table
+    own = re.match(r"`([\w.]+)` (?=m)", what)  # a key named by a check of the whole table
     if own is not None:
         key, what = ".".join(part for part in (key, own[1]) if part), what[own.end() :]
     what = what[:1].lower() + what[1:]

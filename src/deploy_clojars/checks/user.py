@@ -9,6 +9,7 @@ import shutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.checks.programs import SECONDS, said_by
+from deploy_clojars.errors import NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.users import user_name
 from deploy_clojars.machine.shell import TookTooLong, capture
@@ -35,13 +36,21 @@ def as_the_production_user(site: Site) -> Findings:
             again,
         )  # fmt: skip
         return
-    refused = host.services.refusals(host.jobs)
-    if refused:
-        yield Finding(f"sudo does not allow {', '.join(refused)}", True, site.setup)
-    elif site.is_upstarts and host.config.services.sudo:
-        yield Finding("sudo allows what is needed")
+    yield from _sudo(site)
     yield from _login_shell()
     yield _remote(host)
+
+
+def _sudo(site: Site) -> Findings:
+    try:
+        site.host.services.refuse_without_rights(site.host.jobs)
+    except NotReady as refused:
+        what = "\n".join(filter(None, (refused.message, refused.detail)))
+        # What setup makes is there, or it is not enough.
+        yield Finding(what, True, f"{site.setup}\n{refused.remedy}")
+        return
+    if site.is_upstarts and site.host.config.services.sudo:
+        yield Finding("sudo allows what is needed")
 
 
 def _login_shell() -> Findings:

@@ -57,12 +57,7 @@ def check_deploy(run: Run) -> Look:
 
 def ready_to_restart(host: Host) -> Look:
     """What every command needs that restarts something. Raises NotReady (4)."""
-    refused = host.services.refusals(host.jobs)
-    if refused:
-        raise NotReady(
-            f"sudo does not let this user run {', '.join(refused)} without a password",
-            remedy="allow exactly these commands in /etc/sudoers.d (visudo -c checks it)",
-        )
+    host.services.refuse_without_rights(host.jobs)
     look = host.look()
     host.refuse_a_broken_link(look)
     for observation in look.instances:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+from typing import TYPE_CHECKING
 
 from deploy_clojars.config import DEFAULT_FILE
 from deploy_clojars.errors import NotReady, UsageError
-from deploy_clojars.host.host import Host
+
+if TYPE_CHECKING:
+    from deploy_clojars.host.host import Host
 
 
 def user_name(uid: int | None = None) -> str:

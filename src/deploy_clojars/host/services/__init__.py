@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from deploy_clojars.config import Config
+from deploy_clojars.machine import signals
 
 State = Literal["running", "starting", "stopping", "stopped", "unknown"]
 
@@ -39,14 +41,23 @@ class Services(Protocol):
     def stop(self, job: str) -> None:
         """Stops a job; one that is stopped already is fine. Raises ServiceFailed."""
 
-    def refusals(self, jobs: Iterable[str]) -> list[str]:
-        """The commands this user may not run, of all that a run may need."""
+    def refuse_without_rights(self, jobs: Iterable[str]) -> None:
+        """Raises NotReady (4) if this user may not run a command that a run may need."""
 
     def words(self, verb: str, job: str) -> list[str]:
         """The command that starts, restarts or stops a job, as a person would type it."""
 
     def last_log_lines(self, job: str) -> str:
         """The last lines of the job's log, or nothing where they can't be read."""
+
+
+def wait_while_it_stops(services: Services, job: str, timeout: float) -> None:
+    """Waits for the end of a job that somebody else stops. Raises ServiceFailed."""
+    deadline = time.monotonic() + timeout
+    while (found := services.status(job)).state == "stopping":
+        if time.monotonic() > deadline:
+            raise ServiceFailed(f"{found.said}: not stopped within {timeout:g} s")
+        signals.wait(0.1)
 
 
 def services_of(config: Config) -> Services:
@@ -56,7 +67,12 @@ def services_of(config: Config) -> Services:
         from deploy_clojars.host.services.supervisor import Supervisor
 
         assert settings.socket is not None  # the configuration demands it
-        return Supervisor(path=settings.socket, timeout=settings.timeout)
+        return Supervisor(
+            path=settings.socket,
+            timeout=settings.timeout,
+            user=settings.username or "",
+            password=settings.password or "",
+        )
 
     from deploy_clojars.host.services.upstart import Upstart
 

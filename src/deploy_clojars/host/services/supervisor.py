@@ -2,10 +2,15 @@
 
 Not by supervisorctl: its exit status is 0 for a program that is still starting, and for the start
 of one that runs already. What counts here are state names and the faults' numbers.
+
+A program in STARTING runs like any other: supervisord only waits for its `startsecs` before it
+believes in it, and these may be longer than every time limit of this tool, which has its own way
+to find out whether an instance is well.
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
 import socket
@@ -16,21 +21,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy_clojars.host.services import Job, ServiceFailed, State
-from deploy_clojars.machine import signals
+from deploy_clojars.host.services import Job, ServiceFailed, State, wait_while_it_stops
 from deploy_clojars.machine.shell import last_lines
 
 LONGEST_SOCKET = 107
 
 # supervisor.xmlrpc.Faults of supervisor 4.3
 ALREADY_STARTED, NOT_RUNNING = 60, 70
-DIED_AT_ONCE = (40, 50)  # ABNORMAL_TERMINATION, SPAWN_ERROR: the reason is in the state
+DIED_AT_ONCE = 50  # SPAWN_ERROR: the reason is in the state
+BAD_NAME = 10
+
+UNAUTHORIZED = 401
 
 # supervisor.states.ProcessStates of supervisor 4.3. BACKOFF waits to be started once more; EXITED
-# and FATAL are not started again.
+# does so for a moment, and FATAL is not started again.
 STATES: dict[str, State] = {
     "RUNNING": "running",
-    "STARTING": "starting",
+    "STARTING": "running",
     "BACKOFF": "starting",
     "STOPPING": "stopping",
     "STOPPED": "stopped",
@@ -39,12 +46,22 @@ STATES: dict[str, State] = {
 }
 
 
-class Supervisor:
-    """The supervisord that listens on `path`; `timeout` is in seconds, for one call."""
+# How long ago a program must have ended to be given up: with `autorestart` supervisord starts it
+# again when it next looks, which it does every second. In seconds, which it counts as whole ones.
+STARTS_AGAIN = 2
 
-    def __init__(self, *, path: str, timeout: float) -> None:
+
+class Supervisor:
+    """The supervisord that listens on `path`; `timeout` is in seconds, for one call.
+
+    The user and the password are those of its [unix_http_server]; empty where it has none.
+    """
+
+    def __init__(self, *, path: str, timeout: float, user: str = "", password: str = "") -> None:
         self._path = path
         self._timeout = timeout
+        self._user = user
+        self._password = password
 
     def status(self, job: str) -> Job:
         try:
@@ -52,13 +69,16 @@ class Supervisor:
         except ServiceFailed as error:
             return Job("unknown", said=str(error))
         except xmlrpc.client.Fault as fault:
-            return Job("unknown", said=_words(fault, job))
+            hint = self._names_like(job) if fault.faultCode == BAD_NAME else ""
+            return Job("unknown", said=_words(fault, job) + hint)
         if not isinstance(info, dict):
-            return Job("unknown", said=f"{job}: {info!r} is no state")
+            return Job("unknown", said=f"{job}: {info!r} is not a state")
         name = str(info.get("statename"))
         why = info.get("spawnerr") or info.get("description") or ""
         said = f"{job} {name} {why}".strip()
         state = STATES.get(name, "unknown")
+        if name == "EXITED" and _has_just_ended(info):
+            state = "starting"
         pid = info.get("pid")
         runs = state == "running" and isinstance(pid, int) and pid > 0
         return Job(state, pid if runs else None, said)
@@ -68,9 +88,18 @@ class Supervisor:
         self.stop(job)
         self.start(job)
 
+    def _names_like(self, job: str) -> str:
+        """What the program may be called: in a group it has the group's name before its own."""
+        try:
+            programs = self._call("getAllProcessInfo")
+            names = [f"{each['group']}:{each['name']}" for each in programs]
+        except (ServiceFailed, xmlrpc.client.Fault, LookupError, TypeError):
+            return ""
+        like = [name for name in names if job in name.split(":")]
+        return f"; it has {', '.join(like)}" if like else ""
+
     def start(self, job: str) -> None:
-        # It returns when the program has run for its `startsecs`, or has failed to.
-        self._wait_while_it_stops(job)
+        wait_while_it_stops(self, job, self._timeout)
         if not self._done_unless("startProcess", job, ALREADY_STARTED):
             self.stop(job)
             self._done_unless("startProcess", job, because=None)
@@ -78,47 +107,47 @@ class Supervisor:
     def stop(self, job: str) -> None:
         # A program that is being stopped counts as not running, and lives.
         if not self._done_unless("stopProcess", job, NOT_RUNNING):
-            self._wait_while_it_stops(job)
+            wait_while_it_stops(self, job, self._timeout)
 
-    def _wait_while_it_stops(self, job: str) -> None:
-        deadline = time.monotonic() + self._timeout
-        while (found := self.status(job)).state == "stopping":
-            if time.monotonic() > deadline:
-                raise ServiceFailed(f"{found.said}: not stopped within {self._timeout:g} s")
-            signals.wait(0.1)
-
-    def refusals(self, jobs: Iterable[str]) -> list[str]:
+    def refuse_without_rights(self, jobs: Iterable[str]) -> None:
         # Whoever may use the socket may use all of it; `status` finds out.
-        return []
+        return
 
     def words(self, verb: str, job: str) -> list[str]:
-        return ["supervisorctl", "-s", f"unix://{self._path}", verb, job]
+        user = ["-u", self._user] if self._user else []  # it asks for the password
+        return ["supervisorctl", "-s", f"unix://{self._path}", *user, verb, job]
 
     def last_log_lines(self, job: str) -> str:
-        # The file itself: supervisord puts a log into XML as it is, and a log need not be text.
+        # The files themselves: supervisord puts a log into XML as it is, and a log need not be
+        # text. Nor need it be a file: a pipe would be waited for.
         try:
             info = self._call("getProcessInfo", job)
-            return last_lines(Path(info["stdout_logfile"]), lines=10)
-        except (ServiceFailed, xmlrpc.client.Fault, LookupError, TypeError):
+            names = [info["stdout_logfile"], info["stderr_logfile"]]
+            logs = [Path(name) for name in dict.fromkeys(names) if name.startswith("/")]
+        except (ServiceFailed, xmlrpc.client.Fault, LookupError, TypeError, AttributeError):
             return ""
+        texts = (last_lines(log, lines=10) for log in logs if log.is_file())
+        return "\n".join(filter(None, texts))
 
     def _done_unless(self, method: str, job: str, because: int | None) -> bool:
         """Calls a method that changes a program; False if it was refused for that fault.
 
         Raises ServiceFailed for every other refusal.
         """
+        # Not waited for: whether it comes up well is for the health checks to find out.
+        waits = () if method == "stopProcess" else (False,)
         try:
-            self._call(method, job)
+            self._call(method, job, *waits)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == because:
                 return False
-            why = self.status(job).said if fault.faultCode in DIED_AT_ONCE else ""
+            why = self.status(job).said if fault.faultCode == DIED_AT_ONCE else ""
             raise ServiceFailed(", ".join(filter(None, (_words(fault, job), why)))) from None
         return True
 
     def _call(self, method: str, *words: Any) -> Any:
         """Raises ServiceFailed if supervisord cannot be asked, Fault if it refuses."""
-        transport = _Transport(self._path, self._timeout)
+        transport = _Transport(self._path, self._timeout, self._user, self._password)
         try:
             return self._ask(transport, method, *words)
         finally:
@@ -139,10 +168,23 @@ class Supervisor:
             ) from None
         except xmlrpc.client.Fault:
             raise
+        except xmlrpc.client.ProtocolError as error:
+            if error.errcode == UNAUTHORIZED:
+                wants = (
+                    "refuses the username and password"
+                    if self._user
+                    else "wants a username and password"
+                )
+                raise ServiceFailed(
+                    f"supervisord at {self._path} {wants}: "
+                    "set services.username and services.password as in its [unix_http_server]"
+                ) from None
+            raise self._is_not_supervisord(error) from None
         except Exception as error:  # noqa: BLE001 # what others answer breaks the parser in many ways
-            raise ServiceFailed(
-                f"{self._path}: that is no supervisord's answer: {error!r}"
-            ) from None
+            raise self._is_not_supervisord(error) from None
+
+    def _is_not_supervisord(self, error: Exception) -> ServiceFailed:
+        return ServiceFailed(f"{self._path}: not an answer of supervisord: {error!r}")
 
 
 class _Connection(http.client.HTTPConnection):
@@ -188,8 +230,9 @@ class _Socket(socket.socket):
 
 
 class _Transport(xmlrpc.client.Transport):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__()
+    def __init__(self, path: str, timeout: float, user: str, password: str) -> None:
+        token = base64.b64encode(f"{user}:{password}".encode()).decode()
+        super().__init__(headers=[("Authorization", f"Basic {token}")] if user else [])
         self._path = path
         self._seconds = timeout
         self._made: list[_Connection] = []
@@ -202,6 +245,11 @@ class _Transport(xmlrpc.client.Transport):
         """Closes what was made; ServerProxy closes only what it keeps itself."""
         for connection in self._made:
             connection.close()
+
+
+def _has_just_ended(info: dict[str, Any]) -> bool:
+    now, stop = info.get("now"), info.get("stop")
+    return isinstance(now, int) and isinstance(stop, int) and now - stop <= STARTS_AGAIN
 
 
 def _words(fault: xmlrpc.client.Fault, job: str) -> str:

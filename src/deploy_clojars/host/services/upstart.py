@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from deploy_clojars.host.services import Job, ServiceFailed, State
+from deploy_clojars.errors import NotReady, reason
+from deploy_clojars.host.services import Job, ServiceFailed, State, wait_while_it_stops
+from deploy_clojars.host.users import user_name
 from deploy_clojars.machine.shell import Answer, TookTooLong, capture, last_lines
 
 # Where Upstart writes what a job prints (`console log`); root alone may read it by default.
@@ -26,9 +28,18 @@ STATUS_LINE = re.compile(
 
 # An answer that only says that the job is not in the state the command needs.
 IS_STOPPED = "Unknown instance"
+IS_BEING_STOPPED = "Job has already been stopped"
 RUNS_ALREADY = "Job is already running"
+# Of `stop`: the job has stopped, and its file is broken or gone.
+NO_LONGER_KNOWN = 'Method "Get" with signature'
 
 NO_BUS = "Unable to connect to system bus"
+
+# sudo looks at this option after it has decided whether it wants a password, and then never runs
+# the command: either the option is not permitted, or there is no such directory (sudo 1.9.3).
+NOWHERE = "/nonexistent/deploy-clojars-only-asks"
+PASSED = (NOWHERE, "the -D option")
+REFUSED = ("a password is required", "you must have a tty")
 
 
 def parse_status(text: str, job: str) -> Job:
@@ -82,23 +93,41 @@ class Upstart:
 
     def restart(self, job: str) -> None:
         # `restart` of a stopped job fails, and so does `start` of a running one.
-        if not self._done_unless("restart", job, IS_STOPPED):
+        if not self._done_unless("restart", job, IS_STOPPED, IS_BEING_STOPPED):
             self.start(job)
 
     def start(self, job: str) -> None:
+        # Of a job that is being stopped it waits for the end.
         if not self._done_unless("start", job, RUNS_ALREADY):
-            self._done_unless("restart", job, because=None)
+            self._done_unless("restart", job)
 
     def stop(self, job: str) -> None:
-        self._done_unless("stop", job, IS_STOPPED)
+        if not self._done_unless("stop", job, IS_STOPPED, IS_BEING_STOPPED, NO_LONGER_KNOWN):
+            wait_while_it_stops(self, job, self._timeout)
 
-    def refusals(self, jobs: Iterable[str]) -> list[str]:
+    def refuse_without_rights(self, jobs: Iterable[str]) -> None:
         if not self._sudo:
-            return []
-        commands = [
-            f"{self._bin}/{verb} {job}" for job in jobs for verb in ("restart", "start", "stop")
-        ]
-        return [command for command in commands if not self._may(command.split())]
+            return
+        verbs = ("restart", "start", "stop")
+        commands = [[f"{self._bin}/{verb}", job] for job in jobs for verb in verbs]
+        answers = {" ".join(command): self._why_refused(command) for command in commands}
+        refused = {command: said for command, said in answers.items() if said is not None}
+        if not refused:
+            return
+        reasons = dict.fromkeys(filter(None, refused.values()))
+        raise NotReady(
+            f"sudo does not let this user run {', '.join(refused)} without a password",
+            detail="\n".join(reasons),
+            remedy=(
+                "allow exactly these commands with NOPASSWD in /etc/sudoers.d (visudo -c checks it);\n"
+                "of the rules that match, the last one counts, and the files are read by name"
+                + "".join(
+                    f"\nand without a terminal: Defaults:{user_name()} !requiretty"
+                    for said in reasons
+                    if REFUSED[1] in said
+                )
+            ),
+        )
 
     def words(self, verb: str, job: str) -> list[str]:
         sudo = ["sudo", "-n"] if self._sudo else []
@@ -110,14 +139,26 @@ class Upstart:
             return f"(root can read it: {log})"
         return last_lines(log, lines=10)
 
-    def _may(self, command: list[str]) -> bool:
-        try:
-            return capture(["sudo", "-n", "-l", *command], timeout=self._timeout).status == 0
-        except (TookTooLong, OSError):
-            return False
+    def _why_refused(self, command: list[str]) -> str | None:
+        """What sudo says against the command; None if it would run it. It is not run.
 
-    def _done_unless(self, verb: str, job: str, because: str | None) -> bool:
-        """Runs `verb` and returns True; False if it was refused for the reason `because`.
+        `sudo -l COMMAND` alone proves little: it says yes where a later rule wants a password or
+        where a terminal is needed, and asks for a password itself where `listpw` says so.
+        """
+        try:
+            asked = capture(["sudo", "-n", "-D", NOWHERE, *command], timeout=self._timeout)
+            if any(words in asked.err for words in PASSED):
+                return None
+            if not any(words in asked.err for words in REFUSED):  # an older sudo
+                asked = capture(["sudo", "-n", "-l", *command], timeout=self._timeout)
+                if asked.status == 0:
+                    return None
+        except (TookTooLong, OSError) as error:
+            return f"sudo: {reason(error)}"
+        return asked.err.strip()
+
+    def _done_unless(self, verb: str, job: str, *because: str) -> bool:
+        """Runs `verb` and returns True; False if it was refused for a reason in `because`.
 
         Raises ServiceFailed for every other refusal.
         """
@@ -127,7 +168,7 @@ class Upstart:
             if verb != "stop" and parse_status(answer.out, job).state in ("stopped", "stopping"):
                 raise ServiceFailed(said)  # another's stop has overtaken it
             return True
-        if because is not None and because in said:
+        if any(words in said for words in because):
             return False
         raise ServiceFailed(said)
 
