@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
-from little_host import LittleHost
+from little_host import LittleHost, free_ports
+from programs import require_program
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
@@ -148,3 +156,162 @@ def test_a_configuration_that_others_can_write_is_refused(
     assert result.returncode == 2
     assert "others than its owner can write it (mode 0664)" in result.stderr
     assert f"chmod go-w {light_host.config}" in result.stderr
+
+
+# What of a job cannot be seen is no proof: an old job file has `exec su clojars -c …`, and the tree
+# of root's su is not visible to the production user, though its own java is.
+
+
+SERVER = r"""
+use IO::Socket::INET;
+open(my $jar, '<', shift) or die $!;
+my @listening;
+for my $port (@ARGV) {  # it survives a port that is taken, as an application may
+    my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port, Listen => 9,
+                                       ReuseAddr => 1);
+    push @listening, $socket if $socket;
+}
+$| = 1;
+print "up\n";
+$SIG{CHLD} = 'IGNORE';
+for my $socket (@listening) {
+    next if fork;
+    while (my $client = $socket->accept) {
+        sysread($client, my $request, 4096);
+        print $client "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n";
+        close $client;
+    }
+    exit;
+}
+sleep 1000;
+"""
+
+OBSERVE = """
+import json, os, sys
+import encodings.ascii, encodings.idna, encodings.latin_1  # while they can be read
+from pathlib import Path
+from types import SimpleNamespace
+import concurrent.futures.thread
+import deploy_clojars.machine.web
+from deploy_clojars import config
+from deploy_clojars.host.instances import Instance
+from deploy_clojars.host.releases import Releases
+from deploy_clojars.host.services import Job
+pid, releases, web, nailgun, uid = sys.argv[1:]
+health = (f"http://127.0.0.1:{web}/", f"tcp://127.0.0.1:{nailgun}")
+settings = config.Instance(job="clojars", url="http://clojars.org/", health=health)
+services = SimpleNamespace(status=lambda job: Job("running", int(pid), "clojars start/running"))
+instance = Instance(
+    "primary", settings, config.Health(), services, Releases(Path(releases), "clojars-web")
+)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(int(uid))
+seen = instance.observe()
+print(json.dumps({
+    "why": seen.why_not_healthy_on("0.1.0"), "visible": seen.visible,
+    "running": seen.running, "foreign": seen.foreign_ports, "serving": seen.serving,
+}))
+"""
+
+NOBODY = 65534
+needs_su = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+
+
+@pytest.fixture
+def old_host() -> Iterator[Path]:
+    """A directory with `releases`, that every user can enter."""
+    require_program("perl", "su")
+    with tempfile.TemporaryDirectory(prefix="old-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "releases").mkdir()
+        (directory / "server").write_text(SERVER)
+        for version in ("0.1.0", "0.0.9"):
+            (directory / f"releases/clojars-web-{version}-standalone.jar").write_text(version)
+        yield directory
+
+
+@contextmanager
+def serving(host: Path, version: str, *ports: int, as_root: bool = False) -> Iterator[int]:
+    """The application, started by root's `su` unless it is root's itself; yields the first PID."""
+    jar = host / f"releases/clojars-web-{version}-standalone.jar"
+    words = ["perl", str(host / "server"), str(jar), *map(str, ports)]
+    if not as_root:
+        words = ["su", "nobody", "-s", "/bin/sh", "-c", " ".join(words)]
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                             start_new_session=True, text=True)
+        )  # fmt: skip
+        stack.callback(end_with_descendants, process.pid)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        yield process.pid
+
+
+def end_with_descendants(pid: int) -> None:
+    first = psutil.Process(pid)
+    for process in [*first.children(recursive=True), first]:
+        process.kill()
+
+
+def seen_by(uid: int, host: Path, pid: int, *ports: int) -> dict[str, Any]:
+    """What an instance with this process and these ports looks like to the user."""
+    words = [sys.executable, "-c", OBSERVE, pid, host / "releases", *ports, uid]
+    shown = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
+
+
+@needs_su
+def test_an_old_job_whose_java_has_the_ports_is_healthy(old_host: Path) -> None:
+    ports = free_ports(2)
+    with serving(old_host, "0.1.0", *ports) as pid:
+        seen = seen_by(NOBODY, old_host, pid, *ports)
+
+    assert seen == {
+        "why": None, "visible": False, "running": "0.1.0", "foreign": [], "serving": True,
+    }  # fmt: skip
+
+
+@needs_su
+def test_an_old_job_whose_ports_an_orphan_kept_is_not_healthy(old_host: Path) -> None:
+    ports = free_ports(2)
+    with serving(old_host, "0.0.9", *ports), serving(old_host, "0.1.0", *ports) as pid:
+        seen = seen_by(NOBODY, old_host, pid, *ports)
+
+    assert seen["serving"]  # which proves nothing
+    assert seen["foreign"] == ports
+    assert f"clojars (PID {pid}) does not own port {ports[0]}, {ports[1]}" in seen["why"]
+    assert "to end it: kill" in seen["why"]
+
+
+@needs_su
+def test_an_old_job_whose_ports_are_of_somebody_who_cannot_be_seen_is_not_healthy(
+    old_host: Path,
+) -> None:
+    ports = free_ports(2)
+    with (
+        serving(old_host, "0.0.9", *ports, as_root=True),
+        serving(old_host, "0.1.0", *ports) as pid,
+    ):
+        seen = seen_by(NOBODY, old_host, pid, *ports)
+
+    owns = f"whether clojars (PID {pid}) owns port {ports[0]}, {ports[1]} is not visible"
+    assert owns in seen["why"]
+    assert seen["foreign"] == []
+
+
+@needs_su
+def test_to_a_user_who_sees_none_of_it_no_port_is_foreign(old_host: Path) -> None:
+    ports = free_ports(2)
+    with serving(old_host, "0.1.0", *ports) as pid:
+        seen = seen_by(NOBODY - 1, old_host, pid, *ports)
+
+    assert (seen["visible"], seen["running"], seen["serving"]) == (False, None, True)
+    assert seen["foreign"] == []
+    assert "is not visible to this user" in seen["why"]

@@ -59,6 +59,7 @@ class Observation:
     visible: bool = True  # whether this user may see what the process has open
     checks: tuple[health.Check, ...] = ()
     foreign_ports: tuple[int, ...] = ()  # local health ports that somebody else listens on, too
+    unseen_ports: tuple[int, ...] = ()  # those whose listener is not visible, nor all of the tree
     strangers: tuple[Listener, ...] = ()  # who that is
 
     @property
@@ -92,6 +93,11 @@ class Observation:
             return (
                 f"{self.job} (PID {self.pid}) does not own port {ports}: "
                 f"another process listens there and may be the one that answers{self.whose_ports}"
+            )
+        if self.unseen_ports:
+            ports = ", ".join(map(str, self.unseen_ports))
+            return (
+                f"whether {self.job} (PID {self.pid}) owns port {ports} is not visible to this user"
             )
         return None
 
@@ -166,8 +172,18 @@ class Instance:
             # Whoever has the ports of a stopped instance keeps it from coming up.
             strangers = _strangers(self._listeners()) if job.state == "stopped" else ()
             return Observation(self.role, self.job, job.state, job.said, strangers=strangers)
-        listeners = self._listeners() if tree.visible else {}
+        listeners = self._listeners()
         foreign_ports = tuple(_foreign_ports(listeners, tree.sockets))
+        strangers = _strangers(listeners, tree.sockets) if foreign_ports else ()
+        unseen_ports: tuple[int, ...] = ()
+        if not tree.visible:
+            # As root's `su` in an old job file is not, though its java is: a listener that is not
+            # visible either may be part of the tree. It proves nothing, for or against.
+            strangers = tuple(each for each in strangers if each.pid is not None)
+            known = {port for port, rows in listeners.items() if not rows}
+            known |= {each.port for each in strangers}
+            unseen_ports = tuple(port for port in foreign_ports if port not in known)
+            foreign_ports = tuple(port for port in foreign_ports if port in known)
         versions, others = self._what_is_open(tree)
         return Observation(
             role=self.role,
@@ -180,7 +196,8 @@ class Instance:
             open_releases=frozenset(versions),
             visible=tree.visible,
             foreign_ports=foreign_ports,
-            strangers=_strangers(listeners, tree.sockets) if foreign_ports else (),
+            unseen_ports=unseen_ports,
+            strangers=strangers,
         )
 
     def _what_is_open(self, tree: processes.Tree) -> tuple[list[str], list[str]]:

@@ -95,6 +95,7 @@ class Situation:
 
 def _serves(observation: Observation, approved: str | None) -> bool:
     """Whether it serves the approved release; what cannot be seen is not held against it."""
-    if not observation.serving or approved is None:
+    if not observation.serving or approved is None or observation.foreign_ports:
         return False
-    return not observation.visible or approved in observation.open_releases
+    releases = observation.open_releases
+    return approved in releases or not (observation.visible or releases)
