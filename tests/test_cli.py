@@ -47,6 +47,15 @@ def test_help_that_cannot_be_written_is_no_defect(word: str) -> None:
     assert result.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "deploy --help"])
+def test_a_reader_that_has_seen_enough_of_the_help_is_no_error(words: str) -> None:
+    pipeline = f"{sys.executable} -m deploy_clojars {words} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", pipeline], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_directory_that_is_gone_has_no_configuration(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -167,6 +167,32 @@ def test_another_user_sees_what_is_public_and_no_drift(light_host: LittleHost) -
     assert "nothing is deployed" not in text
 
 
+def test_to_another_user_who_may_not_ask_upstart_all_is_well_where_the_urls_answer(
+    light_host: LittleHost, tmp_path: Path
+) -> None:
+    """Without D-Bus only root's socket answers."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    light_host.have(SECOND)
+    light_host.done(SECOND, "--yes")
+    for directory in (light_host.home, *light_host.home.parents):
+        if directory.stat().st_uid == 0 and not directory.stat().st_mode & 0o001:
+            directory.chmod(directory.stat().st_mode | 0o001)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/status").write_text(
+        "#!/bin/sh\necho 'status: Unable to connect to system bus: Failed to connect' >&2\nexit 1\n"
+    )
+    (tmp_path / "bin/status").chmod(0o755)
+    light_host.write_config(services=f'bin = "{tmp_path}/bin"')
+    document, text = as_nobody(light_host)
+    assert {each["state"] for each in document["instances"].values()} == {"unknown"}
+    assert (document["ok"], document["drift"], document["next"]) == (True, False, None)
+    assert "Unable to connect to system bus" in text
+    light_host.control("stop", light_host.backup)
+    document, _ = as_nobody(light_host)
+    assert document["ok"] is False
+
+
 def as_nobody(host: LittleHost) -> tuple[dict[str, Any], str]:
     """What `status` tells the user nobody, who may not see what root's processes have open."""
     reader, writer = os.pipe()

@@ -22,8 +22,22 @@ if TYPE_CHECKING:
     from deploy_clojars.screen.console import Console
 
 
-class Commands(click.Group):
+class Command(click.Command):
+    """Shows its help to a reader that may have seen enough, as in `--help | head`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError:  # click would end with 1
+            ctx.exit(0)
+        except OSError as error:  # of `--help` and `--version`, which are shown from here
+            raise _no_output(error) from None
+
+
+class Commands(Command, click.Group):
     """Takes a word that is not a command and has a digit in it as the TAG of `deploy`."""
+
+    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -49,10 +63,7 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.obj = Settings()
-        try:
-            return super().parse_args(ctx, args)
-        except OSError as error:  # of `--help` and `--version`, which are shown from here
-            raise _no_output(error) from None
+        return super().parse_args(ctx, args)
 
 
 class Settings:

@@ -56,7 +56,7 @@ class Observation:
     since: str | None = None
     running: str | None = None  # a version, or the path of a jar that is no release
     open_releases: frozenset[str] = frozenset()
-    visible: bool = True  # whether this user may see what the process has open
+    visible: bool = True  # whether this user may ask for its state and see what it has open
     checks: tuple[health.Check, ...] = ()
     foreign_ports: tuple[int, ...] = ()  # local health ports that somebody else listens on, too
     unseen_ports: tuple[int, ...] = ()  # those whose listener is not visible, nor all of the tree
@@ -171,7 +171,9 @@ class Instance:
         if tree is None:
             # Whoever has the ports of a stopped instance keeps it from coming up.
             strangers = _strangers(self._listeners()) if job.state == "stopped" else ()
-            return Observation(self.role, self.job, job.state, job.said, strangers=strangers)
+            return Observation(
+                self.role, self.job, job.state, job.said, visible=job.visible, strangers=strangers
+            )
         listeners = self._listeners()
         foreign_ports = tuple(_foreign_ports(listeners, tree.sockets))
         strangers = _strangers(listeners, tree.sockets) if foreign_ports else ()

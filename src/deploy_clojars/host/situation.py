@@ -95,6 +95,8 @@ class Situation:
 
 def _serves(observation: Observation, approved: str | None) -> bool:
     """Whether it serves the approved release; what cannot be seen is not held against it."""
+    if observation.state == "unknown" and not observation.visible:
+        return all(check.ok for check in observation.checks)
     if not observation.serving or approved is None or observation.foreign_ports:
         return False
     releases = observation.open_releases

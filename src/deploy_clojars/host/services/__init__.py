@@ -20,6 +20,7 @@ class Job:
     state: State
     pid: int | None = None  # of the main process, while the state is running
     said: str = ""  # to the letter
+    visible: bool = True  # whether this user may ask at all
 
 
 class ServiceFailed(Exception):

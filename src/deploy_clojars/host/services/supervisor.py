@@ -67,7 +67,8 @@ class Supervisor:
         try:
             info = self._call("getProcessInfo", job)
         except ServiceFailed as error:
-            return Job("unknown", said=str(error))
+            may_ask = not isinstance(error.__cause__, PermissionError)
+            return Job("unknown", said=str(error), visible=may_ask)
         except xmlrpc.client.Fault as fault:
             hint = self._names_like(job) if fault.faultCode == BAD_NAME else ""
             return Job("unknown", said=_words(fault, job) + hint)
@@ -165,7 +166,7 @@ class Supervisor:
         except OSError as error:
             raise ServiceFailed(
                 f"supervisord cannot be reached at {self._path}: {error.strerror or error}"
-            ) from None
+            ) from error
         except xmlrpc.client.Fault:
             raise
         except xmlrpc.client.ProtocolError as error:

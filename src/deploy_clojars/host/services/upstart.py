@@ -80,7 +80,8 @@ class Upstart:
         except OSError as error:
             return Job("unknown", said=f"{self._bin}/status: {error.strerror}")
         if answer.status != 0:
-            return Job("unknown", said=_one_line(answer, "status"))
+            said = _one_line(answer, "status")
+            return Job("unknown", said=said, visible=NO_BUS not in answer.err)
         return parse_status(answer.out, job)
 
     def _status_by_root(self, job: str) -> Answer | None:
