@@ -86,6 +86,40 @@ def test_a_restart_that_hangs_has_a_time_limit_and_is_said(
     assert host.status["ok"]
 
 
+@pytest.mark.parametrize(("broken", "status"), [("backup", 9), ("primary", 8)])
+def test_a_broken_job_file_of_one_instance_does_not_keep_the_other_one_down(
+    light_host: LittleHost, upstart: Upstart, broken: str, status: int
+) -> None:
+    host = light_host
+    for job in (host.primary, host.backup):
+        host.control("stop", job)
+    upstart.install(getattr(host, broken), "nonsense\n")
+    assert host.status["next"] is not None
+
+    result = host.run("rollback", FIRST, "--yes")
+
+    assert result.returncode == status
+    assert "Unknown job" in result.stderr
+    assert host.status["instances"]["primary"]["serving"] is (broken == "backup")
+    assert host.status["instances"]["backup"]["serving"] is (broken == "primary")
+
+
+def test_an_instance_that_serves_is_not_restarted_while_the_others_job_is_unknown(
+    light_host: LittleHost, upstart: Upstart
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    host.control("stop", host.backup)
+    upstart.install(host.backup, "nonsense\n")
+    pid = host.pid("primary")
+
+    result = host.run("rollback", SECOND, "--yes")
+
+    assert result.returncode == 4
+    assert f"the state of {host.backup} is unknown" in result.stderr
+    assert host.pid("primary") == pid
+
+
 def fake_sudo(host: LittleHost, directory: Path, text: str) -> None:
     """A sudo that says this and refuses."""
     directory.mkdir()

@@ -108,10 +108,6 @@ def test_what_is_no_status_of_the_job_is_an_unknown_state(text: str) -> None:
     assert found.said
 
 
-def test_what_is_no_status_drives_no_terminal() -> None:
-    assert "\x1b" not in parse_status("\x1b[2Jclojars", "clojars").said
-
-
 # The programs
 
 

@@ -26,7 +26,7 @@ def rollback(run: Run) -> None:
     """Puts a release that is there back into production. Raises DeployError."""
     host = run.host
     drain.clear_stale_flag(run)
-    look = preflight.ready_to_restart(host)
+    look = preflight.ready_to_restart(host, one_will_do=True)
     refuse_an_unreadable_journal(run, look)
     run.version = target_of_rollback(run, look)
     if look.history.unfinished is None and is_settled_on(look, run.version):

@@ -55,17 +55,23 @@ def check_deploy(run: Run) -> Look:
     return look
 
 
-def ready_to_restart(host: Host) -> Look:
-    """What every command needs that restarts something. Raises NotReady (4)."""
+def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
+    """What every command needs that restarts something. Raises NotReady (4).
+
+    `one_will_do`: where nothing serves, an instance whose state is unknown does not keep the
+    other one down.
+    """
     host.services.refuse_without_rights(host.jobs)
     look = host.look()
     host.refuse_a_broken_link(look)
-    for observation in look.instances:
-        if observation.state == "unknown":
-            raise NotReady(
-                f"the state of {observation.job} is unknown: {observation.said}",
-                remedy=f"nothing was changed; is {host.config.services.manager} running?",
-            )
+    unknown = [each for each in look.instances if each.state == "unknown"]
+    nothing_serves = not any(each.serving for each in look.instances)
+    if unknown and not (one_will_do and nothing_serves and len(unknown) == 1):
+        raise NotReady(
+            f"the state of {unknown[0].job} is unknown: {unknown[0].said}",
+            remedy=f"nothing was changed; is {host.config.services.manager} running, and is the "
+            "job's configuration without an error?",
+        )
     return look
 
 
