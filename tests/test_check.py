@@ -27,6 +27,7 @@ from deploy_clojars.checks import filesystem as files
 from deploy_clojars.checks import front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import parse
+from deploy_clojars.errors import DeployError
 from deploy_clojars.host import nginx
 from deploy_clojars.host.health import Check
 from deploy_clojars.host.host import Host
@@ -231,6 +232,28 @@ def test_what_is_not_in_force_or_cannot_be_read_is_found(site: Site, tmp_path: P
     assert what == f"nobody cannot read {settings}: no instance would start"
     group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
     assert f"chgrp {group} {settings} && chmod 0640 {settings}" in remedy
+
+
+def test_check_does_not_remove_the_balance_that_was_asked_for_last(
+    site: Site, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    setup.setup(
+        site.host.config, site.host.words, lambda _: None, root=root, user="web", nailgun="nginx"
+    )
+    with pytest.raises(DeployError):  # for nginx's file is there, too
+        setup.setup(
+            site.host.config, site.host.words, lambda _: None, root=root, user="web",
+            nailgun="balance",
+        )  # fmt: skip
+    [(what, remedy)] = wrong(files.installed_files(site, root)).items()
+    assert what == "nginx and balance both serve the nailgun port, balance by the later file"
+    assert f"rm {root}/etc/nginx/modules-enabled/90-clojars-nailgun.conf" in remedy
+    assert "/nowhere/start clojars-balance" in remedy
+    (root / "etc/nginx/modules-enabled/90-clojars-nailgun.conf").unlink()
+    [(what, remedy)] = wrong(programs.upstart(site, root)).items()
+    assert what == "balance is not installed, and the job clojars-balance needs it"
+    assert "install balance, then /nowhere/start clojars-balance" in remedy
 
 
 def test_the_user_is_who_has_the_home_and_not_who_has_the_releases(

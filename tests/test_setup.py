@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from little_host import without_escapes
+from private_machine import with_private_mounts
 from programs import require_program
-from standin.upstart import JobFile
+from standin.upstart import JobFile, Upstart
 
 from deploy_clojars.config import Config, parse
 from deploy_clojars.errors import UsageError
+from deploy_clojars.host.services.upstart import Upstart as UpstartService
 from deploy_clojars.setup import in_the_way, setup, validation
 from deploy_clojars.setup.files import files, values_of
 
@@ -188,8 +190,8 @@ def test_the_group_is_the_one_that_the_user_has() -> None:
     group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
     values = setup.with_real_group(values_of(parse({"home": "/x/nobody"}, "test")))
     rendered = {file.etc: file.text for file in files(values)}
-    for name in ("upstart/clojars.conf", "upstart/clojars-balance.conf"):
-        assert f"\nsetgid {group}\n" in rendered[name]
+    assert f"\nsetgid {group}\n" in rendered["upstart/clojars.conf"]
+    assert f" --userspec=nobody:{group} " in rendered["upstart/clojars-balance.conf"]
     assert f"-g {group} " in rendered["upstart/clojars-run.conf"]
 
 
@@ -421,6 +423,43 @@ def test_what_nginx_can_do_is_read_from_what_it_says(
 def test_an_old_nginx_leaves_the_nailgun_port_to_balance() -> None:
     assert not validation.InstalledNginx("nginx", (1, 20, 0), "").has_stream
     assert validation.InstalledNginx("nginx", (1, 21, 4), "").has_stream
+
+
+def test_upstart_knows_the_jobs_of_a_bare_host_at_once(tmp_path: Path) -> None:
+    with Upstart.started(tmp_path / "root/etc") as upstart:
+        assert run_setup("--root", str(tmp_path / "root")).returncode == 0
+        for job in ("clojars", "clojars-backup", "clojars-run"):
+            asked = subprocess.run(
+                [upstart.bin / "status", job], capture_output=True, text=True, check=False
+            )
+            assert asked.stdout == f"{job} stop/waiting\n", asked.stderr
+
+
+def test_upstart_is_told_to_read_a_job_file_that_it_has_not_noticed(tmp_path: Path) -> None:
+    with Upstart.started(tmp_path / "upstart") as upstart:
+        services = UpstartService(bin=str(upstart.bin), sudo=False, timeout=10)
+        (tmp_path / "written").write_text("exec sleep 1000\n")
+        os.link(tmp_path / "written", upstart.jobs / "clojars.conf")
+        upstart.install("broken", "nonsense\n")
+        assert services.status("clojars").state == "unknown"
+
+        assert services.read_job_files_again(["clojars", "broken"]) == ["broken"]
+
+        assert services.status("clojars").state == "stopped"
+
+
+def test_balance_serves_the_nailgun_port_from_a_directory_of_its_own(tmp_path: Path) -> None:
+    with_private_mounts(PROJECT / "tests/private/balance.py", tmp_path)
+
+
+def test_a_second_setup_keeps_the_balance_that_was_asked_for(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert run_setup("--root", str(root), "--nailgun", "balance").returncode == 0
+    (root / "var/www/clojars/503.html").unlink()
+    again = run_setup("--root", str(root))
+    assert again.returncode == 0, again.stdout
+    assert not (root / "etc/nginx/modules-enabled/90-clojars-nailgun.conf").exists()
+    assert (root / "etc/init/clojars-balance.conf").exists()
 
 
 def test_balance_takes_the_stream_parts_place(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def check(settings: Settings) -> None:
 @click.option(
     "--nailgun",
     type=click.Choice(["nginx", "balance"]),
-    help="What serves the nailgun port (default: nginx if it has the stream module).",
+    help="What serves the nailgun port (default: what does now, or nginx if it has the stream module).",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing.")
 @common_options

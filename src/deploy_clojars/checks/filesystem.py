@@ -15,12 +15,10 @@ from deploy_clojars.errors import DeployError
 from deploy_clojars.host.instances import Observation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.setup import in_the_way
-from deploy_clojars.setup.files import File, Nailgun, Values, files
+from deploy_clojars.setup.files import File, Values, files
 
 # The kernel says when a process started by a clock that is off by up to this, in seconds.
 CLOCKS_DIFFER = 2.0
-
-NAILGUNS: tuple[Nailgun, ...] = ("nginx", "balance")
 
 
 def directories(site: Site) -> Findings:
@@ -113,10 +111,10 @@ def installed_files(site: Site, root: Path = Path("/")) -> Findings:
     settings = by_name[f"default/{values.site}"]
     yield from _settings(site, settings, root)
     yield from _not_in_force(site, values, settings, root)
-    balance, stream = ([*in_the_way.other_nailgun(values, wanted, root)] for wanted in NAILGUNS)
-    if balance and stream:
-        remedy = by_root(balance[0].remedy)
-        yield Finding("nginx and balance both serve the nailgun port", True, remedy)
+    keep = in_the_way.nailgun_there(values, root)
+    for other in in_the_way.other_nailgun(values, keep, root) if keep else ():
+        what = f"nginx and balance both serve the nailgun port, {keep} by the later file"
+        yield Finding(what, True, by_root(other.remedy))
 
 
 def _settings(site: Site, settings: File, root: Path) -> Findings:

@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.deploy import build
 from deploy_clojars.machine.shell import TookTooLong, capture, root_program
-from deploy_clojars.setup import validation
+from deploy_clojars.setup import in_the_way, validation
+from deploy_clojars.setup.files import HALF_CLOSED
 
 # Why not older: `fetch --no-write-fetch-head`; a POST is sent twice; `setuid` and `console log`.
 GIT_SINCE = (2, 29)
@@ -64,20 +66,29 @@ def of_the_build(site: Site) -> Findings:
         )
 
 
-def upstart(site: Site) -> Findings:
+def upstart(site: Site, root: Path = Path("/")) -> Findings:
     """Upstart, and what serves the nailgun port on its hosts."""
     services = site.host.config.services
     if not site.is_upstarts:
         return
     if os.access(f"{services.bin}/status", os.X_OK):
         yield judged("Upstart", said_by(f"{services.bin}/status", "--version"), UPSTART_SINCE)
+    if root_program("balance"):
+        return
     nginx = validation.nginx()
-    if nginx is not None and not nginx.has_stream and not root_program("balance"):
+    if site.values is not None and in_the_way.nailgun_there(site.values, root) == "balance":
+        job = f"{site.values.site}-balance"
+        yield Finding(
+            f"balance is not installed, and the job {job} needs it",
+            True,
+            by_root(f"install balance, then {services.bin}/start {job}"),
+        )
+    elif nginx is not None and not nginx.has_stream:
         yield Finding(
             "nothing can serve the nailgun port: this nginx is older than 1.21.4 or has no stream",
             True,
             by_root(f"apt-get install libnginx-mod-stream && {site.host.command('setup')}")
-            + "\nor install balance and the same `setup`",
+            + f"\nor install balance and the same `setup`; {HALF_CLOSED}",
         )
 
 

@@ -26,6 +26,9 @@ LOOPBACK = re.compile(r"127(\.\d+){3}|localhost|::1")
 
 PAGES = "/var/www"
 
+# To be said wherever balance is recommended.
+HALF_CLOSED = "balance drops a client that closes its sending side before it has its answer"
+
 # The flag's directory is given to the production user: it must be nobody else's.
 SHARED = re.compile(
     r"/[^/]*|/dev/shm|/run/(lock|user)|/(etc|var)/[^/]+|/var/lib/nginx|/usr/.*|/var/run/(lock|user)"

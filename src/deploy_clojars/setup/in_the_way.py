@@ -70,6 +70,18 @@ def serves(text: str, name: str, port: str) -> bool:
     return False
 
 
+def nailgun_there(values: Values, root: Path) -> Nailgun | None:
+    """What the host has its nailgun port served by; of two ways the later one, None if by neither."""
+    ways: tuple[Nailgun, ...] = ("nginx", "balance")
+    made = {}
+    for way, unwanted in zip(ways, reversed(ways), strict=True):
+        for file in files(values):
+            path = root / file.path.lstrip("/")
+            if is_for_other_nailgun(file, values, unwanted) and os.path.lexists(path):
+                made[way] = os.lstat(path).st_ctime_ns
+    return max(made, key=made.__getitem__, default=None)
+
+
 def other_nailgun(values: Values, nailgun: Nailgun, root: Path) -> Iterator[Obstacle]:
     """What serves the nailgun port in the way that is not wanted."""
     for file in files(values):

@@ -19,9 +19,11 @@ from typing import Literal
 
 from deploy_clojars.config import Config
 from deploy_clojars.errors import DeployError, NotReady, UsageError
+from deploy_clojars.host.services.upstart import Upstart
 from deploy_clojars.machine.shell import TookTooLong, capture, root_program
 from deploy_clojars.setup import in_the_way, validation
 from deploy_clojars.setup.files import (
+    HALF_CLOSED,
     File,
     Nailgun,
     Values,
@@ -106,7 +108,11 @@ def setup(
     if root is None:
         values = with_real_group(values)
     nginx = validation.nginx()
-    nailgun = nailgun or ("nginx" if nginx is None or nginx.has_stream else "balance")
+    nailgun = (
+        nailgun
+        or in_the_way.nailgun_there(values, root or Path("/"))
+        or ("nginx" if nginx is None or nginx.has_stream else "balance")
+    )
     wanted = [
         file
         for file in files(values, upstart=is_upstart, sudo=config.services.sudo)
@@ -127,6 +133,7 @@ def setup(
         work.find_what_is_in_the_way(nailgun)
         if root is None and not dry_run:
             work.refuse_what_the_whole_host_refuses(nginx)
+            work.have_upstart_read(config, wanted)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise DeployError(f"{where}{error.strerror}") from None
@@ -320,6 +327,16 @@ class _Work:
                 remedy=validation.remedy_for(verdict.said),
             )
 
+    def have_upstart_read(self, config: Config, wanted: Iterable[File]) -> None:
+        """Makes sure that Upstart knows the jobs, whatever way their files came there."""
+        services = config.services
+        upstart = Upstart(bin=services.bin, sudo=False, timeout=services.timeout)
+        jobs = [Path(file.path).stem for file in wanted if file.etc.startswith("upstart/")]
+        for job in upstart.read_job_files_again(jobs):
+            self._say(f"FOUND     Upstart does not know the job {job}: its file has an error")
+            self._say(f"          init-checkconf /etc/init/{job}.conf")
+            self.attention.append(job)
+
     def find_what_is_in_the_way(self, nailgun: Nailgun) -> None:
         """What was there before and would keep the files from having their effect."""
         root = self._root or Path("/")
@@ -371,6 +388,8 @@ class _Work:
                 os.fsync(stream.fileno())
             self._give(temporary, file.for_user, whole=False)
             os.link(temporary, path)  # fails if somebody was quicker
+            # Upstart, for one, takes no notice of a file before somebody has written to it.
+            os.close(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         finally:
             temporary.unlink(missing_ok=True)
         self._made.append(path)
@@ -415,7 +434,9 @@ def _run(argv: Sequence[str]) -> None:
 def _say_what_is_left(words: Iterable[str], values: Values, nailgun: Nailgun, say: Say) -> None:
     user, command = values.user, shlex.join(words)
     if nailgun == "balance":
-        say(f"next: install balance, then {values.bin}/start {values.site}-balance")
+        say(
+            f"next: install balance, then {values.bin}/start {values.site}-balance  # {HALF_CLOSED}"
+        )
     say("next: service nginx reload, or start if it does not run")
     # As root: what a login shell of the user would find first may be another program.
     say(f"next: sudo {command} check")

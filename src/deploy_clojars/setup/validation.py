@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy_clojars.errors import NotReady
 from deploy_clojars.machine.shell import Answer, TookTooLong, capture, root_program
-from deploy_clojars.setup.files import File, Nailgun, Values, render
+from deploy_clojars.setup.files import HALF_CLOSED, File, Nailgun, Values, render
 
 SECONDS = 30.0  # for visudo and nginx -t
 
@@ -107,7 +107,7 @@ def of_nginx(
         raise NotReady(
             "this nginx cannot serve the nailgun port",
             remedy="apt-get install libnginx-mod-stream (nginx 1.21.4 or newer), "
-            "or --nailgun balance",
+            f"or --nailgun balance ({HALF_CLOSED})",
         )
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -158,13 +158,13 @@ def remedy_for(said: str) -> str:
     if '"stream" directive is duplicate' in said:
         return (
             "this nginx has a stream block of its own: put the nailgun port's server into it by "
-            "hand, or: deploy-clojars setup --nailgun balance"
+            f"hand, or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
         )
     if 'unknown directive "stream"' in said:
         return (
             "the stream module is not enabled: apt-get install libnginx-mod-stream, or link "
             "/usr/share/nginx/modules-available/mod-stream.conf into /etc/nginx/modules-enabled, "
-            "or: deploy-clojars setup --nailgun balance"
+            f"or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
         )
     return ""
 

@@ -30,6 +30,7 @@ STATUS_LINE = re.compile(
 IS_STOPPED = "Unknown instance"
 IS_BEING_STOPPED = "Job has already been stopped"
 RUNS_ALREADY = "Job is already running"
+UNKNOWN_JOB = "Unknown job"
 # Of `stop`: the job has stopped, and its file is broken or gone.
 NO_LONGER_KNOWN = 'Method "Get" with signature'
 
@@ -105,6 +106,20 @@ class Upstart:
     def stop(self, job: str) -> None:
         if not self._done_unless("stop", job, IS_STOPPED, IS_BEING_STOPPED, NO_LONGER_KNOWN):
             wait_while_it_stops(self, job, self._timeout)
+
+    def read_job_files_again(self, jobs: Iterable[str]) -> list[str]:
+        """Has Upstart read its job files again if it does not know one of the jobs; root's to ask.
+
+        Returns those that it does not know then: their files are broken or not there.
+        """
+        jobs = [*jobs]
+        if self._unknown(jobs):
+            with suppress(TookTooLong, OSError):
+                capture([f"{self._bin}/initctl", "reload-configuration"], timeout=self._timeout)
+        return self._unknown(jobs)
+
+    def _unknown(self, jobs: Iterable[str]) -> list[str]:
+        return [job for job in jobs if UNKNOWN_JOB in self.status(job).said]
 
     def refuse_without_rights(self, jobs: Iterable[str]) -> None:
         if not self._sudo:
