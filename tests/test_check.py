@@ -9,9 +9,11 @@ import pwd
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ import msgspec
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
-from little_host import LittleHost, free_ports
+from little_host import LittleHost, free_ports, wait_for
 from programs import require_program
+from standin.upstart import Upstart
 
-from deploy_clojars import checks
+from deploy_clojars import checks, config
 from deploy_clojars.checks import filesystem as files
 from deploy_clojars.checks import front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Site
@@ -232,6 +235,50 @@ def test_what_is_not_in_force_or_cannot_be_read_is_found(site: Site, tmp_path: P
     assert what == f"nobody cannot read {settings}: no instance would start"
     group = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
     assert f"chgrp {group} {settings} && chmod 0640 {settings}" in remedy
+
+
+def test_a_changed_job_file_is_found_until_the_job_was_stopped_and_started(
+    light_host: LittleHost, upstart: Upstart, tmp_path: Path
+) -> None:
+    """Upstart's `restart`, and so a deploy, keeps the old definition."""
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/init").symlink_to(upstart.jobs)
+    loaded = Host(config.load(light_host.config))
+
+    def not_in_force() -> set[str]:
+        found = wrong(files.installed_files(Site(loaded, loaded.look()), tmp_path / "root"))
+        return {what for what in found if "was changed after" in what}
+
+    for version in (Tags.SECOND, Tags.THIRD):
+        light_host.have(version)
+    started = max(each["since"] for each in light_host.status["instances"].values())
+    begin = datetime.fromisoformat(started).timestamp()
+    wait_for(lambda: time.time() > begin + 3, "the file is changed clearly later")
+    assert not_in_force() == set()
+    (upstart.jobs / f"{light_host.primary}.conf").touch()
+    (upstart.jobs / f"{light_host.backup}.conf").touch()
+    both = {
+        f"/etc/init/{job}.conf was changed after {job} was started"
+        for job in (light_host.primary, light_host.backup)
+    }
+    assert not_in_force() == both
+    for version in (Tags.SECOND, Tags.THIRD):
+        light_host.done(version, "--yes")
+        assert not_in_force() == both
+    light_host.done("restart", "--yes")
+    assert not_in_force() == set()
+
+
+def test_a_job_whose_process_is_not_the_application_is_not_to_be_restarted(
+    site: Site, tmp_path: Path
+) -> None:
+    """Its `restart` would leave the application on its ports: the job file comes first."""
+    long_ago = "2020-01-01T00:00:00Z"
+    seen(site, observed("primary", FIRST, since=long_ago), observed("backup", None))
+    site.owner = NOBODY
+    found = wrong(files.installed_files(site, tmp_path / "root"))
+    assert not [what for what in found if "was changed after" in what]
+    assert "/nowhere/stop clojars" in next(iter(wrong(running.jobs(site)).values()))
 
 
 def test_check_does_not_remove_the_balance_that_was_asked_for_last(

@@ -12,6 +12,7 @@ from deploy_clojars.host.decisions import (
     InstanceHealth,
     adopted,
     bare_rollback_target,
+    definition_since,
     deploy_obstacle,
     deploy_stops_the_only_serving_instance,
     has_drifted,
@@ -19,7 +20,7 @@ from deploy_clojars.host.decisions import (
     prunable,
 )
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
-from deploy_clojars.host.journal import History, LastRun, Left
+from deploy_clojars.host.journal import History, LastRun, Left, Restarted
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import Current
 from deploy_clojars.host.situation import Situation
@@ -28,6 +29,30 @@ DOWN = InstanceHealth(serving=False, healthy=False)
 SERVING = InstanceHealth(serving=True, healthy=False)  # another release than the one in question
 HEALTHY = InstanceHealth(serving=True, healthy=True)
 STATES = (DOWN, SERVING, HEALTHY)
+
+
+# Since when a job has its definition, which a plain restart keeps
+
+EARLY, NOON, LATER = "2026-01-01T08:00:00Z", "2026-01-01T12:00:00Z", "2026-01-01T15:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("last", "since", "definition"),
+    [
+        (None, NOON, NOON),
+        (Restarted(NOON, EARLY), "2026-01-01T12:00:00Z", EARLY),
+        (Restarted(NOON, EARLY), "2026-01-01T11:59:59Z", EARLY),  # of two clocks
+        (Restarted(NOON, EARLY), "2026-01-01T12:01:30Z", EARLY),
+        (Restarted(NOON, None), "2026-01-01T12:00:01Z", "2026-01-01T12:00:01Z"),
+        # Somebody has started it since, or it was not the journal's restart that started it.
+        (Restarted(NOON, EARLY), LATER, LATER),
+        (Restarted(NOON, EARLY), "2026-01-01T11:00:00Z", "2026-01-01T11:00:00Z"),
+    ],
+)
+def test_a_restart_keeps_the_definition_of_a_job(
+    last: Restarted | None, since: str, definition: str
+) -> None:
+    assert definition_since(last, since, within=90) == definition
 
 
 # Deploy: the backup, the question, the primary

@@ -9,16 +9,14 @@ import stat
 from datetime import datetime
 from pathlib import Path
 
+from deploy_clojars.checks import running
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.deploy import preflight
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host.instances import Observation
+from deploy_clojars.host import decisions
 from deploy_clojars.host.users import user_name
 from deploy_clojars.setup import in_the_way
 from deploy_clojars.setup.files import File, Values, files
-
-# The kernel says when a process started by a clock that is off by up to this, in seconds.
-CLOCKS_DIFFER = 2.0
 
 
 def directories(site: Site) -> Findings:
@@ -140,8 +138,17 @@ def _may_read(site: Site, found: os.stat_result) -> bool:
 def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Findings:
     """What was changed since an instance was started: Upstart reads it at a stop and a start."""
     for observation in site.look.instances:
-        for path in (f"/etc/init/{observation.job}.conf", settings.path):
-            if _changed_since(root / path.lstrip("/"), observation):
+        if observation.since is None or running.instead_of_the_application(site, observation):
+            continue  # a `restart` of the latter would leave the application on its ports
+        # The settings are read at every start of the process, and the job file is not.
+        last = site.look.history.restarted.get(observation.role)
+        within = site.host.config.services.timeout
+        definition = decisions.definition_since(last, observation.since, within)
+        for path, since in (
+            (f"/etc/init/{observation.job}.conf", definition),
+            (settings.path, observation.since),
+        ):
+            if _changed_since(root / path.lstrip("/"), since):
                 yield Finding(
                     f"{path} was changed after {observation.job} was started",
                     True,
@@ -149,10 +156,10 @@ def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Fin
                 )
 
 
-def _changed_since(path: Path, observation: Observation) -> bool:
-    if observation.since is None or not path.exists():
+def _changed_since(path: Path, since: str) -> bool:
+    if not path.exists():
         return False
     # Not the time of its content: `mv` of a file that was written before puts it into place, too.
     return path.stat().st_ctime > (
-        datetime.fromisoformat(observation.since).timestamp() + CLOCKS_DIFFER
+        datetime.fromisoformat(since).timestamp() + decisions.CLOCKS_DIFFER
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 
 import psutil
 
@@ -20,7 +21,12 @@ def jobs(site: Site) -> Findings:
     """Both instances."""
     for observation in site.look.instances:
         job, approved = observation.job, site.look.approved
-        if observation.state == "unknown":
+        if observation.state == "unknown" and not observation.visible:
+            answers = all(check.ok for check in observation.checks)
+            yield Finding(
+                f"job {job}: {observation.said}", not answers, by_root(site.host.command("check"))
+            )
+        elif observation.state == "unknown":
             yield Finding(f"job {job}: {observation.said}", True, site.setup or NO_PROGRAM)
         elif approved is None:
             said = f"job {job}: {observation.said}{observation.whose_ports}"
@@ -57,21 +63,28 @@ def _ended(site: Site, observation: Observation) -> str:
 
 def _process(site: Site, observation: Observation) -> Findings:
     """Upstart must know the application's own process: what `su` started can outlive a restart."""
-    if observation.pid is None or not site.is_upstarts:
-        return
-    try:
-        process = psutil.Process(observation.pid)
-        name, uid = process.name(), process.uids().real
-    except psutil.Error:
+    process = instead_of_the_application(site, observation)
+    if process is None:
         return
     children = [child.pid for child in process.children(recursive=True)]
-    if name in ("su", "sudo") or uid != site.owner:
-        yield Finding(
-            f"{observation.job}: Upstart knows {name} of {user_name(uid)} (PID {observation.pid}) and "
-            "not the application itself, which can outlive a restart and keep its ports",
-            True,
-            _with_the_new_job_file(site, observation.job, children),
-        )
+    yield Finding(
+        f"{observation.job}: Upstart knows {process.name()} of {user_name(process.uids().real)} "
+        f"(PID {observation.pid}) and not the application itself, which can outlive a restart and "
+        "keep its ports",
+        True,
+        _with_the_new_job_file(site, observation.job, children),
+    )
+
+
+def instead_of_the_application(site: Site, observation: Observation) -> psutil.Process | None:
+    """What Upstart knows where it does not know the application's own process, such as `su`."""
+    if observation.pid is None or not site.is_upstarts:
+        return None
+    with suppress(psutil.Error):
+        process = psutil.Process(observation.pid)
+        if process.name() in ("su", "sudo") or process.uids().real != site.owner:
+            return process
+    return None
 
 
 def _with_the_new_job_file(site: Site, job: str, children: list[int]) -> str:

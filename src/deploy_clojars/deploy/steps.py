@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
+from deploy_clojars.host import decisions
 from deploy_clojars.host.instances import BACKUP, Observation, Role
 from deploy_clojars.host.look import Look
+from deploy_clojars.machine import processes
 from deploy_clojars.run.run import Run, Stage
 
 DATA_STAYS = "only code goes back, data does not"
@@ -46,7 +49,8 @@ def restart(
         refuse_a_link_that_was_changed_meanwhile(run, version)
         if not force:
             _refuse_the_only_serving_instance(run, role)
-        run.record("restart", instance=role, version=version, pid=before.pid)
+        kept = None if by_stop_and_start else _definition_since(run, role, before.pid)
+        run.record("restart", instance=role, version=version, pid=before.pid, definition=kept)
         # Until it is healthy all that is known is that it starts on what is current.
         run.now_left_with(**{role: None})
         if by_stop_and_start:
@@ -57,6 +61,17 @@ def restart(
         run.now_left_with(**{role: version})
         becomes(f"healthy on {version} (PID {observation.pid})")
     return observation
+
+
+def _definition_since(run: Run, role: Role, pid: int | None) -> str | None:
+    """Since when the job has the definition that a restart keeps; None if it is not running."""
+    tree = processes.tree(pid) if pid is not None else None
+    if tree is None:
+        return None
+    last = None
+    with suppress(OSError):
+        last = run.host.journal.history().restarted.get(role)
+    return decisions.definition_since(last, tree.since, run.host.config.services.timeout)
 
 
 def keep(run: Run, role: Role, step: str) -> Observation:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
-from deploy_clojars.host.journal import History, LastRun, Left
+from deploy_clojars.host.journal import History, LastRun, Left, Restarted
+
+# The kernel says when a process started by a clock that is off by up to this, in seconds.
+CLOCKS_DIFFER = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ def has_drifted(last: LastRun | None, now: Left) -> bool:
 
 def _differs(now: str | None, left: str | None) -> bool:
     return now is not None and now != left
+
+
+def definition_since(last: Restarted | None, since: str, within: float) -> str:
+    """Since when a job has the definition with which its process was started at `since`.
+
+    Upstart's `restart`, which the journal's `last` one may be, keeps the definition of the process
+    before. It takes up to `within` seconds.
+    """
+    if last is None or last.definition is None:
+        return since
+    later = datetime.fromisoformat(since) - datetime.fromisoformat(last.at)
+    is_from_that = -CLOCKS_DIFFER <= later.total_seconds() <= within
+    return last.definition if is_from_that else since
 
 
 def deploy_obstacle(history: History, version: str, drifted: bool) -> str | None:

@@ -46,6 +46,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     seconds: float | None = None
     instance: str | None = None
     pid: int | None = None
+    # Of a restart that kept the job's definition: since when the job had that.
+    definition: str | None = None
     outcome: str | None = None
     status: int | None = None
     why: str | None = None
@@ -77,6 +79,13 @@ class Installed(msgspec.Struct, frozen=True):
     at: str
     commit: str | None
     bytes: int | None
+
+
+class Restarted(msgspec.Struct, frozen=True):
+    """That an instance was restarted; `definition` as in the event."""
+
+    at: str
+    definition: str | None
 
 
 class LastRun(msgspec.Struct, frozen=True):
@@ -124,6 +133,7 @@ class History(msgspec.Struct, frozen=True):
     promoted: dict[str, str] = {}  # when it last became the approved one; in that order
     rolled_back: dict[str, RolledBack] = {}
     last: LastRun | None = None
+    restarted: dict[str, Restarted] = {}  # the last time, by instance
 
     @property
     def approved(self) -> str | None:
@@ -189,6 +199,7 @@ class HistoryBuilder:
         self._promoted = dict(start.promoted)
         self._rolled_back = dict(start.rolled_back)
         self._last = start.last
+        self._restarted = dict(start.restarted)
 
     def history(self) -> History:
         """The sum."""
@@ -199,6 +210,7 @@ class HistoryBuilder:
             dict(self._promoted),
             dict(self._rolled_back),
             self._last,
+            dict(self._restarted),
         )
 
     def add(self, event: Event) -> None:
@@ -236,6 +248,8 @@ class HistoryBuilder:
                     left=event.left or Left(),
                     follows=self._last.cut_off if self._last is not None else None,
                 )
+            case "restart" if event.instance:
+                self._restarted[event.instance] = Restarted(event.at, event.definition)
             case "flip" | "no return" | "end":
                 if self._last is not None and self._last.id == event.run:
                     self._last = _went_on(self._last, event)
