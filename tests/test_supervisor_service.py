@@ -25,6 +25,7 @@ import pytest
 from programs import skip_or_fail
 
 from deploy_clojars.config import parse
+from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services import Job, ServiceFailed, services_of
 from deploy_clojars.host.services.supervisor import Supervisor
 
@@ -572,7 +573,7 @@ def test_a_name_that_xml_cannot_say_is_an_error(services: Supervisor) -> None:
 
 
 def test_whoever_may_use_the_socket_may_use_all_of_it(services: Supervisor) -> None:
-    services.refuse_without_rights(["clojars", "clojars-backup"])
+    services.refuse_what_would_fail(["clojars", "clojars-backup"])
 
 
 # Programs in a group
@@ -697,6 +698,21 @@ def test_a_log_that_is_a_pipe_without_a_reader_is_not_waited_for(
     supervisord.has("clojars", RUNS, stdout_logfile=supervisord.directory / "pipe")
 
     assert services.last_log_lines("clojars") == ""
+
+
+def test_a_pipe_that_nobody_reads_is_refused_before_supervisord_waits_for_a_reader(
+    supervisord: Supervisord, services: Supervisor
+) -> None:
+    pipe = supervisord.directory / "pipe"
+    os.mkfifo(pipe)
+    supervisord.has("clojars", RUNS, stdout_logfile=pipe)
+
+    with pytest.raises(NotReady, match=f"nobody reads the pipe {pipe}, the log of clojars"):
+        services.refuse_what_would_fail(["clojars"])
+
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    services.refuse_what_would_fail(["clojars"])
+    os.close(reader)
 
 
 def test_a_log_that_was_removed_is_an_empty_one(
@@ -1201,7 +1217,7 @@ def assert_that_all_fail(services: Supervisor, reason: str) -> None:
             getattr(services, request_)("clojars")
         assert reason in str(failed.value)
     assert services.last_log_lines("clojars") == ""
-    services.refuse_without_rights(["clojars"])
+    services.refuse_what_would_fail(["clojars"])
 
 
 def prints(supervisord: Supervisord, text: bytes) -> None:

@@ -547,7 +547,7 @@ def commands(programs: Programs, *jobs: str) -> set[str]:
 def refused_of(services: Upstart, *jobs: str) -> set[str]:
     """The commands that are named as not allowed."""
     with pytest.raises(NotReady) as refused:
-        services.refuse_without_rights(jobs)
+        services.refuse_what_would_fail(jobs)
     begins, ends = "sudo does not let this user run ", " without a password"
     assert refused.value.message.startswith(begins)
     assert refused.value.message.endswith(ends)
@@ -559,7 +559,7 @@ def test_what_sudo_allows_is_not_refused(
 ) -> None:
     sudo(ALLOWS)
 
-    through_sudo.refuse_without_rights(["clojars", "clojars-backup"])
+    through_sudo.refuse_what_would_fail(["clojars", "clojars-backup"])
 
     assert programs.calls == []
 
@@ -598,7 +598,7 @@ def test_where_sudo_is_not_used_it_refuses_nothing(
 ) -> None:
     sudo(REFUSES)
 
-    upstart.refuse_without_rights(["clojars"])
+    upstart.refuse_what_would_fail(["clojars"])
 
 
 # The real sudo, with rules of the test's own: in a mount namespace, so that they are nobody else's
@@ -612,7 +612,7 @@ os.setgid(65534)
 os.setuid(65534)
 os.setsid()  # without a terminal
 try:
-    Upstart(bin=sys.argv[1], sudo=True, timeout=10).refuse_without_rights(["clojars"])
+    Upstart(bin=sys.argv[1], sudo=True, timeout=10).refuse_what_would_fail(["clojars"])
 except NotReady as refused:
     print(refused.message, refused.detail, refused.remedy, sep="\\n")
 """
@@ -661,7 +661,7 @@ def test_the_real_sudo_is_asked_for_what_is_really_called(
         (directory / "sudoers.d/rules").chmod(0o440)
         asked = subprocess.run(
             ["unshare", "-m", "sh", "-c",
-             'mount --bind "$0" /etc/sudoers.d && exec "$@"', directory / "sudoers.d",
+             'mount --bind "$0" /etc/sudoers.d && mount -t tmpfs tmpfs /run && exec "$@"', directory / "sudoers.d",
              sys.executable, "-c", ASK_THE_REAL_SUDO, bin],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip

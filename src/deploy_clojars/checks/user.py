@@ -43,11 +43,11 @@ def as_the_production_user(site: Site) -> Findings:
 
 def _sudo(site: Site) -> Findings:
     try:
-        site.host.services.refuse_without_rights(site.host.jobs)
+        site.host.services.refuse_what_would_fail(site.host.jobs)
     except NotReady as refused:
         what = "\n".join(filter(None, (refused.message, refused.detail)))
-        # What setup makes is there, or it is not enough.
-        yield Finding(what, True, f"{site.setup}\n{refused.remedy}")
+        # What setup makes may be there, and not be enough.
+        yield Finding(what, True, "\n".join(filter(None, (site.setup, refused.remedy))))
         return
     if site.is_upstarts and site.host.config.services.sudo:
         yield Finding("sudo allows what is needed")

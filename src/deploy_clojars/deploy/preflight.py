@@ -61,7 +61,7 @@ def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
     `one_will_do`: where nothing serves, an instance whose state is unknown does not keep the
     other one down.
     """
-    host.services.refuse_without_rights(host.jobs)
+    host.services.refuse_what_would_fail(host.jobs)
     look = host.look()
     host.refuse_a_broken_link(look)
     unknown = [each for each in look.instances if each.state == "unknown"]

@@ -42,8 +42,8 @@ class Services(Protocol):
     def stop(self, job: str) -> None:
         """Stops a job; one that is stopped already is fine. Raises ServiceFailed."""
 
-    def refuse_without_rights(self, jobs: Iterable[str]) -> None:
-        """Raises NotReady (4) if this user may not run a command that a run may need."""
+    def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
+        """Raises NotReady (4) if a request that a run may need is known to fail."""
 
     def words(self, verb: str, job: str) -> list[str]:
         """The command that starts, restarts or stops a job, as a person would type it."""

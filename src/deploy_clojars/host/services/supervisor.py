@@ -11,6 +11,7 @@ to find out whether an instance is well.
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import os
 import socket
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services import Job, ServiceFailed, State, wait_while_it_stops
 from deploy_clojars.machine.shell import last_lines
 
@@ -110,9 +112,16 @@ class Supervisor:
         if not self._done_unless("stopProcess", job, NOT_RUNNING):
             wait_while_it_stops(self, job, self._timeout)
 
-    def refuse_without_rights(self, jobs: Iterable[str]) -> None:
+    def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         # Whoever may use the socket may use all of it; `status` finds out.
-        return
+        for job in jobs:
+            for log in self._logs(job):
+                if _has_no_reader(log):
+                    raise NotReady(
+                        f"nobody reads the pipe {log}, the log of {job}: supervisord would wait for "
+                        "a reader and answer nobody",
+                        remedy="first start what reads it",
+                    )
 
     def words(self, verb: str, job: str) -> list[str]:
         user = ["-u", self._user] if self._user else []  # it asks for the password
@@ -121,14 +130,17 @@ class Supervisor:
     def last_log_lines(self, job: str) -> str:
         # The files themselves: supervisord puts a log into XML as it is, and a log need not be
         # text. Nor need it be a file: a pipe would be waited for.
+        texts = (last_lines(log, lines=10) for log in self._logs(job) if log.is_file())
+        return "\n".join(filter(None, texts))
+
+    def _logs(self, job: str) -> list[Path]:
+        """Where what the program prints goes: one place or two, or none."""
         try:
             info = self._call("getProcessInfo", job)
             names = [info["stdout_logfile"], info["stderr_logfile"]]
-            logs = [Path(name) for name in dict.fromkeys(names) if name.startswith("/")]
+            return [Path(name) for name in dict.fromkeys(names) if name.startswith("/")]
         except (ServiceFailed, xmlrpc.client.Fault, LookupError, TypeError, AttributeError):
-            return ""
-        texts = (last_lines(log, lines=10) for log in logs if log.is_file())
-        return "\n".join(filter(None, texts))
+            return []
 
     def _done_unless(self, method: str, job: str, because: int | None) -> bool:
         """Calls a method that changes a program; False if it was refused for that fault.
@@ -246,6 +258,17 @@ class _Transport(xmlrpc.client.Transport):
         """Closes what was made; ServerProxy closes only what it keeps itself."""
         for connection in self._made:
             connection.close()
+
+
+def _has_no_reader(log: Path) -> bool:
+    """Whether it is a pipe that nobody reads; to open it would block (fifo(7))."""
+    if not log.is_fifo():
+        return False
+    try:
+        os.close(os.open(log, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    return False
 
 
 def _has_just_ended(info: dict[str, Any]) -> bool:

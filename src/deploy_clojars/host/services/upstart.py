@@ -121,7 +121,7 @@ class Upstart:
     def _unknown(self, jobs: Iterable[str]) -> list[str]:
         return [job for job in jobs if UNKNOWN_JOB in self.status(job).said]
 
-    def refuse_without_rights(self, jobs: Iterable[str]) -> None:
+    def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         if not self._sudo:
             return
         verbs = ("restart", "start", "stop")
