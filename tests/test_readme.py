@@ -9,7 +9,9 @@ PROJECT = Path(__file__).parents[1]
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:
-    for page in (PROJECT / "README.md", PROJECT / "docs/host.md"):
+    for page in map(
+        PROJECT.joinpath, ("README.md", "CONTRIBUTING.md", "docs/host.md", "docs/architecture.md")
+    ):
         links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
         assert links
         missing = [link for link in links if not (page.parent / link).exists()]
