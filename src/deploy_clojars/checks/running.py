@@ -14,7 +14,7 @@ from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 
-NO_PROGRAM = "start supervisord, with a program of that name"
+NO_PROGRAM = "start supervisord, with a program of the name that the configuration has"
 
 
 def jobs(site: Site) -> Findings:
