@@ -105,7 +105,7 @@ def test_an_nginx_that_does_not_see_the_flag_is_found(light_host: LittleHost, fl
     with probe(flag, with_drain(light_host, flag), blind=True):
         flag.touch()
         result = light_host.run("check")
-    assert "nginx does not follow the drain flag" in result.stdout
+    assert "nginx ignores the drain flag" in result.stdout
 
 
 def test_no_probe_no_directory_and_an_instance_down_are_found_at_once(
@@ -127,8 +127,8 @@ def test_no_probe_no_directory_and_an_instance_down_are_found_at_once(
     for said in (
         f"port {host.ports[1]} is taken by PID {os.getpid()} (",
         f"      kill {os.getpid()}\n",
-        f"{flag.parent}, of the drain flag, is not there",
-        "which instance is first (",
+        f"{flag.parent}, the drain flag's directory, does not exist",
+        "which instance nginx prefers (",
         "clojars-backup is not running",
         f"deploy-clojars -c {host.config} rollback {FIRST}",
         f"mv {host.home}/bin/deploy-clojars {host.home}/bin/deploy-clojars.old",
@@ -359,7 +359,7 @@ def test_another_site_is_found(site: Site, tmp_path: Path) -> None:
     old = tmp_path / "root/etc/nginx/sites-enabled/000-old"
     old.symlink_to("../sites-available/clojars")
     [(what, remedy)] = wrong(front.sites(site, tmp_path / "root")).items()
-    assert what == f"{old} is another site for clojars.org, and nginx takes only one"
+    assert what == f"{old} is another site for clojars.org, and nginx uses only one"
     assert remedy.endswith(f"rm {old} && service nginx reload")
 
 

@@ -171,7 +171,7 @@ def test_a_flag_that_cannot_be_set_is_refused_before_the_build(
     front.flag.parent.rmdir()
     result = host.run(SECOND, "--yes")
     assert result.returncode == 4, result.stderr
-    assert "of the drain flag, is not there" in result.stderr
+    assert "the drain flag's directory, does not exist" in result.stderr
     result = host.done(SECOND, "--yes", "--force")
     assert "the drain flag" in result.stderr
     assert host.status["ok"]
@@ -185,7 +185,7 @@ def test_a_directory_in_the_flags_place_tells_nginx_nothing_and_is_refused(
     assert host.status["ok"]
     result = host.run(SECOND, "--yes")
     assert result.returncode == 4, result.stderr
-    assert f"the drain flag {front.flag} is there and no regular file" in result.stderr
+    assert f"the drain flag {front.flag} exists and is not a regular file" in result.stderr
     assert (
         host.done("rollback", SECOND, "--yes").stderr.count("cannot be made: Is a directory") == 1
     )

@@ -81,7 +81,7 @@ def test_a_zipapp_is_a_program_too(make_jar: MakeJar) -> None:
     ],
 )
 def test_a_jar_that_nothing_can_run_is_refused(make_jar: MakeJar, entries: dict[str, str]) -> None:
-    with pytest.raises(DeployError, match="no Main-Class"):
+    with pytest.raises(DeployError, match="neither a Main-Class"):
         facts_of(make_jar(**entries), NAME)
 
 

@@ -129,7 +129,7 @@ def test_a_release_that_the_build_has_put_there_itself_is_not_overwritten(
     host.serving(FIRST)
     result = host.run(SECOND, "--yes")
     assert result.returncode == 1
-    assert f"{path} is there already" in result.stderr
+    assert f"{path} already exists" in result.stderr
     assert (precious / "a/file").read_text() == "a"
     assert host.versions == (FIRST, FIRST)
 

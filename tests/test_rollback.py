@@ -104,7 +104,7 @@ def test_without_a_terminal_it_needs_yes(three: LittleHost) -> None:
 def test_a_version_that_is_not_there_lists_those_that_are(three: LittleHost) -> None:
     result = three.run("rollback", "0.0.1", "--yes")
     assert result.returncode == 1
-    assert f"there are: {FIRST}, {SECOND}, {THIRD}" in result.stderr
+    assert f"available: {FIRST}, {SECOND}, {THIRD}" in result.stderr
     assert three.versions == (THIRD, THIRD)
 
 

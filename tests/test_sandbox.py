@@ -643,8 +643,8 @@ def test_what_runs_of_a_broken_sandbox_can_be_stopped(empty: Little, text: str |
 
 def test_the_remedy_for_a_broken_sandbox_works(empty: Little) -> None:
     shutil.rmtree(empty.repository)
-    [line] = [line for line in empty.fails(1).splitlines() if "begin again: " in line]
-    remedy = line.partition("begin again: ")[2]
+    [line] = [line for line in empty.fails(1).splitlines() if "start over: " in line]
+    remedy = line.partition("start over: ")[2]
     assert remedy.count("deploy-clojars") == 2
     script = remedy.replace("deploy-clojars", TOOL)
     subprocess.run(["sh", "-c", script], check=True, capture_output=True)
@@ -660,16 +660,16 @@ def test_a_sandbox_that_was_removed_while_it_ran_can_still_be_stopped(empty: Lit
     wait_for(is_removed, "nothing is written into it any more")
     assert "stopped: PID" in empty.stop()
     assert marked(empty.directory) == []
-    assert "is no sandbox" in empty.fails(2, "--stop")
+    assert "is not a sandbox" in empty.fails(2, "--stop")
 
 
 def test_no_directory_of_somebody_elses_is_touched(place: Path) -> None:
     (place / "notes.txt").write_text("mine")
     little = Little(place)
-    assert f"{place} is not empty, and no sandbox" in little.fails(2)
-    assert "is not empty, and no sandbox" in little.fails(2, "--stop")
+    assert f"{place} is not empty and is not a sandbox" in little.fails(2)
+    assert "is not empty and is not a sandbox" in little.fails(2, "--stop")
     assert os.listdir(place) == ["notes.txt"]
-    assert "notes.txt is no directory" in Little(place / "notes.txt").fails(2)
+    assert "notes.txt is not a directory" in Little(place / "notes.txt").fails(2)
     for name in ("100%", "$HOME", "two\nlines"):
         assert "a control character, $ or % in a sandbox's path" in Little(place / name).fails(2)
 

@@ -132,7 +132,7 @@ def test_a_file_that_differs_stays_and_the_new_one_is_put_beside(tmp_path: Path)
         result = run_setup("--root", str(root))
         assert result.returncode == 1
         assert "-exec su clojars" in result.stdout
-        assert f"left as it is: {own}" in result.stderr
+        assert f"left unchanged: {own}" in result.stderr
         assert own.read_text() == "exec su clojars -c 'java'\n"
         assert (root / "etc/init/clojars.conf.new").read_bytes() == (
             ETC / "upstart/clojars.conf"
@@ -383,7 +383,7 @@ def test_a_link_that_leads_out_of_the_directory_is_not_followed(tmp_path: Path) 
     (root / "etc").symlink_to(outside)
     result = run_setup("--root", str(root))
     assert result.returncode == 2
-    assert "leads out of" in result.stderr
+    assert "leads outside" in result.stderr
     assert list(outside.iterdir()) == []
     (root / "etc").unlink()
     (root / "etc/init").mkdir(parents=True)

@@ -138,7 +138,7 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Drain(Struct, frozen=True, forbid_unknown_fields=True):
-    """How nginx is told to prefer the backup, and when the primary counts as drained."""
+    """What makes nginx prefer the backup, and when the primary counts as drained."""
 
     flag: AbsolutePath = "/run/clojars/drain-primary"
     probe: Text = "http://127.0.0.1:8099/pool"
@@ -158,7 +158,7 @@ class Drain(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hook(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who is told how a run ended."""
+    """The command that learns how a run ended."""
 
     command: TextOrNone = ""
     timeout: Seconds = 10
@@ -230,7 +230,7 @@ def load(file: Path | None) -> Config:
         return Config()
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UsageError(f"{file}: is no file")  # a FIFO would be waited for
+            raise UsageError(f"{file}: is not a file")  # a FIFO would be waited for
         with file.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
             text = stream.read().decode()

@@ -46,7 +46,7 @@ def checked(word: str) -> str:
 
 
 def looks_like_a_version(word: str) -> bool:
-    """Whether a word that is no command is meant as the TAG of `deploy`.
+    """Whether a word that is not a command is meant as the TAG of `deploy`.
 
     All 385 tags of clojars-web contain a digit, and no command does, so a mistyped command is
     still told from a tag.

@@ -67,7 +67,7 @@ def nothing_is_made_beside_what_nginx_refuses() -> None:
     broken.write_text("rubbish;\n")
     result = setup()
     assert result.returncode == 4
-    assert "nginx refuses its configuration as it is; nothing was changed" in result.stderr
+    assert "nginx already rejects its configuration; nothing was changed" in result.stderr
     assert 'unknown directive "rubbish"' in result.stderr
     assert "made" not in result.stdout
     broken.unlink()

@@ -41,7 +41,7 @@ def _all_of(part: Callable[[], Findings]) -> list[Finding]:
 
 
 def with_one_remedy(found: list[Finding]) -> list[Finding]:
-    """Findings that one command mends are one: the later ones join the first."""
+    """Findings that one command fixes are one: the later ones join the first."""
     joined: list[Finding] = []
     for finding in found:
         same = [each for each in joined if each.wrong and finding.wrong and finding.remedy]

@@ -87,7 +87,7 @@ def disk(site: Site) -> Findings:
         preflight.refuse_a_full_disk(site.host)
         yield Finding("disk: room for a deploy")
     except DeployError as error:
-        yield Finding(error.message, True, "remove what is old, or make the disk larger")
+        yield Finding(error.message, True, "remove old files, or enlarge the disk")
 
 
 def installed_files(site: Site, root: Path = Path("/")) -> Findings:

@@ -1,4 +1,4 @@
-"""What a check says, and of which host: a finding, and whose commands mend it."""
+"""What a check says, and of which host: a finding, and whose commands fix it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Site:
 
     @cached_property
     def values(self) -> Values | None:
-        """What the kit's files have in them; None for a host that they cannot be for."""
+        """The values of the files that `setup` installs; None for a host that cannot have them."""
         try:
             return values_of(self.host.config, self.host.words, self.user)
         except UsageError:

@@ -28,18 +28,18 @@ def drain(site: Site) -> Findings:
     if answer not in (PRIMARY_FIRST, BACKUP_FIRST):
         probe = host.config.drain.probe
         yield Finding(
-            f"nginx does not say at {probe} which instance is first ({answer})",
+            f"{probe} does not say which instance nginx prefers ({answer})",
             True,
             _answers(site),
         )
     elif (answer == BACKUP_FIRST) is not there:
         yield Finding(
-            f"nginx does not follow the drain flag {flag}: it says {answer}",
+            f"nginx ignores the drain flag {flag}: it answers {answer}",
             True,
             f"{by_root('service nginx reload')}, and its user must be able to enter {flag.parent}",
         )
     else:
-        yield Finding(f"nginx says that the {answer} is first")
+        yield Finding(f"nginx prefers the {answer}")
 
 
 def _answers(site: Site) -> str:
@@ -59,7 +59,9 @@ def flag_directory(site: Site, directory: Path) -> Finding:
     if not directory.is_dir():
         made = f"install -d -o {site.user} -m 0755 {quoted}"
         return Finding(
-            f"{directory}, of the drain flag, is not there", True, site.setup or by_root(made)
+            f"{directory}, the drain flag's directory, does not exist",
+            True,
+            site.setup or by_root(made),
         )
     found = directory.stat()
     closed = [each for each in (directory, *directory.parents) if not each.stat().st_mode & 0o001]
@@ -74,13 +76,13 @@ def flag_directory(site: Site, directory: Path) -> Finding:
         remedy = site.by_user(f"chmod go-w {quoted}")
         return Finding(f"{directory} can be written by others", True, remedy)
     if site.is_upstarts and directory.is_relative_to(tempfile.gettempdir()):
-        return Finding(f"{directory} is among temporary files, which nginx may see others of", True,
+        return Finding(f"{directory} is a temporary directory, and nginx may see another", True,
                        "set drain.flag to a path below /run")  # fmt: skip
     return Finding(f"{directory} for the drain flag")
 
 
 def sites(site: Site, root: Path = Path("/")) -> Findings:
-    """Whether nginx takes the kit's site, or another one of its name; `root` stands for /."""
+    """Whether nginx uses the site of `setup`, or another of the same name; `root` stands for /."""
     values = site.values
     if not site.is_upstarts or values is None:
         return

@@ -34,7 +34,7 @@ def judged(name: str, said: str, since: tuple[int, ...]) -> Finding:
     needed = ".".join(map(str, since))
     remedy = f"install {name} {needed} or newer"
     if version is None:
-        return Finding(f"{name}: its version is not known", True, remedy)
+        return Finding(f"{name}: its version is unknown", True, remedy)
     shown = ".".join(map(str, version))
     if version < since:
         return Finding(f"{name} {shown} is too old", True, remedy)

@@ -127,7 +127,7 @@ def _left(site: Site, situation: Situation, remedy: str) -> Findings:
 
 
 def _and_restart(site: Site, command: str) -> str:
-    """A rollback starts what a `restart` left down, and nothing else anew."""
+    """A rollback starts only what a `restart` left down."""
     again = site.by_user(site.host.command("restart"))
     return f"\nand then the restart again: {again}" if command == "restart" else ""
 

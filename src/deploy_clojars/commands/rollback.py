@@ -61,7 +61,7 @@ def target_of_rollback(run: Run, look: Look) -> str:
     """The release to go back to, known to be there and sound. Raises DeployError (1)."""
     host = run.host
     some = host.releases.some()
-    listed = f"there are: {some}" if some else "there are no releases"
+    listed = f"available: {some}" if some else "there are no releases"
     target = run.version or decisions.bare_rollback_target(
         look.history, look.approved, look.current.version,
         (look.primary.running, look.backup.running),

@@ -1,1 +1,1 @@
-"""Deploy: each step of it in a file of its own."""
+"""Deploy: each step in its own file."""

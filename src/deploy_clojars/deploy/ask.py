@@ -26,7 +26,7 @@ def require_an_answer(yes: bool) -> None:
 
 
 def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
-    """Asks; the system's log is told if nobody answers for long. Raises Declined, Interrupted."""
+    """Asks; notes in the system's log if nobody answers for long. Raises Declined, Interrupted."""
     remind = system_log.Reminder(f"{run.by}: {question}")
 
     def watch_and_remind() -> str | None:
@@ -53,7 +53,7 @@ def ask_to_promote(run: Run, backup: Observation) -> None:
             with run.step("ask", "yes, by --yes"):
                 pass
         else:
-            run.at("ask")  # the question has a page of its own instead of a step's line
+            run.at("ask")  # the question has its own page instead of a step's line
             if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary)):
                 raise Declined(f"{version} was declined")
         run.record("approved", version=version, how="--yes" if yes else "question")

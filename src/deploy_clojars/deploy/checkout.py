@@ -75,7 +75,7 @@ class Mirror:
         self._environment = environment(run_id)
 
     def fetch(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> bool:
-        """Brings the mirror up to date; returns whether it had to be made anew.
+        """Brings the mirror up to date; returns whether it had to be recreated.
 
         `timeout` is in seconds. Raises DeployError: no network, no such repository, a password
         asked for, a stalled server.
@@ -180,7 +180,7 @@ class Mirror:
         return str(lines).splitlines()
 
     def commit_of(self, tag: str) -> str:
-        """The full hash of the tag's commit; a branch, a commit or `0.8.1~1` is no tag.
+        """The full hash of the tag's commit; a branch, a commit or `0.8.1~1` is not a tag.
 
         Raises DeployError with the nearest names.
         """
@@ -266,7 +266,7 @@ def _no_tag(tag: str, url: str, tags: Iterable[str]) -> DeployError:
 
 
 class Broken(DeployError):
-    """The mirror lacks what it should have: made anew, it may have it."""
+    """The mirror lacks what it should have; recreated, it may have it."""
 
 
 def _words(error: git.GitCommandError) -> str:

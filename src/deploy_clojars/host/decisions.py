@@ -31,7 +31,7 @@ def next_to_restart(
 ) -> Role | None:
     """Which instance a rollback or a revert restarts next; None if it is done or must stop.
 
-    Asked anew before every restart. Only what is not healthy on the target is restarted, the
+    Asked again before every restart. Only what is not healthy on the target is restarted, the
     only serving instance never is, and after a failure the other one only if it serves nobody.
     """
     seen = {PRIMARY: primary, BACKUP: backup}
@@ -49,7 +49,7 @@ def next_to_stop_and_start(
 ) -> Role | None:
     """Which of the instances that are left `restart` takes next; None if it must stop.
 
-    Asked anew before each one. The order is a rollback's; the only serving instance is spared
+    Asked again before each one. The order is a rollback's; the only serving instance is spared
     unless `force` gives it up.
     """
     seen = {PRIMARY: primary, BACKUP: backup}

@@ -61,7 +61,7 @@ class Host:
     def look(self) -> Look:
         """Looks at everything, both instances at the same time.
 
-        A journal that cannot be read is noted; what was read of it earlier goes on to count.
+        A journal that cannot be read is noted; what was read of it earlier still counts.
         """
         with ThreadPoolExecutor(max_workers=2) as pool:
             primary = pool.submit(self.instances[PRIMARY].observe)

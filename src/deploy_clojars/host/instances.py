@@ -54,7 +54,7 @@ class Observation:
     said: str  # by the service manager
     pid: int | None = None
     since: str | None = None
-    running: str | None = None  # a version, or the path of a jar that is no release
+    running: str | None = None  # a version, or the path of a jar that is not a release
     open_releases: frozenset[str] = frozenset()
     visible: bool = True  # whether this user may ask for its state and see what it has open
     checks: tuple[health.Check, ...] = ()

@@ -28,7 +28,7 @@ def facts_of(jar: Path, name: str, *, sound: bool = True) -> JarFacts:
     0.15 s for 9 MB.
     """
     if jar.is_symlink() or not jar.is_file():
-        raise DeployError(f"{jar} is no regular file")
+        raise DeployError(f"{jar} is not a regular file")
     try:
         with zipfile.ZipFile(jar) as archive:
             damaged = archive.testzip() if sound else None
@@ -36,7 +36,9 @@ def facts_of(jar: Path, name: str, *, sound: bool = True) -> JarFacts:
                 raise DeployError(f"{jar} is damaged: the checksum of {damaged!r} is wrong")
             names = archive.namelist()
             if not _has_main_class(archive, names) and "__main__.py" not in names:
-                raise DeployError(f"{jar} is no program: no Main-Class and no __main__.py")
+                raise DeployError(
+                    f"{jar} is not a program: it has neither a Main-Class nor a __main__.py"
+                )
             return _pom_facts(archive, names, name)
     except (
         zipfile.BadZipFile,

@@ -262,7 +262,7 @@ class HistoryBuilder:
 
 
 def _went_on(last: LastRun, event: Event) -> LastRun:
-    """The last run after one more line of its own."""
+    """The last run after one more of its lines."""
     if event.event == "flip":
         return msgspec.structs.replace(last, flipped=True)
     if event.event == "no return":

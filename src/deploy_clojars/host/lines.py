@@ -20,7 +20,7 @@ class TailedFile:
     def _start_over(self) -> None:
         self._identity: tuple[int, int] | None = None
         self._offset = 0  # bytes; up to here its lines were given out
-        self._last_line = b""  # with its end; how a file is told that was written anew
+        self._last_line = b""  # with its end; it shows whether a file was rewritten
         self.rest = b""  # behind the last line: one without its end, which may yet be written on
 
     def news(self) -> Iterator[tuple[bool, list[bytes]]]:
@@ -29,7 +29,7 @@ class TailedFile:
         With each comes whether all that was given out before has to be forgotten, because this
         is not that file any more. `rest` is what follows the last of them. Raises OSError.
         """
-        # What is no file must not be waited for, such as a FIFO.
+        # Something else, such as a FIFO, must not be waited for.
         descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not self._goes_on_in(descriptor):

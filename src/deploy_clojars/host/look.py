@@ -20,7 +20,7 @@ class Look:
     history: History
     approved: str | None
     journal_error: str | None = None  # why the journal cannot be read
-    drain_flag: bool = False  # whether nginx is told to prefer the backup
+    drain_flag: bool = False  # whether the flag makes nginx prefer the backup
 
     @property
     def instances(self) -> tuple[Observation, Observation]:

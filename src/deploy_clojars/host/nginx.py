@@ -44,7 +44,7 @@ class Nginx:
 
     @property
     def flag_is_set(self) -> bool:
-        """Whether nginx is told to prefer the backup; a directory tells it nothing."""
+        """Whether the flag makes nginx prefer the backup; a directory in its place does not."""
         return self.flag.is_file()
 
     def set_flag(self) -> None:
@@ -72,11 +72,11 @@ class Nginx:
         """Why this user cannot set and remove the flag, or None if that can be done."""
         directory = self.flag.parent
         if not directory.is_dir():
-            return f"{directory}, of the drain flag, is not there"
+            return f"{directory}, the drain flag's directory, does not exist"
         if not os.access(directory, os.W_OK | os.X_OK):
-            return f"{directory}, of the drain flag, cannot be written by this user"
+            return f"{directory}, the drain flag's directory, cannot be written by this user"
         if os.path.lexists(self.flag) and (self.flag.is_symlink() or not self.flag.is_file()):
-            return f"the drain flag {self.flag} is there and no regular file"
+            return f"the drain flag {self.flag} exists and is not a regular file"
         return None
 
 

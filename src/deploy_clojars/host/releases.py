@@ -49,7 +49,7 @@ class Releases:
         return self.directory / f"{self._prefix}{version}{self._suffix}"
 
     def version_in(self, file_name: str) -> str | None:
-        """The version that a file's name stands for, or None if it is no release's name."""
+        """The version that a file's name stands for, or None if it is not a release's name."""
         if not (file_name.startswith(self._prefix) and file_name.endswith(self._suffix)):
             return None
         version = file_name[len(self._prefix) : -len(self._suffix)]
@@ -120,14 +120,14 @@ class Releases:
             return Current(broken=why, visible=not denied)
         if not stat.S_ISLNK(found.st_mode):
             return Current(
-                broken=f"{self.link} is no symbolic link",
+                broken=f"{self.link} is not a symbolic link",
                 mend=("mv", str(self.link), f"{self.link}.old"),
             )
         text = os.readlink(self.link)
         target = Path(os.path.normpath(self.directory / text))
         version = self.version_in(target.name) if self._is_here(target.parent) else None
         if version is None:
-            broken = f"{self.link} names {text}, which is no release"
+            broken = f"{self.link} names {text}, which is not a release"
         elif not self.has(version):
             broken = f"{self.link} names {text}, which is not there"
         else:
@@ -148,7 +148,7 @@ class Releases:
         if not self.has(version):
             raise DeployError(f"release {version} is not in {self.directory}")
         if self.link.exists() and not self.link.is_symlink():
-            raise DeployError(f"{self.link} is no symbolic link, and is not replaced")
+            raise DeployError(f"{self.link} is not a symbolic link and was not replaced")
         temporary = self.directory / f"{UNFINISHED}{os.urandom(8).hex()}.link"
         try:
             os.symlink(self.path(version).name, temporary)
@@ -194,7 +194,7 @@ class Releases:
             temporary.unlink()
             self._sync()
         except FileExistsError:
-            raise DeployError(f"{self.path(version)} is there already") from None
+            raise DeployError(f"{self.path(version)} already exists") from None
         except OSError as error:
             raise DeployError(
                 f"release {version} cannot be copied to {self.directory}: {error.strerror}"
@@ -237,7 +237,7 @@ class Releases:
                 path.unlink()
 
     def mended_by(self, current: Current, version: str | None) -> str:
-        """The command that mends a broken link; RELEASE stands in it where `version` is None."""
+        """The command that repairs a broken link; RELEASE stands in it where `version` is None."""
         name = self.path(version).name if version else RELEASE
         return shlex.join(name if word == RELEASE else word for word in current.mend)
 

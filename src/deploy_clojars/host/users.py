@@ -30,7 +30,7 @@ def operator() -> str:
 
 
 def refuse_the_wrong_user(host: Host, command: str, version: str | None) -> None:
-    """Only the owner of `releases/` changes anything: what root made, the user could not mend.
+    """Only the owner of `releases/` changes anything: what root made, the user could not repair.
 
     Raises UsageError (2), or NotReady (4) if there is no such directory.
     """

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import psutil
 
-# Every process of a checkout, a test run or a build carries it; how a stray is told.
+# Every process of a checkout, a test run or a build carries it, which is how a stray is found.
 RUN_VARIABLE = "DEPLOY_CLOJARS_RUN"
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h

@@ -43,7 +43,7 @@ class Answer:
 def root_program(name: str) -> str | None:
     """The path of a program that may be where only root's PATH leads to, or None."""
     path = os.environ.get("PATH", os.defpath)
-    if "/usr/bin" in path.split(":"):  # otherwise a short PATH is meant as it is
+    if "/usr/bin" in path.split(":"):  # otherwise a short PATH is intended
         path += ":/usr/sbin:/sbin"
     return shutil.which(name, path=path)
 

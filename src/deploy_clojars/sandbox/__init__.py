@@ -39,7 +39,7 @@ TO_TRY = {
 
 
 def start(directory: Path) -> Sandbox:
-    """Makes a sandbox in a directory that is empty or not there, or goes on with the one there.
+    """Creates a sandbox in a directory that is empty or absent, or starts the one that is there.
 
     Raises UsageError (2) for a directory that is neither, NotReady (4) where supervisor or git is
     not installed, DeployError (1) for a sandbox that was moved or broken and for all else.
@@ -63,7 +63,7 @@ def stop(directory: Path) -> tuple[str, ...]:
     """Ends all that runs of the sandbox, and returns the lines that say so.
 
     What a crash has left ends, too, and what runs of a sandbox that was moved, broken or removed.
-    Raises UsageError (2) for a directory that is no sandbox, Locked (3) while a run is at work in
+    Raises UsageError (2) for a directory that is not a sandbox, Locked (3) while a run is at work in
     it, DeployError (1) for the copy of a sandbox.
     """
     with _system_errors():
@@ -134,7 +134,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 
 
 def _made(directory: Path) -> Sandbox:
-    """Writes all that stays. What is cut off in the middle is made anew by the next start."""
+    """Writes all that stays. If it is cut off in the middle, the next start makes it again."""
     sandbox = Sandbox(directory, ports.chosen(), news=("made just now",))
     sandbox.save(made=False)
     repository.make(sandbox.repository)
@@ -206,7 +206,7 @@ def _started_in(directory: Path) -> Path:
 def _stopped(directory: Path, started_in: Path) -> tuple[str, ...]:
     home = directory / "home"
     _refuse_while_a_run_is_at_work(directory)
-    # nginx is told by where it is now, all else by where it was started.
+    # nginx is found by where it is now, all else by where it was started.
     pids = [*supervisord.end_all(started_in)]
     if directory != started_in:
         pids += supervisord.end_all(directory)
@@ -216,7 +216,7 @@ def _stopped(directory: Path, started_in: Path) -> tuple[str, ...]:
         processes.end_strays(Host(config.Config(home=str(home))).id_prefix)
     done = f"stopped: {_pids(pids)}" if pids else "nothing of it was running"
     if (directory / place.FILE).exists() and directory == started_in:
-        return done, f"to go on with it: {place.command(directory)}"
+        return done, f"to start it again: {place.command(directory)}"
     return (done,)
 
 

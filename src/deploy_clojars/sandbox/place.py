@@ -82,7 +82,7 @@ def resolved(directory: Path) -> Path:
     """The directory without links on the way. Raises UsageError (2) for one that can't be used."""
     directory = Path(os.path.realpath(directory))
     if os.path.lexists(directory) and not os.path.isdir(directory):
-        raise UsageError(f"{directory} is no directory")
+        raise UsageError(f"{directory} is not a directory")
     try:
         str(directory).encode()
     except UnicodeEncodeError:
@@ -106,7 +106,7 @@ def refuse_another_users(directory: Path) -> None:
 def recorded(directory: Path) -> Record | None:
     """What the sandbox's own file in the directory says; None for a directory that is empty.
 
-    Raises UsageError (2) for a directory that is no sandbox, DeployError (1) for a broken one.
+    Raises UsageError (2) for a directory that is not a sandbox, DeployError (1) for a broken one.
     """
     file = directory / FILE
     try:
@@ -130,7 +130,7 @@ def _refuse_what_is_no_sandbox(directory: Path) -> None:
             + command(directory, "--stop"),
         )
     raise UsageError(
-        f"{directory} is not empty, and no sandbox",
+        f"{directory} is not empty and is not a sandbox",
         remedy="name an empty directory, or one that is not there yet",
     )
 
@@ -142,7 +142,7 @@ def looks_like_one(directory: Path) -> bool:
 
 def no_sandbox(directory: Path) -> UsageError:
     """The error for a directory in which nothing was ever made."""
-    return UsageError(f"{directory} is no sandbox", remedy=f"to make one: {command(directory)}")
+    return UsageError(f"{directory} is not a sandbox", remedy=f"to make one: {command(directory)}")
 
 
 def refuse_moved(directory: Path, record: Record) -> None:
@@ -158,7 +158,7 @@ def refuse_moved(directory: Path, record: Record) -> None:
     raise DeployError(
         f"{directory} was made as {there}, and what is in it leads there",
         remedy=f"move it back: {shlex.join(['mv', '-T', str(directory), str(there)])}\n"
-        f"or throw it away: {thrown_away(directory)}",
+        f"or remove it: {thrown_away(directory)}",
     )
 
 
@@ -170,7 +170,7 @@ def is_there(directory: Path, there: Path) -> bool:
 def broken(directory: Path, what: str) -> DeployError:
     """The error for a sandbox that was broken by hand."""
     again = f"{thrown_away(directory)} && {command(directory)}"
-    return DeployError(what, remedy=f"put it back, or begin again: {again}")
+    return DeployError(what, remedy=f"put it back, or start over: {again}")
 
 
 def thrown_away(directory: Path) -> str:

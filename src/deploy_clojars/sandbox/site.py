@@ -1,4 +1,4 @@
-"""nginx in front of the instances, where it is installed: with the host kit's own site."""
+"""nginx in front of the instances, where it is installed: with the site that `setup` installs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploy_clojars.sandbox.place import FLAG, Pair, Sandbox, write
 from deploy_clojars.setup.files import render, values_of
 
 MAIN = """\
-# nginx's part of the sandbox. Written anew at every start; run in the sandbox, by supervisord.
+# nginx's part of the sandbox. Rewritten at every start; supervisord runs it in the sandbox.
 {user}daemon off;
 pid nginx.pid;
 error_log logs/nginx.log;

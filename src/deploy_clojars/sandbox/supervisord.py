@@ -15,6 +15,7 @@ from signal import SIGKILL, SIGTERM
 import psutil
 
 from deploy_clojars.errors import DeployError
+from deploy_clojars.host import health
 from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import processes
 from deploy_clojars.machine.shell import root_program
@@ -22,7 +23,7 @@ from deploy_clojars.sandbox import site
 from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
 
 # Every process of a sandbox has the sandbox's directory in its environment under this name; it is
-# how they are told, also when a crash has left no supervisord, no PID file and no sandbox.json.
+# how they are found, also when a crash has left no supervisord, no PID file and no sandbox.json.
 MARK = "DEPLOY_CLOJARS_SANDBOX"
 
 # The names of the programs, and which ports are theirs.
@@ -34,7 +35,7 @@ PATIENCE = 20  # seconds for supervisord to start, or to end; more than `stopwai
 
 # The sandbox's path is not in the text, where `;` and `#` would begin a comment.
 DAEMON = """\
-; supervisord's own part of the sandbox. Written anew at every start.
+; supervisord's own part of the sandbox. Rewritten at every start.
 
 [supervisord]
 pidfile = %(here)s/supervisord.pid
@@ -139,7 +140,7 @@ def start(sandbox: Sandbox) -> None:
             detail=done.stdout.decode("utf-8", "replace"),
         )
     if autostart:
-        _wait_until_all_run(sandbox)
+        _wait_until_all_answer(sandbox)
 
 
 def environment(directory: Path) -> dict[str, str]:
@@ -171,10 +172,10 @@ def _client(sandbox: Sandbox) -> Supervisor:
     return Supervisor(path=str(sandbox.socket), timeout=5)
 
 
-def _wait_until_all_run(sandbox: Sandbox) -> None:
+def _wait_until_all_answer(sandbox: Sandbox) -> None:
     deadline = time.monotonic() + 5
-    client = _client(sandbox)
-    while any(client.status(job).state != "running" for job in JOBS):
+    ports = (sandbox.ports.primary.web, sandbox.ports.backup.web)
+    while not all(health.check(f"http://127.0.0.1:{port}/").ok for port in ports):
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
@@ -214,7 +215,7 @@ def _send_until_gone(directory: Path, signum: int) -> None:
     asked: set[psutil.Process] = set()
     while (remaining := living(directory)) and time.monotonic() < deadline:
         for process in sorted(set(remaining) - asked, key=_is_supervisord, reverse=True):
-            # psutil looks at the start time first: a PID that was given anew is not hit.
+            # psutil looks at the start time first: a PID that was given away again is not hit.
             with suppress(psutil.Error):
                 process.send_signal(signum)
         asked.update(remaining)

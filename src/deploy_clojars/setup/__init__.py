@@ -1,1 +1,1 @@
-"""The host kit: the files, the user and the directories that make a host clojars.org's."""
+"""`setup`: the user, the directories and the files that a host needs."""

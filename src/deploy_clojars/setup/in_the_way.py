@@ -1,4 +1,4 @@
-"""What a host has from earlier times that keeps the kit's files from having their effect."""
+"""What a host has from earlier times that keeps the files of `setup` from taking effect."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
             if file == main:
                 removed = f"remove that server from {file}"
             yield Obstacle(
-                f"{file} is another site for {values.server_name}, and nginx takes only one",
+                f"{file} is another site for {values.server_name}, and nginx uses only one",
                 f"{removed} && service nginx reload",
             )
 
@@ -94,4 +94,6 @@ def other_nailgun(values: Values, nailgun: Nailgun, root: Path) -> Iterator[Obst
                 if nailgun == "nginx"
                 else f"{removed} && service nginx reload && {values.bin}/start {balance}"
             )
-            yield Obstacle(f"{path} serves the nailgun port, too, and {nailgun} is to", command)
+            yield Obstacle(
+                f"{path} also serves the nailgun port, which {nailgun} should serve", command
+            )

@@ -52,7 +52,7 @@ class Directory:
 class Planned:
     """A file, where it goes, and what is there now.
 
-    `beside` is where the new one goes if another is there; nothing that reads the directory takes it.
+    `beside` is where the new one goes if another is there; what reads the directory ignores it.
     """
 
     file: File
@@ -95,13 +95,13 @@ def setup(
     is_upstart = config.services.manager == "upstart"
     if root is None and not is_upstart:
         raise UsageError(
-            "setup makes a host whose instances Upstart runs, and the configuration says "
+            "setup creates a host whose instances Upstart runs, but the configuration says "
             f"{config.services.manager}: nothing was changed",
-            remedy="--root DIR puts the files below a directory, for a look",
+            remedy="--root DIR writes the files below a directory, to look at",
         )
     if root is None and os.geteuid() != 0 and not dry_run:
         again = shlex.join(["sudo", *words, "setup"])
-        raise UsageError("setup changes /etc, and only root may", remedy=again)
+        raise UsageError("only root can run setup, which changes /etc", remedy=again)
     os.umask(0o022)  # nginx and the jobs must get at what is made on the way, too
     values = values_of(config, words, user)
     refuse_collisions(values)
@@ -138,15 +138,15 @@ def setup(
         where = f"{error.filename}: " if error.filename else ""
         raise DeployError(f"{where}{error.strerror}") from None
     if not is_upstart:
-        say("the jobs are supervisord's: no job files and no sudoers file")
+        say("supervisord runs the jobs: no job files and no sudoers file")
     for obstacle in in_the_way.other_tools(placed(values.home, root)):
         say(f"next: {obstacle.remedy}  # {obstacle.what}")
     if root is None and not quiet:
         _say_what_is_left(words, values, nailgun, say)
     if work.attention and not dry_run:
         raise DeployError(
-            f"not as the configuration has it, and left as it is: {', '.join(work.attention)}",
-            remedy="look at what is shown above, and change by hand what should be changed",
+            f"differs from the configuration; left unchanged: {', '.join(work.attention)}",
+            remedy="see the differences above, and make by hand the changes you want",
         )
 
 
@@ -164,9 +164,9 @@ def _refuse_what_is_refused_already(nginx: validation.InstalledNginx | None) -> 
     verdict = validation.of_whole_host(nginx)
     if verdict.refused_by is not None:
         raise NotReady(
-            f"{verdict.refused_by} refuses its configuration as it is; nothing was changed",
+            f"{verdict.refused_by} already rejects its configuration; nothing was changed",
             detail=verdict.said,
-            remedy="mend that first",
+            remedy="fix that first",
         )
 
 
@@ -215,7 +215,7 @@ def _beside(path: Path, wanted: bytes) -> Path:
 def placed(path: str, root: Path | None) -> Path:
     """Where a path of the host is, given the directory that stands for /.
 
-    Raises UsageError (2) if a link below `root` leads out of it.
+    Raises UsageError (2) if a link below `root` leads outside it.
     """
     if root is None:
         return Path(path)
@@ -227,7 +227,7 @@ def placed(path: str, root: Path | None) -> Path:
 def _refuse_to_leave(root: Path, path: Path) -> None:
     real, inside = os.path.realpath(path), os.path.realpath(root)
     if os.path.commonpath([real, inside]) != inside:
-        raise UsageError(f"{path} leads out of {root}, to {real}")
+        raise UsageError(f"{path} leads outside {root}, to {real}")
 
 
 class _Work:
@@ -298,7 +298,7 @@ class _Work:
                     self._write(file, path)
                 self._made_it(str(path))
             case "differs":
-                self._say(f"DIFFERS   {path} is left as it is; the new one: {planned.beside}")
+                self._say(f"DIFFERS   {path} was left unchanged; the new one: {planned.beside}")
                 for line in planned.diff:
                     self._say(f"  | {line}")
                 self.attention.append(str(path))
@@ -366,7 +366,7 @@ class _Work:
         if link.is_symlink() and self._leads_to(link, target):
             self._note(f"same      {link} -> {target}")
         elif os.path.lexists(link):
-            self._say(f"DIFFERS   {link} is left as it is; it should lead to {target}")
+            self._say(f"DIFFERS   {link} was left unchanged; it should lead to {target}")
             self.attention.append(str(link))
         else:
             if not self._dry_run:
@@ -378,7 +378,7 @@ class _Work:
     def _write(self, file: File, path: Path) -> None:
         """Writes a file that is not there yet, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        # With a dot, so that nothing that reads the directory takes it.
+        # With a dot, so that what reads the directory ignores it.
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with open(temporary, "xb", opener=_private) as stream:

@@ -93,7 +93,7 @@ def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: boo
             draft = Path(directory) / "sudoers"
             draft.write_text(file.text, encoding="utf-8")
             draft.chmod(0o440)
-            _refuse(_asked([visudo, "-c", "-f", str(draft)]), f"visudo does not take {file.path}")
+            _refuse(_asked([visudo, "-c", "-f", str(draft)]), f"visudo rejects {file.path}")
 
 
 def of_nginx(
@@ -127,7 +127,7 @@ def of_nginx(
             MAIN.format(modules=modules, directory=directory, stream=stream), encoding="utf-8"
         )
         answer = _asked([nginx.program, "-t", "-p", name, "-c", str(main)])
-        _refuse(answer, "nginx does not take its files")
+        _refuse(answer, "nginx rejects its files")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def remedy_for(said: str) -> str:
     """What to do about a refusal of nginx that the nailgun port's file is in."""
     if '"stream" directive is duplicate' in said:
         return (
-            "this nginx has a stream block of its own: put the nailgun port's server into it by "
+            "this nginx already has a stream block: put the nailgun port's server into it by "
             f"hand, or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
         )
     if 'unknown directive "stream"' in said:
