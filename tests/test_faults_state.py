@@ -74,7 +74,7 @@ def test_a_journal_cut_back_into_the_first_deploy_takes_no_link_away(
     journal.write_text(text[:end], encoding="utf-8")
     pids = (host.pid("primary"), host.pid("backup"))
     result = host.done(SECOND, "--yes")
-    assert f"current is {SECOND} since, and stays so" in result.stderr
+    assert f"current has been {SECOND} since, and stays" in result.stderr
     assert (host.pid("primary"), host.pid("backup")) == pids
     assert host.status["ok"]
 
