@@ -23,8 +23,8 @@ def tell(text: str, address: str = ADDRESS) -> None:
 
     Not syslog(3), which waits for ever while the log's reader is stuck: no revert may.
     """
-    one_line = printable(text).replace("\n", " ")
-    line = f"<{NOTICE}>deploy-clojars[{os.getpid()}]: {one_line}"
+    text = printable(text).replace("\n", " ")
+    line = f"<{NOTICE}>deploy-clojars[{os.getpid()}]: {text}"
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         sender.sendto(line.encode("utf-8", "backslashreplace")[:LONGEST], address)
