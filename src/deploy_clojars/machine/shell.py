@@ -15,25 +15,26 @@ from typing import IO
 
 from deploy_clojars.machine import processes, signals
 
-OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # for its whole group
+# What a terminal sends to the whole foreground process group.
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
-TICK = 0.05  # seconds between two looks at a running program
+TICK = 0.05  # seconds between two checks of a running program
 GRACE = 5.0  # seconds from TERM to KILL
 LAST_LINES = 25
 LAST_BYTES = 16 * 1024
 
 
 class TookTooLong(Exception):
-    """The program did not end within its time limit and was ended."""
+    """The program exceeded its time limit and was ended."""
 
 
 class Silent(Exception):
-    """The program printed nothing for longer than it may and was ended."""
+    """The program printed nothing for longer than allowed and was ended."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a short command answered."""
+    """A short command's exit status (-N: signal N) and output."""
 
     status: int
     out: str
@@ -41,9 +42,9 @@ class Answer:
 
 
 def root_program(name: str) -> str | None:
-    """The path of a program that may be where only root's PATH leads to, or None."""
+    """The path of a program, which may be in a directory that only root's PATH has, or None."""
     path = os.environ.get("PATH", os.defpath)
-    if "/usr/bin" in path.split(":"):  # otherwise a short PATH is intended
+    if "/usr/bin" in path.split(":"):  # a PATH without it is short on purpose
         path += ":/usr/sbin:/sbin"
     return shutil.which(name, path=path)
 
@@ -51,15 +52,15 @@ def root_program(name: str) -> str | None:
 def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None) -> Answer:
     """Runs a short command and returns its answer; no shell, no input, messages in English.
 
-    subprocess and not `sh`: `status` uses it, and importing `sh` takes longer than all it does.
+    subprocess and not `sh`: importing `sh` takes longer than all that `status` does.
     Raises TookTooLong, Interrupted, and FileNotFoundError or PermissionError if it can't be run.
     """
     deadline = time.monotonic() + timeout
     while True:
         answer = _captured(argv, timeout, os.environ if env is None else env)
-        # The terminal's signal reached the child before it had a session of its own: it has not
-        # even begun, and its end says nothing of what was asked.
-        if -answer.status not in OF_THE_TERMINAL or time.monotonic() > deadline:
+        # A signal from the terminal may reach the child before it has a session of its own. Then
+        # the command has not begun, and its exit status says nothing.
+        if -answer.status not in TERMINAL_SIGNALS or time.monotonic() > deadline:
             return answer
         signals.check()
 
@@ -76,24 +77,22 @@ def _captured(argv: Sequence[str], timeout: float, env: Mapping[str, str]) -> An
         errors="replace",
     )
     deadline = time.monotonic() + timeout
-    while True:
-        try:
-            out, err = process.communicate(timeout=min(TICK * 4, timeout))
-            return Answer(process.returncode, out, err)
-        except subprocess.TimeoutExpired:
-            try:
-                signals.check()
-                if time.monotonic() > deadline:
-                    raise TookTooLong(f"no answer within {timeout:g} s") from None
-            except BaseException:
-                # Under sudo it belongs to root and can't be ended; then it is left to itself.
-                with suppress(PermissionError, ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                for pipe in (process.stdout, process.stderr):
-                    if pipe is not None:
-                        pipe.close()
-                raise
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                out, err = process.communicate(timeout=min(TICK * 4, timeout))
+                return Answer(process.returncode, out, err)
+            signals.check()
+            if time.monotonic() > deadline:
+                raise TookTooLong(f"no answer within {timeout:g} s")
+    except BaseException:
+        # Under sudo the command runs as root and cannot be killed; it is left running.
+        with suppress(PermissionError, ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
+        raise
 
 
 def stream(
@@ -108,18 +107,18 @@ def stream(
     silence: float | None = None,
     watch: Callable[[], None] | None = None,
 ) -> int:
-    """Runs a long command in a session of its own and returns its exit status (-N: a signal's).
+    """Runs a long command in a new session and returns its exit status (-N: killed by signal N).
 
-    Its output goes straight into `log`, so that it costs this process nothing and is there as it
-    comes. It gets no input. `timeout` and `silence` (no new output) are in seconds and raise
-    TookTooLong and Silent; a signal raises Interrupted. Whatever ends the call, every process of
-    the command's group is gone after it. `watch` is called between two looks.
+    Its output goes straight into `log`, without a copy through this process. It gets no input.
+    `timeout` and `silence` (no new output) are in seconds and raise TookTooLong and Silent; a
+    signal raises Interrupted. However the call ends, no process of the command's group is left.
+    `watch` is called every TICK.
     Raises FileNotFoundError if there is no such program, OSError if it cannot be started.
     """
     import sh
 
-    def started_as_wanted() -> None:
-        # sh has it ignored, and the program would inherit that.
+    def before_exec() -> None:
+        # sh ignores it in the child, and the program would inherit that.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.nice(nice)
         if oom_score_adj:
@@ -136,14 +135,14 @@ def stream(
                 *argv[1:],
                 _bg=True,
                 _bg_exc=False,
-                _encoding="utf-8",  # of the words, whatever the locale
+                _encoding="utf-8",  # of the arguments, whatever the locale
                 _in=nothing,
                 _out=log,
                 _err_to_out=True,
                 _new_session=True,
                 _cwd=str(cwd),
                 _env=dict(env),
-                _preexec_fn=started_as_wanted,
+                _preexec_fn=before_exec,
             )
         except sh.ForkException as error:
             last = str(error).strip().splitlines()[-1]
@@ -160,13 +159,13 @@ def stream(
 
 @contextmanager
 def _end_of(pid: int) -> Iterator[tuple[int, ...]]:
-    """A file that can be read when the process has ended; none if it is gone already.
+    """A file that becomes readable when the process ends; none if it has ended already.
 
-    A look every TICK would make each step up to a TICK longer.
+    With polling alone each step would take up to a TICK longer.
     """
     try:
         descriptor = os.pidfd_open(pid)
-    except OSError:  # gone, or a kernel that has none (before Linux 5.3)
+    except OSError:  # it has ended, or the kernel is older than Linux 5.3
         yield ()
         return
     try:

@@ -12,7 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from deploy_clojars.errors import Interrupted
@@ -36,8 +36,8 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 def handled(*, then_ignored: bool = False) -> Iterator[None]:
     """Catches the signals that end a program for as long as the block runs.
 
-    `then_ignored`: afterwards the process has only to end, and one that came in its last
-    milliseconds must not change the exit status of what is done.
+    `then_ignored`: afterwards the process only has to exit, and a signal in its last milliseconds
+    must not change the exit status.
     """
     global _caught, _wakeup_reader
     _caught = None
@@ -71,7 +71,7 @@ def uninterruptible(notice: Notice) -> Iterator[None]:
 
     def once() -> None:
         global _uninterruptible
-        _uninterruptible = _say_nothing
+        _uninterruptible = lambda: None
         notice()
 
     _uninterruptible = outer or once
@@ -83,12 +83,8 @@ def uninterruptible(notice: Notice) -> Iterator[None]:
             _caught = caught_before
 
 
-def _say_nothing() -> None:
-    pass
-
-
 def check() -> None:
-    """Raises Interrupted (128 + N) if a signal was caught, unless it is to be seen through."""
+    """Raises Interrupted (128 + N) if a signal was caught and the block may be interrupted."""
     if _caught is None:
         return
     if _uninterruptible is not None:
@@ -106,19 +102,12 @@ def wait(seconds: float, *files: int) -> Sequence[int]:
     watched = [*files] if _wakeup_reader is None else [*files, _wakeup_reader]
     deadline = time.monotonic() + seconds
     ready, _, _ = select.select(watched, [], [], seconds)
-    if _wakeup_reader in ready:
-        _drain(_wakeup_reader)
+    if _wakeup_reader is not None and _wakeup_reader in ready:
+        with suppress(BlockingIOError):
+            while os.read(_wakeup_reader, 512):
+                pass
         check()
         if not files:
-            # Seen through: the signal must not shorten the pause.
+            # Uninterruptible: the signal must not shorten the pause.
             return wait(max(0.0, deadline - time.monotonic()))
     return [file for file in ready if file in files]
-
-
-def _drain(reader: int | None) -> None:
-    assert reader is not None
-    try:
-        while os.read(reader, 512):
-            pass
-    except BlockingIOError:
-        pass
