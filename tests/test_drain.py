@@ -187,7 +187,8 @@ def test_a_directory_in_the_flags_place_tells_nginx_nothing_and_is_refused(
     assert result.returncode == 4, result.stderr
     assert f"the drain flag {front.flag} exists and is not a regular file" in result.stderr
     assert (
-        host.done("rollback", SECOND, "--yes").stderr.count("cannot be made: Is a directory") == 1
+        host.done("rollback", SECOND, "--yes").stderr.count("cannot be created: Is a directory")
+        == 1
     )
     assert host.status["ok"]
 

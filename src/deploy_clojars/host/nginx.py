@@ -29,17 +29,15 @@ class Nginx:
         self.probe = settings.probe
 
     def answer(self) -> str:
-        """What nginx answers at the probe: `primary` or `backup`, or else why there is no answer."""
+        """What the probe answers, `primary` or `backup`, or else why there is no such answer."""
         from deploy_clojars.machine import web  # `status` has no use for it
 
-        answer = web.get(self.probe, PROBE_SECONDS, most=100)
-        return (
-            answer.body.decode("utf-8", "replace").strip() if answer.status == 200 else str(answer)
-        )
+        answer = web.get(self.probe, PROBE_SECONDS, max_body=100)
+        return answer.body.decode(errors="replace").strip() if answer.status == 200 else str(answer)
 
     @property
     def answers(self) -> bool:
-        """Whether nginx says at the probe who is first; where it does not, nothing is drained."""
+        """Whether the probe says who is first; if it does not, nothing is drained."""
         return self.answer() in (PRIMARY_FIRST, BACKUP_FIRST)
 
     @property
@@ -50,26 +48,24 @@ class Nginx:
     def set_flag(self) -> None:
         """Tells nginx to prefer the backup. Raises NotDrained (6)."""
         try:
-            # Through no link: whoever made one does not choose what is written.
+            # Not through a link: whoever made it would choose the file that is created.
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(self.flag, flags, 0o644))
         except OSError as error:
-            raise NotDrained(
-                f"the drain flag {self.flag} cannot be made: {error.strerror}"
-            ) from None
+            message = f"the drain flag {self.flag} cannot be created: {error.strerror}"
+            raise NotDrained(message) from None
 
     def remove_flag(self) -> None:
         """Tells nginx to prefer the primary. Raises DeployError."""
         try:
             self.flag.unlink(missing_ok=True)
         except OSError as error:
-            raise DeployError(
-                f"the drain flag {self.flag} cannot be removed: {error.strerror}"
-            ) from None
+            message = f"the drain flag {self.flag} cannot be removed: {error.strerror}"
+            raise DeployError(message) from None
 
     @property
     def why_no_flag(self) -> str | None:
-        """Why this user cannot set and remove the flag, or None if that can be done."""
+        """Why this user cannot set and remove the flag, or None."""
         directory = self.flag.parent
         if not directory.is_dir():
             return f"{directory}, the drain flag's directory, does not exist"
@@ -82,15 +78,15 @@ class Nginx:
 
 @dataclass(frozen=True)
 class Processes:
-    """nginx's processes: whose they are, and their sockets as far as this user may see them."""
+    """nginx's processes: their users, and their sockets as far as this user may see them."""
 
     uids: frozenset[int] = frozenset()
     sockets: frozenset[int] = frozenset()
-    visible: bool = False  # all of their sockets
+    visible: bool = False  # whether all of their sockets are
 
 
 def own_processes() -> Processes:
-    """Looks for nginx's processes now: a reload makes new ones."""
+    """Finds nginx's processes; a reload starts new ones, so ask again each time."""
     uids: set[int] = set()
     sockets: set[int] = set()
     visible = True
@@ -106,17 +102,17 @@ def own_processes() -> Processes:
 
 
 def visitors_from(nginx: Processes, visitors: Iterable[Visitor]) -> list[Visitor]:
-    """Those visitors who are nginx; the others came past it, as a browser on the port does.
+    """The visitors that are nginx; the others connect to the port directly, as a browser may.
 
-    Of the connection of somebody else's process only the user is known. What can't be told apart
-    counts as nginx's: a wait too long is better than a request lost.
+    Of another user's connection only the user is known. What may be nginx counts as nginx: waiting
+    too long is better than losing a request.
     """
     return [visitor for visitor in visitors if visitor.local and _may_be(nginx, visitor)]
 
 
 def _may_be(nginx: Processes, visitor: Visitor) -> bool:
     if visitor.inode == 0:
-        return True  # its process has closed it, and the instance is still at work on it
+        return True  # its process has closed it, and the instance may still be at work on it
     if nginx.visible:
         return visitor.inode in nginx.sockets
     if nginx.uids:

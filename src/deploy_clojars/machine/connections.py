@@ -14,8 +14,7 @@ ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE_WAIT, LISTEN = "01", "03", "06", "08", "
 # A connection that an instance still has something to do for.
 CONNECTED = frozenset({ESTABLISHED, SYN_RECV, CLOSE_WAIT})
 
-# How long the kernel remembers an end of a connection that it closed first (TCP_TIMEWAIT_LEN).
-REMEMBERED = 60.0  # seconds
+TIME_WAIT_SECONDS = 60.0  # how long the end that closes first stays there (TCP_TIMEWAIT_LEN)
 
 Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
 
@@ -28,26 +27,26 @@ class Row:
     remote: Address
     state: str
     uid: int
-    inode: int  # 0 where no process has the socket (any more)
+    inode: int  # 0 if no process has the socket open (any more)
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who is connected to a port of this machine."""
+    """The other end of a connection to a port of this machine."""
 
     port: int
     address: str
-    local: bool  # from this machine
-    uid: int | None = None  # whose socket the other end is, where that is known
-    inode: int = 0  # of the other end's socket; 0 where no process has it (any more)
+    local: bool  # on this machine
+    uid: int | None = None  # the owner of its socket, where that is known
+    inode: int = 0  # of its socket; 0 if no process has it open (any more)
 
 
 def listeners(*ports: int) -> dict[int, list[Row]]:
-    """The rows of all TCP sockets that listen on these ports, on whatever address, by port.
+    """The rows of all TCP sockets that listen on these ports, on any address, by port.
 
     "It will first list all listening TCP sockets" (the kernel's proc_net_tcp.rst; before Linux 4.4
-    among half-open ones), and to walk through the thousands of connections behind them takes 26 ms.
-    Even this is 3 ms on a machine with much memory, whose table has many buckets: ask once for all.
+    among half-open ones), and reading the thousands of connections after them would take 26 ms.
+    On a machine with much memory even this takes 3 ms: ask once for all ports.
     """
     found: dict[int, list[Row]] = {port: [] for port in ports}
     for lines in _tables():
@@ -62,9 +61,9 @@ def listeners(*ports: int) -> dict[int, list[Row]]:
 
 
 class Table:
-    """The rows of these ports, at either end, as the kernel had them at one moment.
+    """The connections with one of these ports at either end, at one moment.
 
-    It has a row for every connection of the machine and is read once; most rows are not looked at.
+    The kernel lists every connection of the machine: only rows that are asked for are parsed.
     """
 
     def __init__(self, *ports: int) -> None:
@@ -77,10 +76,9 @@ class Table:
                         self._lines[port].append(line.split())
 
     def visitors(self, port: int) -> list[Visitor]:
-        """Who was connected to `port`, on whatever address.
+        """Who was connected to `port`, on any address.
 
-        An end of a connection that is on this machine has a row of its own, and that says whose
-        it is.
+        If the other end is on this machine, its own row says whose it is.
         """
         rows = [_row(columns) for columns in self._lines[port] if columns[3] != TIME_WAIT]
         other_ends = {(row.local, row.remote): row for row in rows if row.remote[1] == port}
@@ -91,20 +89,22 @@ class Table:
         ]
 
     def seconds_since_one_ended(self, port: int) -> float | None:
-        """How long ago the last connection from this machine to `port` had ended; None: not known.
+        """How long ago the last connection from this machine to `port` ended; None if not known.
 
-        The kernel remembers those that the listening side closed first. So a connection is known
-        that was shorter than the pause between two looks.
+        Known are those that the listening side closed first, also ones too short to be seen open.
         """
-        ticks_left = -1
+        most_left = -1  # of TIME_WAIT, in clock ticks
         for columns in self._lines[port]:
-            if columns[3] == TIME_WAIT:
-                ticks = int(columns[5].partition(":")[2], 16)
-                if ticks > ticks_left and _is_from_here(_row(columns), port):
-                    ticks_left = ticks
-        if ticks_left < 0:
+            if columns[3] != TIME_WAIT:
+                continue
+            left = int(columns[5].partition(":")[2], 16)
+            if left > most_left:
+                row = _row(columns)
+                if row.local[1] == port and row.remote[0].is_loopback:
+                    most_left = left
+        if most_left < 0:
             return None
-        return max(0.0, REMEMBERED - ticks_left / os.sysconf("SC_CLK_TCK"))
+        return max(0.0, TIME_WAIT_SECONDS - most_left / os.sysconf("SC_CLK_TCK"))
 
 
 def _visitor(port: int, row: Row, other: Row | None) -> Visitor:
@@ -113,18 +113,14 @@ def _visitor(port: int, row: Row, other: Row | None) -> Visitor:
         port,
         f"{f'[{host}]' if host.version == 6 else host}:{remote_port}",
         local=host.is_loopback or other is not None,
-        # Without a socket the row's user is root's number and means nobody.
+        # In a row without a socket the user is 0, which does not mean root.
         uid=other.uid if other is not None and other.inode else None,
         inode=other.inode if other is not None else 0,
     )
 
 
-def _is_from_here(row: Row, port: int) -> bool:
-    return row.local[1] == port and row.remote[0].is_loopback
-
-
 def _tables() -> Iterator[Iterator[str]]:
-    """The rows of both tables, without their headings."""
+    """The lines of the IPv4 and the IPv6 table, without their headings."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as lines:
             next(lines)
@@ -137,13 +133,13 @@ def _row(columns: list[str]) -> Row:
 
 
 def _address(text: str) -> Address:
-    """`0100007F:1F41`: the address in words of the machine's own byte order, and the port."""
+    """Parses `0100007F:1F41`: the address in 32-bit words in native byte order, and the port."""
     host, _, port = text.partition(":")
     packed = bytes.fromhex(host)
     if sys.byteorder == "little":
         words = (packed[start : start + 4] for start in range(0, len(packed), 4))
         packed = b"".join(word[::-1] for word in words)
     address = ipaddress.ip_address(packed)
-    # A JVM listens through IPv6 sockets, and its connections from 127.0.0.1 look mapped.
+    # A JVM listens on IPv6 sockets, which show connections from 127.0.0.1 as ::ffff:127.0.0.1.
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address, int(port, 16)

@@ -1,4 +1,4 @@
-"""One GET, for what answers on this machine: an instance's health URL, nginx's probe."""
+"""One HTTP GET with a hard time limit: for an instance's health URL and nginx's probe."""
 
 from __future__ import annotations
 
@@ -15,32 +15,29 @@ from deploy_clojars.errors import reason
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered; `status` is None if it did not, and `said` is why."""
+    """A server's answer; without one `status` is None and `said` the reason."""
 
     status: int | None
-    said: str  # beside the status
+    said: str  # the reason phrase
     body: bytes = b""
 
     def __str__(self) -> str:
         return self.said if self.status is None else f"{self.status} {self.said}".strip()
 
 
-def get(url: str, seconds: float, most: int = 0) -> Answer:
-    """Asks for a URL, and takes at most `seconds`, whatever the server does.
-
-    Of the answer's body no more than `most` bytes are read.
-    """
+def get(url: str, timeout: float, max_body: int = 0) -> Answer:
+    """Requests a URL, which takes `timeout` seconds at most; reads up to `max_body` bytes of body."""
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=seconds)
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout)
     try:
         connection.connect()
-        with _shut_down_after(seconds, connection.sock):
+        with _shut_down_after(timeout, connection.sock):
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"User-Agent": "deploy-clojars"})
             response = connection.getresponse()
-            return Answer(response.status, response.reason, response.read(most))
+            return Answer(response.status, response.reason, response.read(max_body))
     except (OSError, http.client.HTTPException) as error:
         return Answer(None, reason(error))
     finally:
@@ -49,7 +46,7 @@ def get(url: str, seconds: float, most: int = 0) -> Answer:
 
 @contextmanager
 def _shut_down_after(seconds: float, connection: socket.socket) -> Iterator[None]:
-    """A socket's time limit is for one read; a server that drips bytes would hold up the run."""
+    """Ends a connection whose server sends a byte now and then: a socket's timeout is per read."""
 
     def shut_down() -> None:
         with suppress(OSError):
