@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deploy_clojars.host import lines
 from deploy_clojars.host.journal import Event, History, Journal, history_of
-from deploy_clojars.host.lines import TailedFile, from_the_end
+from deploy_clojars.host.lines import TailedFile, lines_backwards
 
 VERSIONS = st.sampled_from(["A", "B", "C"]) | st.none()
 EVENTS = st.builds(
@@ -95,7 +95,7 @@ def all_of_it_added_up(journal: Journal) -> History:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.binary(max_size=12), max_size=9).map(b"\n".join), st.integers(1, 8))
-def test_the_lines_from_the_end_are_the_lines_backwards(
+def test_the_lines_lines_backwards_are_the_lines_backwards(
     tmp_path: Path, content: bytes, block: int
 ) -> None:
     file = tmp_path / "file"
@@ -105,10 +105,10 @@ def test_the_lines_from_the_end_are_the_lines_backwards(
         small.setattr(lines, "BLOCK", block)
         small.setattr(lines, "CHUNK", block)
         tailed = TailedFile(file)
-        read = [line for _, portion in tailed.news() for line in portion]
+        read = [line for _, portion in tailed.new_lines() for line in portion]
 
         assert [*read, tailed.rest] == content.split(b"\n")
-        assert list(from_the_end(file)) == content.split(b"\n")[::-1]
+        assert list(lines_backwards(file)) == content.split(b"\n")[::-1]
 
 
 def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
     file.write_bytes(b"one\ntwo\nthr")
     tailed = TailedFile(file)
 
-    assert list(tailed.news()) == [(True, []), (False, [b"one", b"two"])]
+    assert list(tailed.new_lines()) == [(True, []), (False, [b"one", b"two"])]
     assert tailed.rest == b"thr"
-    assert list(tailed.news()) == []
+    assert list(tailed.new_lines()) == []
     with file.open("ab") as stream:
         stream.write(b"ee\nfour\n")
-    assert list(tailed.news()) == [(False, [b"three", b"four"])]
+    assert list(tailed.new_lines()) == [(False, [b"three", b"four"])]
 
 
 @pytest.mark.parametrize("content", [b"one\n", b"one\ntwx\nthree\n", b""])
@@ -131,11 +131,11 @@ def test_a_file_that_was_written_anew_in_its_place_is_read_anew(
     file = tmp_path / "file"
     file.write_bytes(b"one\ntwo\n")
     tailed = TailedFile(file)
-    list(tailed.news())
+    list(tailed.new_lines())
 
     file.write_bytes(content)
 
-    (anew, _), *portions = tailed.news()
+    (anew, _), *portions = tailed.new_lines()
     assert anew
     assert b"\n".join([*(line for _, each in portions for line in each), b""]) == content
 
@@ -144,6 +144,6 @@ def test_a_pipe_in_its_place_is_an_error_and_is_not_waited_for(tmp_path: Path) -
     os.mkfifo(tmp_path / "pipe")
 
     with pytest.raises(OSError):
-        list(TailedFile(tmp_path / "pipe").news())
+        list(TailedFile(tmp_path / "pipe").new_lines())
     with pytest.raises(OSError):
         Journal(tmp_path / "pipe").history()

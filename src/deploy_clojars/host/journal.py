@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from deploy_clojars.errors import Status
-from deploy_clojars.host.lines import TailedFile, from_the_end
+from deploy_clojars.host.lines import TailedFile, lines_backwards
 
 FORMAT = 1
 
@@ -30,7 +31,7 @@ class Left(msgspec.Struct, frozen=True, omit_defaults=True):
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One line. Which fields are set depends on `event`; unknown ones are skipped.
 
-    Nothing in it can be part of a cycle, and a hundred thousand are no work for the collector.
+    `gc=False`: it cannot be part of a cycle, and there may be a hundred thousand.
     """
 
     event: str
@@ -40,8 +41,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     command: str | None = None
     version: str | None = None
     commit: str | None = None
-    # Of a rollback or a flip: the version it goes away from.
-    previously: str | None = None
+    previously: str | None = None  # of a rollback or a flip: the version that it replaces
     step: str | None = None
     seconds: float | None = None
     instance: str | None = None
@@ -55,18 +55,18 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     bytes: int | None = None
     how: str | None = None
     left: Left | None = None
-    # Of the line's format. Not a plain default: that would be left out.
+    # The format's version. `omit_defaults` would leave out a plain default.
     v: int = msgspec.field(default_factory=lambda: FORMAT)
 
 
 DECODER = msgspec.json.Decoder(Event)
 
-# How the lines begin that this tool writes of its steps; they change nothing in a history.
-OF_A_STEP = (b'{"event":"step",', b'{"event":"done",')
+# How lines of a step begin, which do not change the history. Most lines are of a step.
+STEP_LINE = (b'{"event":"step",', b'{"event":"done",')
 
 
 class RolledBack(msgspec.Struct, frozen=True):
-    """That a release was rolled back."""
+    """When, by whom and why a release was rolled back."""
 
     at: str
     by: str | None
@@ -74,7 +74,7 @@ class RolledBack(msgspec.Struct, frozen=True):
 
 
 class Installed(msgspec.Struct, frozen=True):
-    """That this tool built a release and copied it in."""
+    """When a release was installed, from which commit, and its size."""
 
     at: str
     commit: str | None
@@ -89,7 +89,7 @@ class Restarted(msgspec.Struct, frozen=True):
 
 
 class LastRun(msgspec.Struct, frozen=True):
-    """The journal's last run."""
+    """The journal's last run, as far as it has come."""
 
     id: str
     command: str
@@ -101,12 +101,12 @@ class LastRun(msgspec.Struct, frozen=True):
     ended: bool = False
     status: int | None = None
     left: Left = Left()
-    # An earlier run that was cut off past its point of no return and that this one follows.
+    # The earlier run, cut off past its point of no return, that this one is to finish.
     follows: LastRun | None = None
 
     @property
     def what(self) -> str:
-        """What it was, for people."""
+        """The command and its version, for messages."""
         return f"{self.command} of {self.version}" if self.version else self.command
 
     @property
@@ -118,19 +118,19 @@ class LastRun(msgspec.Struct, frozen=True):
 
     @property
     def half_rolled_back(self) -> bool:
-        """A rollback of which the primary did not come up, and the backup did."""
-        primary_down = self.status == Status.PRIMARY_DOWN
-        return self.command == "rollback" and self.past_return and primary_down
+        """A rollback after which the backup came up and the primary did not."""
+        failed = self.status == Status.PRIMARY_DOWN
+        return self.command == "rollback" and self.past_return and failed
 
 
 class History(msgspec.Struct, frozen=True):
     """What the journal's lines add up to."""
 
-    adopted: bool = False  # what counted as approved before the first run is written down
-    stack: tuple[str, ...] = ()
-    # Neither tells whether the release is still there; one that was pruned is in none of them.
+    adopted: bool = False  # whether the first run wrote down what was approved before it
+    stack: tuple[str, ...] = ()  # of promotions, the approved release last
+    # By version, without pruned releases; one whose file somebody else removed is still in them.
     installed: dict[str, Installed] = {}
-    promoted: dict[str, str] = {}  # when it last became the approved one; in that order
+    promoted: dict[str, str] = {}  # when it was last approved, in that order
     rolled_back: dict[str, RolledBack] = {}
     last: LastRun | None = None
     restarted: dict[str, Restarted] = {}  # the last time, by instance
@@ -147,18 +147,17 @@ class History(msgspec.Struct, frozen=True):
 
     @property
     def commits(self) -> dict[str, str]:
-        """The commits from which releases were built, as far as they are known."""
-        known = self.installed.items()
-        return {version: each.commit for version, each in known if each.commit}
+        """The commit that each release was built from, where that is known."""
+        return {name: each.commit for name, each in self.installed.items() if each.commit}
 
     @property
     def unfinished(self) -> LastRun | None:
-        """The last run if it has no end. While the lock is held that is the run at work."""
+        """The last run if it has no end: interrupted, or at work while the lock is held."""
         return self.last if self.last is not None and not self.last.ended else None
 
 
 class Stack:
-    """The releases that were promoted, as a stack. Quick also where thousands are pruned."""
+    """The stack of promotions, quick even where thousands are pruned."""
 
     def __init__(self, versions: Iterable[str] = ()) -> None:
         self.versions: list[str] = []
@@ -167,21 +166,21 @@ class Stack:
             self.push(version)
 
     def push(self, version: str) -> None:
-        """A promotion pushes; the same version twice is one entry."""
+        """Puts a promoted version on top, unless it is there already."""
         if self.versions[-1:] != [version]:
             self.versions.append(version)
             self._times[version] += 1
 
     def roll_back_to(self, version: str) -> None:
-        """A rollback to a version on the stack pops down to it; to any other it pushes."""
+        """Pops down to the version, or pushes it if it is not on the stack."""
         while self._times[version] and self.versions[-1] != version:
             self._times[self.versions.pop()] -= 1
         self.push(version)
 
-    def take_out(self, version: str) -> None:
-        """A release that is pruned leaves it; what stood around it twice is one entry again."""
+    def remove(self, version: str) -> None:
+        """Removes a pruned release; of equal entries that then meet, one is left."""
         for _ in range(self._times.pop(version, 0)):
-            place = self.versions.index(version)  # near the bottom: the oldest ones are pruned
+            place = self.versions.index(version)  # near the bottom: the oldest are pruned
             del self.versions[place]
             around = self.versions[max(place - 1, 0) : place + 1]
             if len(around) == 2 and around[0] == around[1]:
@@ -190,7 +189,7 @@ class Stack:
 
 
 class HistoryBuilder:
-    """What the lines so far add up to, from `start` on."""
+    """Adds up events, one at a time, to a history."""
 
     def __init__(self, start: History = History()) -> None:  # noqa: B008 # it is frozen
         self._adopted = start.adopted
@@ -202,7 +201,7 @@ class HistoryBuilder:
         self._restarted = dict(start.restarted)
 
     def history(self) -> History:
-        """The sum."""
+        """The history after the events so far."""
         return History(
             self._adopted,
             tuple(self._stack.versions),
@@ -214,13 +213,14 @@ class HistoryBuilder:
         )
 
     def add(self, event: Event) -> None:
-        """Adds a line; one of an unknown kind changes nothing."""
+        """Adds an event; one of an unknown kind changes nothing."""
         version = event.version
+        last = self._last if self._last is not None and self._last.id == event.run else None
         match event.event:
             case "adopted":
                 self._adopted, self._stack = True, Stack([version] if version else [])
             case "installed" if version:
-                self._installed.pop(version, None)  # the order is that of the last time
+                self._installed.pop(version, None)  # it goes to the end of the order
                 self._installed[version] = Installed(event.at, event.commit, event.bytes)
             case "promoted" if version:
                 self._is_approved(version, event)
@@ -229,13 +229,13 @@ class HistoryBuilder:
                 self._is_approved(version, event)
                 self._stack.roll_back_to(version)
                 if event.previously and event.previously != version:
-                    reason = RolledBack(event.at, event.by, event.why)
-                    self._rolled_back[event.previously] = reason
+                    rolled_back = RolledBack(event.at, event.by, event.why)
+                    self._rolled_back[event.previously] = rolled_back
             case "prune" if version:
-                # Before it goes: `previous` never names a release that was removed.
-                self._stack.take_out(version)
+                # Written before the file is removed: `previous` never names a removed release.
+                self._stack.remove(version)
             case "pruned" if version:
-                self._stack.take_out(version)
+                self._stack.remove(version)
                 self._installed.pop(version, None)
                 self._promoted.pop(version, None)
             case "begin":
@@ -250,9 +250,20 @@ class HistoryBuilder:
                 )
             case "restart" if event.instance:
                 self._restarted[event.instance] = Restarted(event.at, event.definition)
-            case "flip" | "no return" | "end":
-                if self._last is not None and self._last.id == event.run:
-                    self._last = _went_on(self._last, event)
+            case "flip" if last:
+                self._last = msgspec.structs.replace(last, flipped=True)
+            case "no return" if last:
+                self._last = msgspec.structs.replace(last, past_return=True)
+            case "end" if last and last.follows and not (last.flipped or last.past_return):
+                self._last = last.follows  # it changed nothing: that one is still to be finished
+            case "end" if last:
+                self._last = msgspec.structs.replace(
+                    last,
+                    ended=True,
+                    status=event.status,
+                    left=event.left or last.left,
+                    follows=None,
+                )
 
     def _is_approved(self, version: str, event: Event) -> None:
         self._rolled_back.pop(version, None)
@@ -261,21 +272,8 @@ class HistoryBuilder:
             self._promoted[version] = event.at
 
 
-def _went_on(last: LastRun, event: Event) -> LastRun:
-    """The last run after one more of its lines."""
-    if event.event == "flip":
-        return msgspec.structs.replace(last, flipped=True)
-    if event.event == "no return":
-        return msgspec.structs.replace(last, past_return=True)
-    changed = last.flipped or last.past_return
-    if last.follows is not None and not changed:
-        return last.follows
-    left = event.left or last.left
-    return msgspec.structs.replace(last, ended=True, status=event.status, left=left, follows=None)
-
-
 def history_of(events: Iterable[Event], start: History = History()) -> History:  # noqa: B008
-    """Adds events to what is known already."""
+    """What events add up to, after those of `start`."""
     builder = HistoryBuilder(start)
     for event in events:
         builder.add(event)
@@ -283,7 +281,7 @@ def history_of(events: Iterable[Event], start: History = History()) -> History: 
 
 
 class Journal:
-    """The journal's file. What was read of it is not read again."""
+    """The journal's file; `history` reads only what was added since its last call."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -291,63 +289,49 @@ class Journal:
         self._builder = HistoryBuilder()
 
     def backwards(self) -> Iterator[Event]:
-        """The events, the last one first; lines that are none (cut off, damaged) are skipped.
+        """The events, the last one first, without damaged lines; reads only as far as needed.
 
-        Only as much of the file is read as is asked for. Raises OSError.
+        Raises OSError.
         """
-        return filter(None, map(event_in, from_the_end(self.file)))
+        return filter(None, map(event_in, lines_backwards(self.file)))
 
     def history(self) -> History:
         """What the journal says. Raises OSError if the file is there and cannot be read."""
         try:
-            for from_start, lines in self._lines.news():
-                if from_start:
+            for is_another_file, lines in self._lines.new_lines():
+                if is_another_file:
                     self._builder = HistoryBuilder()
-                self._add(lines)
+                for line in lines:
+                    # Not to decode lines of a step takes half the time.
+                    if not line.startswith(STEP_LINE) and (event := event_in(line)) is not None:
+                        self._builder.add(event)
         except FileNotFoundError:
-            self._lines.forget()
+            self._lines.start_over()
             self._builder = HistoryBuilder()
+        # A last line that lacks only its line feed counts, but may still be continued.
+        last = event_in(self._lines.rest)
         history = self._builder.history()
-        unended = event_in(self._lines.rest)
-        if unended is not None:
-            # All of it is there but its end; so far it counts, and it may yet become another.
-            history = history_of([unended], history)
-        return history
-
-    def _add(self, lines: list[bytes]) -> None:
-        for line in lines:
-            # Most lines; that they need not be decoded halves the time of a look.
-            if line.startswith(OF_A_STEP):
-                continue
-            event = event_in(line)
-            if event is not None:
-                self._builder.add(event)
+        return history if last is None else history_of([last], history)
 
     def append(self, event: Event) -> None:
-        """Writes one line and waits until it is on the disk. Raises OSError."""
+        """Appends a line and syncs it to the disk. Raises OSError."""
         line = _as_line(event)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self.file, flags, 0o644)
         try:
             os.fchmod(descriptor, 0o644)  # whatever the umask: `status` runs as any user
-            if self._is_cut_off(descriptor):
-                line = b"\n" + line
-            written = os.write(descriptor, line)
-            if written != len(line):
-                raise OSError(28, os.strerror(28), str(self.file))
+            size = os.fstat(descriptor).st_size
+            if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line  # after a crash in the middle of a write
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    @staticmethod
-    def _is_cut_off(descriptor: int) -> bool:
-        """Whether the last line lacks its end: a crash in the middle of a write."""
-        size = os.fstat(descriptor).st_size
-        return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-
 
 def event_in(line: bytes) -> Event | None:
-    """The event that a line holds, or None if it holds none."""
+    """The event that a line holds, or None if the line is cut off or damaged."""
     try:
         return DECODER.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -358,7 +342,7 @@ def _as_line(event: Event) -> bytes:
     try:
         return msgspec.json.encode(event) + b"\n"
     except UnicodeEncodeError:
-        # A word of the command line that is not UTF-8 must not keep an end from being written.
+        # An argument that is not UTF-8 must not keep the run's end out of the journal.
         readable = {
             key: value.encode("utf-8", "backslashreplace").decode()
             for key, value in msgspec.structs.asdict(event).items()
@@ -368,5 +352,5 @@ def _as_line(event: Event) -> bytes:
 
 
 def now() -> str:
-    """The time as the journal writes it."""
+    """The current time, ISO 8601 in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""The lines of a file that grows at its end: each is read once, or the last ones first."""
+"""The lines of a file that others append to: the new ones, or all of them backwards."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK = 1024 * 1024  # bytes
-BLOCK = 64 * 1024  # bytes; what is wanted of the end is short
+BLOCK = 64 * 1024  # bytes; usually a few of the last lines are wanted
 
 
 class TailedFile:
-    """A file to which lines are appended. It may also be replaced, truncated or cut in mid-line."""
+    """Reads each line of a file once, as `tail -F` does, and notices if the file was replaced."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._start_over()
+        self.start_over()
 
-    def _start_over(self) -> None:
-        self._identity: tuple[int, int] | None = None
-        self._offset = 0  # bytes; up to here its lines were given out
-        self._last_line = b""  # with its end; it shows whether a file was rewritten
-        self.rest = b""  # behind the last line: one without its end, which may yet be written on
+    def start_over(self) -> None:
+        """Forgets what was read: the next call of `new_lines` begins at the first line."""
+        self._identity: tuple[int, int] | None = None  # device, inode
+        self._offset = 0  # bytes: where the first line begins that was not read yet
+        self._last_line = b""  # the one before it, to notice that the file was rewritten
+        self.rest = b""  # what follows the last line feed: a line that is not complete (yet)
 
-    def news(self) -> Iterator[tuple[bool, list[bytes]]]:
-        """The lines since the last look, in portions of a few thousand.
+    def new_lines(self) -> Iterator[tuple[bool, list[bytes]]]:
+        """The lines since the last call, a few thousand at a time; `rest` is what follows them.
 
-        With each comes whether all that was given out before has to be forgotten, because this
-        is not that file any more. `rest` is what follows the last of them. Raises OSError.
+        The first value of a pair says that the file was replaced, truncated or rewritten (or is
+        read for the first time): lines from before do not count any more. Raises OSError.
         """
-        # Something else, such as a FIFO, must not be waited for.
+        # Without O_NONBLOCK a FIFO in its place would be waited for.
         descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            if not self._goes_on_in(descriptor):
-                self._start_over()
-                yield True, []
             found = os.fstat(descriptor)
-            self._identity = found.st_dev, found.st_ino
+            identity = found.st_dev, found.st_ino
+            length = len(self._last_line)
+            last_line = os.pread(descriptor, length, self._offset - length)
+            if (identity, last_line) != (self._identity, self._last_line):
+                self.start_over()
+                self._identity = identity
+                yield True, []
             self.rest = b""
             while chunk := os.pread(descriptor, CHUNK, self._offset + len(self.rest)):
                 *lines, rest = (self.rest + chunk).split(b"\n")
@@ -48,23 +52,9 @@ class TailedFile:
         finally:
             os.close(descriptor)
 
-    def forget(self) -> None:
-        """Reads the file from its beginning at the next look."""
-        self._start_over()
 
-    def _goes_on_in(self, descriptor: int) -> bool:
-        found = os.fstat(descriptor)
-        if self._identity != (found.st_dev, found.st_ino):
-            return False
-        length = len(self._last_line)
-        return os.pread(descriptor, length, self._offset - length) == self._last_line
-
-
-def from_the_end(file: Path) -> Iterator[bytes]:
-    """The file's lines, the last one first; only as much is read as is asked for.
-
-    Raises OSError.
-    """
+def lines_backwards(file: Path) -> Iterator[bytes]:
+    """The file's lines, the last one first; reads only as far as it is iterated. Raises OSError."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         begin = os.fstat(descriptor).st_size
@@ -72,7 +62,7 @@ def from_the_end(file: Path) -> Iterator[bytes]:
         while begin > 0:
             size = min(BLOCK, begin)
             begin -= size
-            # The first line may begin further to the front.
+            # The first of these may be the end of a line that begins in the block before.
             rest, *lines = (os.pread(descriptor, size, begin) + rest).split(b"\n")
             yield from reversed(lines)
         yield rest
