@@ -304,7 +304,7 @@ def test_tests_that_hang_are_ended_in_time(new_light_host: NewHost) -> None:
         ("true", "left no file that matches"),
         ("mkdir -p target; cp {jar} target/a-standalone.jar; cp {jar} target/b-standalone.jar",
          "2 files match"),
-        ("mkdir -p target; head -c 300 {jar} > target/a-standalone.jar", "no sound jar"),
+        ("mkdir -p target; head -c 300 {jar} > target/a-standalone.jar", "is not a valid jar"),
         ("mkdir -p target; cp {jar} target/a-standalone.jar", "was built from"),
     ],
 )  # fmt: skip

@@ -91,7 +91,7 @@ def test_a_truncated_jar_is_refused(make_jar: MakeJar, part: float) -> None:
     content = jar.read_bytes()
     jar.write_bytes(content[: int(len(content) * part)])
 
-    with pytest.raises(DeployError, match="is no sound jar"):
+    with pytest.raises(DeployError, match="is not a valid jar"):
         facts_of(jar, NAME)
 
 

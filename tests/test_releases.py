@@ -466,6 +466,14 @@ def test_a_directory_is_not_copied(releases: Releases, tmp_path: Path) -> None:
     assert_not_installed(releases, tmp_path)
 
 
+def test_a_release_cannot_be_copied_to_what_is_not_a_directory(jar: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    with pytest.raises(DeployError, match=r"release C cannot be copied to .*: Not a directory"):
+        Releases(file, "clojars-web").install(jar, "C")
+
+
 def test_a_jar_that_is_gone_is_not_copied(releases: Releases, tmp_path: Path) -> None:
     assert_not_installed(releases, tmp_path / "gone.jar")
 

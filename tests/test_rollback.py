@@ -113,7 +113,7 @@ def test_a_damaged_release_is_refused(three: LittleHost) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     result = three.run("rollback", FIRST, "--yes")
     assert result.returncode == 1
-    assert "no sound jar" in result.stderr
+    assert "is not a valid jar" in result.stderr
     assert three.versions == (THIRD, THIRD)
 
 

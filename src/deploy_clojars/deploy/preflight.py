@@ -10,7 +10,6 @@ from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
-from deploy_clojars.host.releases import free_bytes
 from deploy_clojars.run.run import Run
 
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
@@ -161,7 +160,7 @@ def refuse_a_full_disk(host: Host) -> None:
     needed = max(LEAST_FREE, RELEASES_THAT_MUST_FIT * size)
     deploy = host.deploy if host.deploy.exists() else host.home  # the first run makes it
     for directory in (deploy, host.releases.directory):
-        free = free_bytes(directory)
+        free = shutil.disk_usage(directory).free
         if free < needed:
             raise DeployError(
                 f"the disk is full: {free // 2**20} MiB free in {directory}, "

@@ -1,4 +1,4 @@
-"""A jar: whether it is a sound program, and what it says of itself."""
+"""A jar: whether it is valid, and which version and commit it says it was built from."""
 
 from __future__ import annotations
 
@@ -10,22 +10,33 @@ from pathlib import Path
 
 from deploy_clojars.errors import DeployError
 
+# What zipfile raises for a file that is not a zip, or a damaged one (NotImplementedError is a
+# RuntimeError).
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OSError,
+    EOFError,
+    RuntimeError,
+)
+
 
 @dataclass(frozen=True)
 class JarFacts:
-    """What a jar says of itself (META-INF/maven/…/pom.properties); None where it says nothing."""
+    """What the jar's META-INF/maven/…/pom.properties says; None for what it lacks."""
 
     version: str | None = None
     revision: str | None = None
 
 
 def facts_of(jar: Path, name: str, *, sound: bool = True) -> JarFacts:
-    """Returns what `jar` says of the application `name`; checks that it is a sound program.
+    """Returns what `jar` says of the application `name`; checks that it can be run.
 
-    Sound: a zip whose every entry has the right checksum, with a Main-Class (what `java -jar`
-    needs) or a `__main__.py` (what `python3 FILE` needs). Raises DeployError that says what is
-    wrong. `sound=False` is for a release that was checked before: reading all of a jar takes
-    0.15 s for 9 MB.
+    It must be a zip whose every entry has the right checksum, with a Main-Class (for `java -jar`)
+    or a `__main__.py` (for `python3 FILE`). Raises DeployError. `sound=False` leaves out the
+    checksums, for a release that was checked before: they take 0.15 s for 9 MB.
     """
     if jar.is_symlink() or not jar.is_file():
         raise DeployError(f"{jar} is not a regular file")
@@ -40,17 +51,8 @@ def facts_of(jar: Path, name: str, *, sound: bool = True) -> JarFacts:
                     f"{jar} is not a program: it has neither a Main-Class nor a __main__.py"
                 )
             return _pom_facts(archive, names, name)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        ValueError,
-        OSError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as e:
-        raise DeployError(f"{jar} is no sound jar: {e}") from None
+    except DAMAGED as error:
+        raise DeployError(f"{jar} is not a valid jar: {error}") from None
 
 
 def _has_main_class(archive: zipfile.ZipFile, names: list[str]) -> bool:
@@ -61,12 +63,11 @@ def _has_main_class(archive: zipfile.ZipFile, names: list[str]) -> bool:
 
 
 def _pom_facts(archive: zipfile.ZipFile, names: list[str], artifact: str) -> JarFacts:
-    """An uberjar carries its libraries' pom.properties, too; only the application's counts."""
+    """The application's own pom.properties; an uberjar has those of its libraries, too."""
     for name in names:
         if name.startswith("META-INF/maven/") and name.endswith(f"/{artifact}/pom.properties"):
             text = archive.read(name).decode("utf-8", "replace")
             pairs = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-            return JarFacts(
-                pairs.get("version", "").strip() or None, pairs.get("revision", "").strip() or None
-            )
+            facts = (pairs.get(key, "").strip() or None for key in ("version", "revision"))
+            return JarFacts(*facts)
     return JarFacts()

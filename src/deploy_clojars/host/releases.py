@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.versions import why_no_version
 
-# Begins the names of what is being written; no `*-standalone.jar` before it is complete.
+# How the name of a file begins until it is complete; only then is it a `*-standalone.jar`.
 UNFINISHED = ".deploy-clojars-"
 
-RELEASE = "RELEASE"  # stands for a release's name in a command
+RELEASE = "RELEASE"  # a placeholder in a command
 
 CHUNK = 1024 * 1024  # bytes
 
@@ -29,10 +28,10 @@ class Current:
     """What `NAME-current.jar` is: absent, a link to a release, or broken."""
 
     version: str | None = None
-    text: str | None = None  # of the link, to the letter
+    text: str | None = None  # the link's target as it is written
     broken: str | None = None  # what is wrong with it
-    mend: tuple[str, ...] = ()  # the words of the command that mends it
-    visible: bool = True  # whether this user may look
+    mend: tuple[str, ...] = ()  # the command that mends it, with the placeholder RELEASE
+    visible: bool = True  # whether this user may read it
 
 
 class Releases:
@@ -49,7 +48,7 @@ class Releases:
         return self.directory / f"{self._prefix}{version}{self._suffix}"
 
     def version_in(self, file_name: str) -> str | None:
-        """The version that a file's name stands for, or None if it is not a release's name."""
+        """The version in a release's file name, or None if that is not a release's name."""
         if not (file_name.startswith(self._prefix) and file_name.endswith(self._suffix)):
             return None
         version = file_name[len(self._prefix) : -len(self._suffix)]
@@ -58,11 +57,10 @@ class Releases:
     def versions(self) -> list[str]:
         """All releases, by name."""
         try:
-            entries = [entry for entry in os.scandir(self.directory) if _is_a_file(entry)]
+            entries = [each for each in os.scandir(self.directory) if _is_regular(each)]
         except OSError:
             return []
-        found = (self.version_in(entry.name) for entry in entries)
-        return sorted(version for version in found if version is not None)
+        return sorted(filter(None, (self.version_in(entry.name) for entry in entries)))
 
     def has(self, version: str) -> bool:
         """Whether the release is there."""
@@ -80,10 +78,10 @@ class Releases:
         return found.st_dev, found.st_ino
 
     def versions_of(self, files: Iterable[tuple[Identity, str]]) -> dict[Identity, str]:
-        """Which of these open files, each with its name, are releases, whatever their names are.
+        """The versions of those open files that are releases, also after they were renamed.
 
-        The directory is looked through at most once: a JVM has a dozen jars open, and there may
-        be thousands of releases.
+        Lists the directory at most once: a JVM has a dozen jars open, and there may be thousands
+        of releases.
         """
         found: dict[Identity, str] = {}
         others: set[Identity] = set()
@@ -96,20 +94,19 @@ class Releases:
         return found | self._renamed(others)
 
     def _renamed(self, files: set[Identity]) -> dict[Identity, str]:
-        """The files among the releases, by device and inode alone."""
+        """Looks for the files among the releases by device and inode alone."""
         inodes = {inode for _, inode in files}
         found: dict[Identity, str] = {}
         with suppress(OSError):
             for entry in os.scandir(self.directory) if files else ():
-                if entry.inode() in inodes and _is_a_file(entry):
+                if entry.inode() in inodes and _is_regular(entry):
                     version = self.version_in(entry.name)
-                    identity = self.identity(version) if version is not None else None
-                    if version is not None and identity in files:
+                    if version and (identity := self.identity(version)) in files:
                         found[identity] = version
         return found
 
     def current(self) -> Current:
-        """Reads the link. An absolute target is accepted: hosts made by hand have one."""
+        """Reads the link. An absolute target is accepted: hosts set up by hand have one."""
         try:
             found = os.lstat(self.link)
         except FileNotFoundError:
@@ -140,29 +137,24 @@ class Releases:
         return False
 
     def flip(self, version: str) -> None:
-        """Points the link at the release, in one atomic step.
+        """Points the link at the release, in one atomic step, with a relative target.
 
-        The target is relative, the temporary link's name unique, and the directory is on the
-        disk before this returns. Raises DeployError.
+        The directory is synced before this returns. Raises DeployError.
         """
         if not self.has(version):
             raise DeployError(f"release {version} is not in {self.directory}")
         if self.link.exists() and not self.link.is_symlink():
             raise DeployError(f"{self.link} is not a symbolic link and was not replaced")
-        temporary = self.directory / f"{UNFINISHED}{os.urandom(8).hex()}.link"
         try:
-            os.symlink(self.path(version).name, temporary)
-            try:
+            with self._temporary("link") as temporary:
+                os.symlink(self.path(version).name, temporary)
                 os.replace(temporary, self.link)
-            except OSError:
-                temporary.unlink()
-                raise
             self._sync()
         except OSError as error:
             raise DeployError(f"{self.link} cannot be changed: {error.strerror}") from error
 
     def remove_link(self) -> None:
-        """Back to the state before the first deploy. Raises DeployError."""
+        """Leaves no release current, as before the first deploy. Raises DeployError."""
         try:
             self.link.unlink(missing_ok=True)
             self._sync()
@@ -172,26 +164,25 @@ class Releases:
     def install(self, jar: Path, version: str) -> str:
         """Copies a jar in as the release `version` and returns its SHA-256 in hexadecimal.
 
-        The name appears when the file is complete and on the disk, and never replaces one that
-        is there. Raises DeployError; then nothing is left behind.
+        The release appears when it is complete and synced to the disk, and never replaces one
+        that is there. Raises DeployError; then nothing is left behind.
         """
         import hashlib  # `status` is quicker without it
 
-        temporary = self.directory / f"{UNFINISHED}{os.urandom(8).hex()}.jar"
         digest = hashlib.sha256()
         try:
             # The build made `jar`; a link in its place could lead to any file of the user.
             source = os.open(jar, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(source, "rb") as original, temporary.open("xb") as copy:
-                while chunk := original.read(CHUNK):
-                    digest.update(chunk)
-                    copy.write(chunk)
-                copy.flush()
-                os.fchmod(copy.fileno(), 0o644)  # whatever the umask: the service reads it
-                os.fsync(copy.fileno())
-            # link() fails where rename() would replace.
-            os.link(temporary, self.path(version))
-            temporary.unlink()
+            with open(source, "rb") as original, self._temporary("jar") as temporary:
+                with temporary.open("xb") as copy:
+                    while chunk := original.read(CHUNK):
+                        digest.update(chunk)
+                        copy.write(chunk)
+                    copy.flush()
+                    os.fchmod(copy.fileno(), 0o644)  # whatever the umask: the service reads it
+                    os.fsync(copy.fileno())
+                # link() fails where rename() would replace.
+                os.link(temporary, self.path(version))
             self._sync()
         except FileExistsError:
             raise DeployError(f"{self.path(version)} already exists") from None
@@ -199,9 +190,17 @@ class Releases:
             raise DeployError(
                 f"release {version} cannot be copied to {self.directory}: {error.strerror}"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return digest.hexdigest()
+
+    @contextmanager
+    def _temporary(self, suffix: str) -> Iterator[Path]:
+        """A unique name in the releases' directory; a file of that name is removed at the end."""
+        path = self.directory / f"{UNFINISHED}{os.urandom(8).hex()}.{suffix}"
+        try:
+            yield path
+        finally:
+            with suppress(OSError):  # not there; or the file system is read-only, and said so
+                path.unlink()
 
     def size(self, version: str) -> int | None:
         """The release's size in bytes, or None if it is not there."""
@@ -211,10 +210,7 @@ class Releases:
             return None
 
     def remove(self, version: str) -> None:
-        """Removes the release for good, in one atomic step; the directory is on the disk then.
-
-        Raises DeployError.
-        """
+        """Removes the release and syncs the directory. Raises DeployError."""
         if self.current().version == version:
             raise DeployError(f"release {version} is current, and is not removed")
         try:
@@ -224,20 +220,20 @@ class Releases:
             raise DeployError(f"release {version} cannot be removed: {error.strerror}") from error
 
     def some(self, most: int = 12) -> str:
-        """The names of the releases for a message, if they are not too many."""
+        """The names of the releases, or of the first `most`, for a message."""
         versions = self.versions()
         more = len(versions) - most
         named = ", ".join(versions[:most] if more > 0 else versions)
         return f"{named} and {more} more (deploy-clojars releases --all)" if more > 0 else named
 
     def clear_unfinished(self) -> None:
-        """Removes what a run that was killed was writing. Only while the lock is held."""
+        """Removes unfinished files of killed runs. Only while the lock is held."""
         for path in self.directory.glob(f"{UNFINISHED}*"):
             with suppress(OSError):
                 path.unlink()
 
     def mended_by(self, current: Current, version: str | None) -> str:
-        """The command that repairs a broken link; RELEASE stands in it where `version` is None."""
+        """The command that mends a broken link, with the placeholder if `version` is None."""
         name = self.path(version).name if version else RELEASE
         return shlex.join(name if word == RELEASE else word for word in current.mend)
 
@@ -249,10 +245,5 @@ class Releases:
             os.close(descriptor)
 
 
-def _is_a_file(entry: os.DirEntry[str]) -> bool:
+def _is_regular(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False)
-
-
-def free_bytes(directory: Path) -> int:
-    """The bytes a normal user can still write in `directory`."""
-    return shutil.disk_usage(directory).free
