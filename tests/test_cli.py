@@ -62,7 +62,7 @@ def test_a_directory_that_is_gone_has_no_configuration(tmp_path: Path) -> None:
     script = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m deploy_clojars -c it status"
     result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: it: the directory that this was typed in is gone\n")
+    assert result.stderr.startswith("error: it: the current directory no longer exists\n")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["deploy", "--help"], ["-h"], ["--version"]])

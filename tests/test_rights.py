@@ -154,7 +154,7 @@ def test_a_configuration_that_others_can_write_is_refused(
     os.chmod(light_host.config, 0o664)
     result = light_host.run(*words)
     assert result.returncode == 2
-    assert "others than its owner can write it (mode 0664)" in result.stderr
+    assert "can be written by others than its owner (mode 0664)" in result.stderr
     assert f"chmod go-w {light_host.config}" in result.stderr
 
 

@@ -1,4 +1,4 @@
-"""The configuration: TOML, every key optional, the defaults being the host of clojars.org."""
+"""The configuration: TOML, every key optional; the defaults fit the host of clojars.org."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from deploy_clojars.errors import UsageError
 DEFAULT_FILE = Path("/etc/deploy-clojars.toml")
 VARIABLE = "DEPLOY_CLOJARS_CONFIG"
 
-A_YEAR = 365 * 24 * 3600  # also what keeps `inf` out of a number of seconds
+A_YEAR = 365 * 24 * 3600  # seconds; a limit refuses `inf`
 
 Seconds = Annotated[float, Meta(gt=0, le=A_YEAR)]
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 TextOrNone = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]*\Z")]
-# Neither an option of the service manager nor a path; supervisord's may be GROUP:PROGRAM.
+# Not an option of the service manager, and not a path; supervisord's may be GROUP:PROGRAM.
 JobName = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*(:[A-Za-z0-9][A-Za-z0-9._@+-]*)?\Z")
 ]
@@ -34,12 +34,11 @@ VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
 # A repository that starts with '-' would be an option of git.
 Repository = Annotated[str, Meta(pattern=r"^[^-\x00-\x20\x7f][^\x00-\x1f\x7f]*\Z")]
 
-
 # Labels of a host name or an IPv4 address, or an IPv6 address.
 HOST = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:.]+"
 
 
-def _why_no_health_url(url: str) -> str | None:
+def _why_not_a_health_url(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -100,7 +99,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for url in self.health:
-            why = _why_no_health_url(url)
+            why = _why_not_a_health_url(url)
             if why:
                 raise ValueError(f"`health` {why}, got {url!r}")
 
@@ -146,7 +145,7 @@ class Drain(Struct, frozen=True, forbid_unknown_fields=True):
     quiet: Annotated[float, Meta(ge=0, le=A_YEAR)] = 1
 
     def __post_init__(self) -> None:
-        why = _why_no_health_url(self.probe)
+        why = _why_not_a_health_url(self.probe)
         if why is None and urlsplit(self.probe).scheme != "http":
             why = "must be a URL that starts with http://"
         if why:
@@ -158,7 +157,7 @@ class Drain(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hook(Struct, frozen=True, forbid_unknown_fields=True):
-    """The command that learns how a run ended."""
+    """A command that is run when a run has ended."""
 
     command: TextOrNone = ""
     timeout: Seconds = 10
@@ -191,12 +190,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def deploy_directory(self) -> Path:
-        """Where the tool keeps what is its own."""
+        """The mirror, the checkouts, the logs, the journal and the lock."""
         return Path(self.home) / "deploy"
 
     @property
     def releases_directory(self) -> Path:
-        """Where the releases and the link to the current one are."""
+        """The releases and the link to the current one."""
         return Path(self.home) / "releases"
 
 
@@ -206,7 +205,7 @@ def file_named(option: str | None) -> Path | None:
     Raises UsageError (2) for an empty name.
     """
     if option == "":
-        # An unset variable behind -c must not mean the production host.
+        # `-c "$UNSET"` must not mean the production host.
         raise UsageError("-c needs the name of a file, and got an empty one")
     named = option or os.environ.get(VARIABLE)
     if named:
@@ -214,8 +213,8 @@ def file_named(option: str | None) -> Path | None:
             return Path(named).absolute()
         except OSError:
             raise UsageError(
-                f"{named}: the directory that this was typed in is gone",
-                remedy="cd, or the whole name of the file",
+                f"{named}: the current directory no longer exists",
+                remedy="change to another directory, or give the file's absolute path",
             ) from None
     return DEFAULT_FILE if DEFAULT_FILE.exists() else None
 
@@ -230,7 +229,7 @@ def load(file: Path | None) -> Config:
         return Config()
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UsageError(f"{file}: is not a file")  # a FIFO would be waited for
+            raise UsageError(f"{file}: is not a file")  # reading a FIFO would block
         with file.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
             text = stream.read().decode()
@@ -239,17 +238,17 @@ def load(file: Path | None) -> Config:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: is not TOML: {error}") from None
-    # Whoever can write this file can choose what runs as the production user.
+    # Whoever can write this file chooses what runs as the production user.
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
-            f"{file}: others than its owner can write it (mode {stat.S_IMODE(mode):04o})",
+            f"{file}: can be written by others than its owner (mode {stat.S_IMODE(mode):04o})",
             remedy=shlex.join(["chmod", "go-w", str(file)]),
         )
     return parse(data, str(file))
 
 
 def parse(data: dict[str, Any], source: str) -> Config:
-    """Turns TOML's tables into a configuration; `source` names them in errors (UsageError)."""
+    """Turns TOML tables into a configuration. Raises UsageError (2), which names `source`."""
     defaults = msgspec.to_builtins(Config())
     _refuse_unknown_keys(data, defaults, source)
     try:
@@ -286,11 +285,11 @@ def _refuse_unknown_keys(
 
 
 def _with_key_first(message: str) -> str:
-    """Turns msgspec's "Expected `int`, got `str` - at `$.build.nice`" round."""
+    """Turns msgspec's "Expected `int`, got `str` - at `$.build.nice`" around."""
     what, _, path = message.partition(" - at `$")
     key = re.sub(r"^\.", "", path.rstrip("`"))
     if "matching regex" in what:
-        # The patterns are in the annotations above; people get their meaning.
+        # What the patterns in the annotations above mean.
         kinds = {
             "^/": "an absolute path",
             "^[A-Za-z_]": "the name of a variable",

@@ -1,4 +1,4 @@
-"""The lock: one run at a time, and everybody can see whose it is."""
+"""The lock: one run at a time, and every user can see whose it is."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ import msgspec
 from deploy_clojars.errors import Locked, NotReady
 from deploy_clojars.machine import processes
 
+# Of the whole file, as a `struct flock` (fcntl(2)): type, whence, start, length, and a PID that is
+# 0 for this kind of lock.
+WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds the lock; written into the lock's file."""
+    """Who holds the lock, as its file says."""
 
     pid: int | None = None
     user: str | None = None
@@ -37,7 +41,7 @@ class Lock:
         self._write()
 
     def at_step(self, step: str, version: str | None = None) -> None:
-        """Tells readers which step the run is at, and its version if that is known only now."""
+        """Writes down the step that the run is at, and its version if that is known only now."""
         version = version or self._holder.version
         self._holder = msgspec.structs.replace(self._holder, step=step, version=version)
         self._write()
@@ -48,7 +52,7 @@ class Lock:
             os.pwrite(self._descriptor, text, 0)
             os.ftruncate(self._descriptor, len(text))
         except (OSError, UnicodeEncodeError):
-            # On a full disk the lock still locks; a revert must not fail for its label.
+            # On a full disk the lock holds without it, and must not make a revert fail.
             pass
 
 
@@ -56,9 +60,9 @@ class Lock:
 def held(file: Path, holder: Holder) -> Iterator[Lock]:
     """Holds the lock while the block runs. The file is never removed.
 
-    An open-file-description lock: it ends with the process, children do not inherit it, and
-    F_OFD_GETLK lets `status` look without taking it (taking it to look makes a run that starts
-    at that instant fail). Raises Locked (3), NotReady (4).
+    An open file description lock: it ends with the process, children do not inherit it, and with
+    F_OFD_GETLK `status` can read it without taking it, which would make a run that starts at that
+    instant fail. Raises Locked (3), NotReady (4).
     """
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -73,7 +77,7 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
         ) from None
     try:
         try:
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, WRITE_LOCK)
         except BlockingIOError:
             raise locked_by(_read(descriptor)) from None
         os.fchmod(descriptor, 0o644)  # whatever the umask: `status` runs as any user
@@ -85,12 +89,12 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
 def holder_of(file: Path) -> Holder | None:
     """Who holds the lock now, or None if it is free."""
     try:
-        # A pipe in its place must not hold `status` up.
+        # O_NONBLOCK: a FIFO in its place must not hold up `status`.
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, WRITE_LOCK)
         (kind,) = struct.unpack_from("h", answer)
         return None if kind == fcntl.F_UNLCK else _read(descriptor)
     finally:
@@ -108,19 +112,14 @@ def locked_by(holder: Holder) -> Locked:
         return Locked(message)
     stop = f"kill -INT {holder.pid}"
     if processes.is_suspended(holder.pid):
-        # With Ctrl-Z it sleeps, and notes a signal only when it goes on.
+        # Stopped with Ctrl-Z, it acts on a signal only when it continues.
         message, stop = f"{message}, suspended", f"{stop}; kill -CONT {holder.pid}"
     return Locked(message, remedy=f"nothing was changed\nto stop that run cleanly: {stop}")
-
-
-def _whole_file(kind: int) -> bytes:
-    """A `struct flock` (fcntl(2)): type, whence, start, length, pid (0 for this kind of lock)."""
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
 
 
 def _read(descriptor: int) -> Holder:
     try:
         return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=Holder)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        # It took the lock this instant and has written nothing yet.
+        # It has only just taken the lock and written nothing yet.
         return Holder()

@@ -1,4 +1,4 @@
-"""The system's log: one line for every change, and for a question that nobody answers."""
+"""syslog: one line for every change, and for a question that nobody answers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from deploy_clojars.screen.text import printable
 
 ADDRESS = "/dev/log"
 NOTICE = 1 * 8 + 5  # facility user, severity notice; RFC 3164
-LONGEST = 1000  # bytes; many a syslogd cuts off what is longer
+LONGEST = 1000  # bytes; many a syslogd truncates longer lines
 
 QUESTION_IS_LONG = 15 * 60.0  # seconds
 
 
 def tell(text: str, address: str = ADDRESS) -> None:
-    """Writes a line; a host without a system log, or one that is stuck, does without.
+    """Sends a line to syslog, unless it is missing or does not read.
 
-    Not syslog(3), which waits for ever while the log's reader is stuck: no revert may.
+    Not with syslog(3): that blocks while the daemon does not read, and a revert must not.
     """
     text = printable(text).replace("\n", " ")
     line = f"<{NOTICE}>deploy-clojars[{os.getpid()}]: {text}"
@@ -31,9 +31,8 @@ def tell(text: str, address: str = ADDRESS) -> None:
 
 
 def line_of(event: Event, command: str, version: str | None) -> str | None:
-    """What the journal's event says to the system's log; None if it changes nothing."""
+    """The line for a journal's event, or None if it changes nothing on the host."""
     what = {
-        "adopted": None,
         "flip": f"current {event.previously or 'none'} -> {event.version or 'none'}",
         "restart": f"restart of the {event.instance} on {event.version}",
         "stop": f"stop of the {event.instance}",
@@ -53,7 +52,7 @@ def line_of(event: Event, command: str, version: str | None) -> str | None:
 
 
 class Reminder:
-    """Says once that a question has been open for long; called every now and then."""
+    """Reports once that a question has been open for long; to be called every now and then."""
 
     def __init__(
         self,
