@@ -29,12 +29,11 @@ from deploy_clojars import checks, config
 from deploy_clojars.checks import filesystem as files
 from deploy_clojars.checks import front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Site
-from deploy_clojars.config import parse
+from deploy_clojars.config import Role, parse
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host import nginx
-from deploy_clojars.host.health import Check
+from deploy_clojars.host.health import Check, Observation
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.instances import Observation, Role
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 from deploy_clojars.setup import setup

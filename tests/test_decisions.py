@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.errors import Status
 from deploy_clojars.host.decisions import (
     InstanceHealth,
@@ -19,7 +20,7 @@ from deploy_clojars.host.decisions import (
     next_to_restart,
     prunable,
 )
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation, Role
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.journal import History, LastRun, Left, Restarted
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import Current

@@ -19,8 +19,8 @@ from system import lives
 from zip_application import zip_jar
 
 from deploy_clojars import config
+from deploy_clojars.config import PRIMARY
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.instances import PRIMARY
 from deploy_clojars.machine import signals
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND

@@ -20,9 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy_clojars import config, versions
+from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy import checkout
 from deploy_clojars.errors import DeployError, UsageError
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.journal import Event, Journal, now
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import Current, Releases

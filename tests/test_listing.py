@@ -17,8 +17,8 @@ from little_host import LittleHost
 from deploy_clojars import config
 from deploy_clojars.commands import releases as listing
 from deploy_clojars.commands.releases import newest_first
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.instances import Observation
 from deploy_clojars.host.journal import Event, now
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD

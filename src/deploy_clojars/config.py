@@ -104,6 +104,11 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"`health` {why}, got {url!r}")
 
 
+Role = Literal["primary", "backup"]  # as the tables in `[instances]` are named
+PRIMARY: Role = "primary"
+BACKUP: Role = "backup"
+
+
 class Instances(Struct, frozen=True, forbid_unknown_fields=True):
     """The two instances."""
 

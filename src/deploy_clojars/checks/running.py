@@ -9,7 +9,7 @@ from contextlib import suppress
 import psutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
-from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock

@@ -19,8 +19,9 @@ import msgspec
 from deploy_clojars.deploy import checkout
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import NotReady
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.instances import Instance, Observation
+from deploy_clojars.host.instances import Instance
 from deploy_clojars.host.journal import Event, History, Journal, history_of, now
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, Nginx
 from deploy_clojars.host.releases import UNFINISHED, Current, Releases

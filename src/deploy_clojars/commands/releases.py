@@ -9,10 +9,10 @@ import msgspec
 from rich.filesize import decimal
 
 from deploy_clojars.commands.history import moment
+from deploy_clojars.config import Role
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.instances import Role
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import user_name
 from deploy_clojars.screen import tables

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain, preflight
 from deploy_clojars.deploy.ask import ask_to_restart
 from deploy_clojars.deploy.steps import half_done, restart
 from deploy_clojars.errors import NotHealthy
 from deploy_clojars.host import decisions
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deploy_clojars.config import BACKUP, Role
 from deploy_clojars.deploy import drain, preflight
 from deploy_clojars.deploy.ask import ask_to_roll_back
 from deploy_clojars.deploy.revert import restart_what_is_not_healthy, revert_a_run_that_was_cut_off
@@ -16,7 +17,6 @@ from deploy_clojars.deploy.steps import (
 )
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import decisions, jars
-from deploy_clojars.host.instances import BACKUP, Role
 from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, where_the_host_stands

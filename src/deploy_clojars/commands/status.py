@@ -9,8 +9,8 @@ from typing import Any
 import click
 import msgspec
 
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.instances import Observation
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name

@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy.checkout import Commits, Mirror
 from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
 from deploy_clojars.host import jars
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.look import Look
 from deploy_clojars.run import system_log
 from deploy_clojars.run.run import Run

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.errors import DeployError, NotDrained
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Instance, Observation, Role
+from deploy_clojars.host.health import Observation
+from deploy_clojars.host.instances import Instance
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST
 from deploy_clojars.host.visits import Visits

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
 from deploy_clojars.deploy.revert import reverted_on_failure
@@ -18,7 +19,7 @@ from deploy_clojars.deploy.source import Source
 from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import jars
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Observation
+from deploy_clojars.host.health import Observation
 from deploy_clojars.run.run import Run
 
 

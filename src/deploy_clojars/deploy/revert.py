@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain
 from deploy_clojars.deploy.steps import flip, half_done, remove_link, restart
 from deploy_clojars.errors import Declined, DeployError, HalfDone, Interrupted, NotHealthy, NotReady
 from deploy_clojars.host import decisions
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
 from deploy_clojars.host.look import Look
 from deploy_clojars.run.run import Run, Stage, where_the_host_stands
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 
+from deploy_clojars.config import BACKUP, Role
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions
-from deploy_clojars.host.instances import BACKUP, Observation, Role
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.look import Look
 from deploy_clojars.machine import processes
 from deploy_clojars.run.run import Run, Stage

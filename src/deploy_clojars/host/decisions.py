@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Role
+from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.host.journal import History, LastRun, Left, Restarted
 
 # The kernel says when a process started by a clock that is off by up to this, in seconds.

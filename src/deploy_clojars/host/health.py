@@ -1,19 +1,27 @@
-"""What counts as a healthy answer: each health URL asked once."""
+"""What counts as healthy: what an instance is asked, and what is wanted of the answers."""
 
 from __future__ import annotations
 
 import socket
+import textwrap
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from deploy_clojars.config import Role
 from deploy_clojars.errors import reason
+from deploy_clojars.host.services import State
+from deploy_clojars.machine import connections, processes
 
 CHECK_SECONDS = 5.0  # for one health URL to answer
 
 WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
 ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
 DEFAULT_PORTS = {"http": 80, "https": 443}
+LONGEST_COMMAND = 60  # characters of one in a message
+
+Listeners = Mapping[int, Sequence[connections.Row]]  # by port
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,98 @@ class Check:
     detail: str
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Another process on an instance's port; without a PID if this user may not see it."""
+
+    port: int
+    uid: int
+    pid: int | None = None
+    command: str = ""
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"port {self.port} is taken by a process of user {self.uid}, and root sees which"
+        shown = textwrap.shorten(self.command, LONGEST_COMMAND, placeholder="…")
+        return f"port {self.port} is taken by PID {self.pid} ({shown}); to end it: kill {self.pid}"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An instance at one moment, and the rules by which it is healthy."""
+
+    role: Role
+    job: str
+    state: State
+    said: str  # by the service manager
+    pid: int | None = None
+    since: str | None = None
+    running: str | None = None  # a version, or the path of a jar that is not a release
+    open_releases: frozenset[str] = frozenset()
+    visible: bool = True  # whether this user may ask for its state and see what it has open
+    checks: tuple[Check, ...] = ()
+    foreign_ports: tuple[int, ...] = ()  # local health ports that are not its alone
+    unseen_ports: tuple[int, ...] = ()  # those of which this user cannot see whose they are
+    strangers: tuple[Listener, ...] = ()  # who else listens
+
+    @property
+    def serving(self) -> bool:
+        """Its process runs and its health URLs answer, whatever the release."""
+        return self.state == "running" and all(check.ok for check in self.checks)
+
+    def why_not_healthy_on(self, version: str, not_pid: int | None = None) -> str | None:
+        """What keeps it from being healthy on the release, or None if nothing does.
+
+        `not_pid` is the PID from before the restart, which must have changed.
+        """
+        if self.state != "running":
+            return f"{self.job} is not running: {self.said}{self.whose_ports}"
+        if self.pid == not_pid:
+            return f"{self.job} is still the process from before the restart (PID {self.pid})"
+        if version not in self.open_releases:
+            if not self.visible:
+                return f"what {self.job} has open is not visible to this user"
+            if self.running is None:
+                return (
+                    f"{self.job} (PID {self.pid}) has no release open; "
+                    "it must keep its jar open, as a JVM does"
+                )
+            return f"{self.job} runs {self.running}, not {version}"
+        for check in self.checks:
+            if not check.ok:
+                return f"{check.url}: {check.detail}"
+        if self.foreign_ports:
+            ports = ", ".join(map(str, self.foreign_ports))
+            return (
+                f"{self.job} (PID {self.pid}) does not own port {ports}: "
+                f"another process listens there and may be the one that answers{self.whose_ports}"
+            )
+        if self.unseen_ports:
+            ports = ", ".join(map(str, self.unseen_ports))
+            return (
+                f"whether {self.job} (PID {self.pid}) owns port {ports} is not visible to this user"
+            )
+        return None
+
+    @property
+    def running_is_known(self) -> bool:
+        """Whether it is certain what it runs; a stopped one certainly runs nothing."""
+        if self.pid is None:
+            return self.state == "stopped"
+        return self.visible and self.running is not None
+
+    @property
+    def whose_ports(self) -> str:
+        """Who else has its ports, to append to a message; empty if nobody has."""
+        return "".join(f"; {each}" for each in self.strangers)
+
+    def is_healthy_on(self, version: str) -> bool:
+        """Whether nothing keeps it from being healthy on the release."""
+        return self.why_not_healthy_on(version) is None
+
+
 def check(url: str) -> Check:
-    """Asks one health URL: 2xx or 3xx is well; for tcp a connection is."""
+    """Asks one health URL: it is ok if http answers 2xx or 3xx, or tcp connects."""
     started = time.monotonic()
     ok, detail = _connects(url) if urlsplit(url).scheme == NAILGUN_SCHEME else _answers(url)
     seconds = time.monotonic() - started
@@ -45,8 +143,8 @@ def _connects(url: str) -> tuple[bool, str]:
 
 
 def _answers(url: str) -> tuple[bool, str]:
-    # Imported in the thread that asks, while another one waits for the service manager: a quarter
-    # of the time that `status` takes.
+    # Imported in the thread that asks, while the main one waits for the service manager: this
+    # saves a quarter of the time that `status` takes.
     from deploy_clojars.machine import web
 
     answer = web.get(url, CHECK_SECONDS)
@@ -60,7 +158,7 @@ def address_of(url: str) -> tuple[str, int]:
 
 
 def is_local(host: str) -> bool:
-    """Whether the address is this machine's: only then can a socket be bound to it."""
+    """Whether the address is this machine's, that is, whether a socket can be bound to it."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -68,3 +166,40 @@ def is_local(host: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def port_owners(
+    listeners: Listeners, tree: processes.Tree
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Listener, ...]]:
+    """Whose the ports of an instance with this process tree are.
+
+    Returns the foreign ports (somebody else listens there, too, or nobody), the unseen ones (its
+    own or foreign), and who else listens.
+    """
+    ports = {port: {row.inode for row in rows} for port, rows in listeners.items()}
+    foreign = tuple(
+        port for port, inodes in ports.items() if not inodes <= tree.sockets or not inodes
+    )
+    others = strangers(listeners, tree.sockets) if foreign else ()
+    if tree.visible:
+        return foreign, (), others
+    # In an old job file root's `su` is not visible, though its java is: a listener that is not
+    # visible either may be part of the tree. It proves nothing, for or against.
+    others = tuple(each for each in others if each.pid is not None)
+    known = {each.port for each in others}.union(port for port in foreign if not ports[port])
+    unseen = tuple(port for port in foreign if port not in known)
+    return tuple(port for port in foreign if port in known), unseen, others
+
+
+def strangers(listeners: Listeners, own: frozenset[int] = frozenset()) -> tuple[Listener, ...]:
+    """The processes that listen with other sockets than the instance's own."""
+    rows = [(port, row) for port in listeners for row in listeners[port] if row.inode not in own]
+    pids = processes.having({row.inode for _, row in rows})
+    found = {
+        (port, row.uid, pid): Listener(
+            port, row.uid, pid, processes.command_of(pid) if pid is not None else ""
+        )
+        for port, row in rows
+        for pid in (pids.get(row.inode),)
+    }
+    return tuple(found.values())

@@ -8,10 +8,11 @@ import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deploy_clojars.config import Config
+from deploy_clojars.config import BACKUP, PRIMARY, Config, Role
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host import decisions
-from deploy_clojars.host.instances import BACKUP, PRIMARY, Instance, Observation, Role
+from deploy_clojars.host.health import Observation
+from deploy_clojars.host.instances import Instance
 from deploy_clojars.host.journal import History, Journal
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.nginx import Nginx

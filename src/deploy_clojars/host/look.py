@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploy_clojars.host import decisions
-from deploy_clojars.host.instances import Observation
+from deploy_clojars.host.health import Observation
 from deploy_clojars.host.journal import History, Left
 from deploy_clojars.host.releases import Current
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from deploy_clojars.config import HOST, Config, Instance
+from deploy_clojars.config import BACKUP, HOST, PRIMARY, Config, Instance
 from deploy_clojars.errors import UsageError
-from deploy_clojars.host.instances import BACKUP, PRIMARY
 
 Nailgun = Literal["nginx", "balance"]
 
