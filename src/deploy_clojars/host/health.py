@@ -194,7 +194,7 @@ def port_owners(
 def strangers(listeners: Listeners, own: frozenset[int] = frozenset()) -> tuple[Listener, ...]:
     """The processes that listen with other sockets than the instance's own."""
     rows = [(port, row) for port in listeners for row in listeners[port] if row.inode not in own]
-    pids = processes.having({row.inode for _, row in rows})
+    pids = processes.pids_by_socket({row.inode for _, row in rows})
     found = {
         (port, row.uid, pid): Listener(
             port, row.uid, pid, processes.command_of(pid) if pid is not None else ""

@@ -85,8 +85,8 @@ def sockets_of(pid: int) -> tuple[bool, frozenset[int]]:
     return True, frozenset(sockets)
 
 
-def having(sockets: Collection[int]) -> dict[int, int]:
-    """The PIDs of the processes that have these sockets, by inode, as far as this user may see."""
+def pids_by_socket(sockets: Collection[int]) -> dict[int, int]:
+    """Which process has each of these sockets (inodes) open, as far as this user may see."""
     found: dict[int, int] = {}
     for pid in psutil.pids() if sockets else ():
         for inode in sockets_of(pid)[1].intersection(sockets):
@@ -95,7 +95,7 @@ def having(sockets: Collection[int]) -> dict[int, int]:
 
 
 def command_of(pid: int) -> str:
-    """The process's command line, or its name if that is not to be had."""
+    """The process's command line, or its name if it has none; empty if it is gone."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         return " ".join(process.cmdline()) or process.name()
@@ -103,7 +103,7 @@ def command_of(pid: int) -> str:
 
 
 def is_suspended(pid: int) -> bool:
-    """Whether the process sleeps since a Ctrl-Z or SIGSTOP."""
+    """Whether the process was stopped with Ctrl-Z or SIGSTOP."""
     with contextlib.suppress(psutil.Error):
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     return False
@@ -135,7 +135,7 @@ def end_strays(run_prefix: str, grace: float = 2.0) -> int:
 
 
 def end_group(group: int, grace: float) -> None:
-    """Ends what is left of a process group, also what has given its environment away."""
+    """Ends what is left of a process group, also processes that cleared their environment."""
     _end(
         lambda: _other_processes(
             lambda each: os.getpgid(each.pid) == group and each.status() != psutil.STATUS_ZOMBIE
@@ -165,11 +165,11 @@ def _end(find: Callable[[], list[psutil.Process]], grace: float) -> int:
 
 @contextmanager
 def no_descendant_left(grace: float = 2.0) -> Iterator[None]:
-    """What the block has started, and what those have, is ended with it: TERM, then KILL.
+    """Ends every descendant that the block leaves behind: TERM, then KILL.
 
-    Meanwhile a process whose parent has ended is this one's child, and not init's (prctl(2)): so a
-    daemon is found that has given its environment away. What belongs to root (under sudo) can't be
-    ended and is left to itself.
+    Meanwhile a process whose parent has ended becomes this one's child and not init's (prctl(2)):
+    so a daemon is found that has cleared its environment. One that runs as root (under sudo)
+    cannot be ended and is left running.
     """
     import ctypes  # `status` is quicker without it
 
@@ -190,11 +190,11 @@ def _descendants(without: Collection[int]) -> list[psutil.Process]:
     children = [each for each in psutil.Process().children() if each.pid not in without]
     with contextlib.suppress(psutil.Error):
         return [*children, *(one for each in children for one in each.children(recursive=True))]
-    return children  # one has ended meanwhile; there is another look
+    return children  # one has ended meanwhile; the caller asks again
 
 
 def _send(processes: Iterable[psutil.Process], signum: int) -> None:
     for process in processes:
-        # psutil looks at the start time first: a PID that was given away again is not hit.
+        # psutil checks the start time first, so that a reused PID is not hit.
         with contextlib.suppress(psutil.Error):
             process.send_signal(signum)
