@@ -125,7 +125,7 @@ def test_a_revert_and_a_rollback_on_a_full_disk(light_host: LittleHost) -> None:
     assert "the disk is full" in refused.stderr
     rolled_back = host.run("rollback", SECOND, "--yes")
     assert rolled_back.returncode == 0, rolled_back.stderr
-    assert "the journal does not say so; once it can be written, run" in rolled_back.stderr
+    assert "the journal does not say so; once it can be written, run: " in rolled_back.stderr
     assert host.versions == (SECOND, SECOND)
     full.unlink()
     host.done("rollback", SECOND, "--yes")
