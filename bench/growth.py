@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from deploy_clojars import sandbox
-from deploy_clojars.host.journal import Event, Left
+from deploy_clojars.host.journal import Event, HostVersions
 
 TOOL = str(Path(sys.executable).with_name("deploy-clojars"))
 ROUNDS = 7
@@ -84,7 +84,7 @@ def jar(releases: Path, version: str) -> Path:
 def deploy(version: str, lines: int, size: int) -> Iterator[Event]:
     """As many lines of a deploy as are asked for, five at least; the rest are of its steps."""
     line = partial(Event, at="2026-01-02T03:04:05Z", run=f"fe00.1.{version}", by="ann")
-    left = Left(version, version, version)
+    left = HostVersions(version, version, version)
     yield line(event="begin", command="deploy", version=version, left=left)
     for number in range(lines - 5):
         step = ("fetch", "test", "build", "backup")[number // 2 % 4]

@@ -21,7 +21,7 @@ from deploy_clojars.host.decisions import (
     prunable,
 )
 from deploy_clojars.host.health import Observation
-from deploy_clojars.host.journal import History, LastRun, Left, Restarted
+from deploy_clojars.host.journal import History, HostVersions, LastRun, Restarted
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import Current
 from deploy_clojars.host.situation import Situation
@@ -217,44 +217,46 @@ def run(
     past_return: bool = False,
     ended: bool = False,
     status: int | None = None,
-    left: Left | None = None,
+    left: HostVersions | None = None,
 ) -> LastRun:
     return LastRun(
         id="1", command=command, version=version, by="toby", at="2015-03-01T10:00:00Z",
         flipped=past_return, past_return=past_return, ended=ended, status=status,
-        left=left or Left(),
+        left=left or HostVersions(),
     )  # fmt: skip
 
 
-ALL_A = Left("A", "A", "A")
+ALL_A = HostVersions("A", "A", "A")
 
 
 @pytest.mark.parametrize(
     ("left", "now", "drifted"),
     [
-        (ALL_A, Left("A", "A", "A"), False),
-        (ALL_A, Left("B", "A", "A"), True),
-        (ALL_A, Left(None, "A", "A"), True),
-        (ALL_A, Left("A", "B", "A"), True),
-        (ALL_A, Left("A", "A", "B"), True),
-        (ALL_A, Left("A", "/home/clojars/other.jar", "A"), True),
+        (ALL_A, HostVersions("A", "A", "A"), False),
+        (ALL_A, HostVersions("B", "A", "A"), True),
+        (ALL_A, HostVersions(None, "A", "A"), True),
+        (ALL_A, HostVersions("A", "B", "A"), True),
+        (ALL_A, HostVersions("A", "A", "B"), True),
+        (ALL_A, HostVersions("A", "/home/clojars/other.jar", "A"), True),
         # One that is down, or whose release is not visible, is no drift.
-        (ALL_A, Left("A", None, "A"), False),
-        (ALL_A, Left("A", None, None), False),
+        (ALL_A, HostVersions("A", None, "A"), False),
+        (ALL_A, HostVersions("A", None, None), False),
         # One that was down and has come up on the current release is none, on another it is.
-        (Left("A", "A", None), Left("A", "A", "A"), False),
-        (Left("A", "A", None), Left("A", "A", "B"), True),
-        (Left("A", None, None), Left("A", "A", "A"), False),
+        (HostVersions("A", "A", None), HostVersions("A", "A", "A"), False),
+        (HostVersions("A", "A", None), HostVersions("A", "A", "B"), True),
+        (HostVersions("A", None, None), HostVersions("A", "A", "A"), False),
         # The primary runs an older release than current, and that is how it was left.
-        (Left("B", "A", "B"), Left("B", "A", "B"), False),
-        (Left("B", "A", "B"), Left("B", "B", "B"), True),
+        (HostVersions("B", "A", "B"), HostVersions("B", "A", "B"), False),
+        (HostVersions("B", "A", "B"), HostVersions("B", "B", "B"), True),
         # Before the first deploy, and after it was reverted.
-        (Left(), Left(), False),
-        (Left(), Left("A", None, None), True),
-        (Left(), Left(None, "A", None), True),
+        (HostVersions(), HostVersions(), False),
+        (HostVersions(), HostVersions("A", None, None), True),
+        (HostVersions(), HostVersions(None, "A", None), True),
     ],
 )
-def test_drift_is_what_is_not_as_the_last_run_left_it(left: Left, now: Left, drifted: bool) -> None:
+def test_drift_is_what_is_not_as_the_last_run_left_it(
+    left: HostVersions, now: HostVersions, drifted: bool
+) -> None:
     assert has_drifted(run(ended=True, left=left), now) is drifted
 
 
@@ -263,7 +265,7 @@ def test_without_a_run_there_is_no_drift() -> None:
 
 
 def test_while_a_run_has_no_end_there_is_no_drift() -> None:
-    assert not has_drifted(run(left=ALL_A), Left("B", "B", "B"))
+    assert not has_drifted(run(left=ALL_A), HostVersions("B", "B", "B"))
 
 
 # Whether a deploy may start after what earlier runs left
@@ -405,7 +407,7 @@ def situation(
     locked: bool = False,
 ) -> Situation:
     if drifted:
-        last = run(ended=True, left=Left(current="C"))
+        last = run(ended=True, left=HostVersions(current="C"))
     history = History(adopted=True, stack=(approved,) if approved else (), last=last)
     primary, backup = (
         instance(role, approved if ok else None)

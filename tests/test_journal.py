@@ -12,7 +12,7 @@ import pytest
 from system import files_no_larger_than
 
 from deploy_clojars.errors import Status
-from deploy_clojars.host.journal import Event, History, Journal, Left, history_of, now
+from deploy_clojars.host.journal import Event, History, HostVersions, Journal, history_of, now
 
 
 @pytest.fixture
@@ -205,11 +205,11 @@ def test_a_rollback_that_went_away_from_nothing_rolled_nothing_back() -> None:
 
 BEGIN = Event(
     event="begin", run="1", command="deploy", version="B", by="toby", at="2015-03-01T10:00:00Z",
-    left=Left("A", "A", "A"),
+    left=HostVersions("A", "A", "A"),
 )  # fmt: skip
 FLIP = Event(event="flip", run="1", version="B")
 NO_RETURN = Event(event="no return", run="1", version="B")
-END = Event(event="end", run="1", status=0, left=Left("B", "B", "B"))
+END = Event(event="end", run="1", status=0, left=HostVersions("B", "B", "B"))
 
 
 def test_a_journal_without_runs_has_no_last_run() -> None:
@@ -252,8 +252,8 @@ def test_what_a_run_leaves_is_what_its_end_says_and_until_then_what_its_begin_sa
 
     assert begun is not None
     assert ended is not None
-    assert begun.left == Left("A", "A", "A")
-    assert ended.left == Left("B", "B", "B")
+    assert begun.left == HostVersions("A", "A", "A")
+    assert ended.left == HostVersions("B", "B", "B")
 
 
 @pytest.mark.parametrize("event", [FLIP, NO_RETURN, END])

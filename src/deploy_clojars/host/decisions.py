@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from deploy_clojars.config import BACKUP, PRIMARY, Role
-from deploy_clojars.host.journal import History, LastRun, Left, Restarted
+from deploy_clojars.host.journal import History, HostVersions, LastRun, Restarted
 
 # The kernel says when a process started by a clock that is off by up to this, in seconds.
 CLOCKS_DIFFER = 2.0
@@ -66,7 +66,7 @@ def adopted(primary_runs: str | None, current: str | None) -> str | None:
     return primary_runs or current
 
 
-def has_drifted(last: LastRun | None, now: Left) -> bool:
+def has_drifted(last: LastRun | None, now: HostVersions) -> bool:
     """Whether `current` or a running instance has changed since the last run.
 
     An instance that is down, or not visible, is no drift, and neither is one that was down and

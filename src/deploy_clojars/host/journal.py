@@ -20,8 +20,8 @@ from deploy_clojars.host.lines import TailedFile, lines_backwards
 FORMAT = 1
 
 
-class Left(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a run leaves behind: versions, or None where nothing is known to run."""
+class HostVersions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which version is current and which each instance runs; None if none, or not known."""
 
     current: str | None = None
     primary: str | None = None
@@ -54,7 +54,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     sha256: str | None = None
     bytes: int | None = None
     how: str | None = None
-    left: Left | None = None
+    left: HostVersions | None = None
     # The format's version. `omit_defaults` would leave out a plain default.
     v: int = msgspec.field(default_factory=lambda: FORMAT)
 
@@ -100,7 +100,7 @@ class LastRun(msgspec.Struct, frozen=True):
     past_return: bool = False
     ended: bool = False
     status: int | None = None
-    left: Left = Left()
+    left: HostVersions = HostVersions()
     # The earlier run, cut off past its point of no return, that this one is to finish.
     follows: LastRun | None = None
 
@@ -245,7 +245,7 @@ class HistoryBuilder:
                     version=version,
                     by=event.by,
                     at=event.at,
-                    left=event.left or Left(),
+                    left=event.left or HostVersions(),
                     follows=self._last.cut_off if self._last is not None else None,
                 )
             case "restart" if event.instance:

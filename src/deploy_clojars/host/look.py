@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deploy_clojars.host import decisions
 from deploy_clojars.host.health import Observation
-from deploy_clojars.host.journal import History, Left
+from deploy_clojars.host.journal import History, HostVersions
 from deploy_clojars.host.releases import Current
 
 
@@ -27,9 +27,9 @@ class Look:
         """The primary and the backup."""
         return self.primary, self.backup
 
-    def left(self) -> Left:
+    def left(self) -> HostVersions:
         """What the host would be left with now."""
-        return Left(self.current.version, self.primary.running, self.backup.running)
+        return HostVersions(self.current.version, self.primary.running, self.backup.running)
 
     def health_on(self, version: str) -> tuple[decisions.InstanceHealth, decisions.InstanceHealth]:
         """The primary and the backup, as what concerns a restart on `version` depends on them."""

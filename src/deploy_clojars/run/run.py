@@ -19,7 +19,7 @@ import msgspec
 
 from deploy_clojars.errors import Declined, Defect, DeployError, Interrupted, NotReady, Status
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.journal import Event, History, LastRun, Left, now
+from deploy_clojars.host.journal import Event, History, HostVersions, LastRun, now
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import operator, refuse_the_wrong_user
 from deploy_clojars.machine import processes, signals
@@ -85,7 +85,7 @@ class Run:
         self.id = f"{host.id_prefix}{stamp}.{secrets.token_hex(3)}"
         self.stage = Stage.PREPARING
         self.before: Look | None = None  # the host as the run found it
-        self.left = Left()  # what the run would leave if it ended now
+        self.left = HostVersions()  # what the run would leave if it ended now
         self.cut_off: LastRun | None = None  # the earlier run that this one has reverted
         self.outcome = "failed"
         self.unwritten = False  # whether the journal lacks a line of this run
