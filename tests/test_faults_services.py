@@ -160,3 +160,28 @@ def test_a_build_that_writes_100_mb_that_are_no_text_shows_a_screenful(
     assert all(line.isprintable() for line in result.stderr.splitlines())
     [log] = (host.deploy / "logs").iterdir()
     assert log.stat().st_size > 100_000_000
+
+
+@pytest.mark.parametrize("role", ["primary", "backup"])
+def test_a_health_url_that_nothing_answers_is_refused_before_anything_is_restarted(
+    light_host: LittleHost, role: str
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    host.write_config(health="timeout = 1.5")
+    pids = host.pid("primary"), host.pid("backup")
+    right = host.config.read_text(encoding="utf-8")
+    port = host.ports[0] if role == "primary" else host.ports[1]
+    wrong = right.replace(
+        f'health = ["http://127.0.0.1:{port}/"', 'health = ["http://127.0.0.1:1/"'
+    )
+    assert wrong != right
+    host.config.write_text(wrong, encoding="utf-8")
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 4, result.stderr
+    assert "is not healthy as configured: http://127.0.0.1:1/: Connection refused" in result.stderr
+    assert f"if instances.{role} in the configuration is wrong, fix it" in result.stderr
+    assert (host.pid("primary"), host.pid("backup")) == pids
+    assert host.current == f"clojars-web-{FIRST}-standalone.jar"
+    host.write_config()
+    host.done(SECOND, "--yes")

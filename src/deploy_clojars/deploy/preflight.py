@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 
 from deploy_clojars.deploy import build, drain
-from deploy_clojars.deploy.revert import revert_a_run_that_was_cut_off
-from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.deploy.revert import PATIENCE, revert_a_run_that_was_cut_off
+from deploy_clojars.errors import DeployError, NotHealthy, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
@@ -47,6 +48,7 @@ def check_deploy(run: Run) -> Look:
     if look.journal_error:
         raise DeployError(look.journal_error)
     _refuse_a_host_without_a_way_back(host, look)
+    _refuse_an_instance_that_does_not_answer(host, look)
     why = decisions.deploy_obstacle(look.history, run.version, look.drifted)
     situation = host.situation(look, locked=False)
     if why is not None and not situation.ok:
@@ -151,6 +153,33 @@ def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:
             "which is not a release, so a revert could not bring it back",
             remedy=f"put it on a release first: {host.command_back(look)}",
         )
+
+
+def _refuse_an_instance_that_does_not_answer(host: Host, look: Look) -> None:
+    """What runs the approved release must be healthy on it: otherwise nothing ever would be.
+
+    A wrong health URL, or processes that this user cannot see, are known before anything that
+    serves users is restarted for nothing. Raises NotReady (4).
+    """
+    approved = look.approved
+    for observation in look.instances:
+        runs_it = approved in observation.open_releases
+        hidden = observation.pid is not None and not observation.visible
+        if approved is None or observation.state != "running" or not (runs_it or hidden):
+            continue
+        if observation.is_healthy_on(approved):
+            continue
+        instance = host.instances[observation.role]
+        with suppress(NotHealthy):  # a JVM may stall for seconds
+            limit = min(PATIENCE, host.config.health.timeout)
+            instance.wait_until_healthy(approved, timeout=limit)
+        why = instance.observe().why_not_healthy_on(approved)
+        if why is not None:
+            raise NotReady(
+                f"{instance.job} runs, but is not healthy as configured: {why}",
+                remedy=f"if instances.{observation.role} in the configuration is wrong, fix it\n"
+                f"if {instance.job} hangs: {host.command_back(look)}",
+            )
 
 
 def refuse_a_full_disk(host: Host) -> None:
