@@ -1,4 +1,4 @@
-"""The real nginx with the host kit's configuration, in front of two instances."""
+"""The real nginx with the configuration of `setup`, in front of two instances."""
 
 from __future__ import annotations
 

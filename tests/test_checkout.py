@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +20,12 @@ from uuid import uuid4
 
 import pytest
 from programs import require_program
+from system import files_no_larger_than
 
 from deploy_clojars.deploy import checkout
 from deploy_clojars.deploy.checkout import SUBJECTS, Broken, Mirror, keep_last_failed, new_directory
-from deploy_clojars.errors import DeployError, Status
-from deploy_clojars.machine import processes, shell
+from deploy_clojars.errors import DeployError, Interrupted, Status
+from deploy_clojars.machine import processes, shell, signals
 
 require_program("git")
 
@@ -796,3 +799,77 @@ def subjects_of(mirror: Mirror, old: str, new: str) -> tuple[str, ...]:
     commits = mirror.commits_between(old, new)
     assert commits is not None
     return commits.subjects
+
+
+# What keeps a sound mirror, and what a host may forbid
+
+
+def test_a_sound_mirror_outlives_a_successor_that_does_not_come_about(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    before = contents(fetched.directory)
+    shutil.rmtree(repository.directory)
+
+    with pytest.raises(DeployError):
+        fetched.recreate(log, LIMIT)
+
+    assert contents(fetched.directory) == before
+    assert not fetched.directory.with_name("mirror.git.new").exists()
+
+
+def test_a_fetch_for_which_there_is_no_room_costs_no_mirror(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    before = contents(fetched.directory)
+    (repository.directory / "large").write_bytes(os.urandom(200_000))
+    repository.git("add", "large")
+    repository.commit("Add what does not fit", "2.0")
+
+    with files_no_larger_than(100_000):
+        failure(fetched, log)
+
+    assert fetched.tags() == ["0.1.0", "0.1.1"]
+    assert before.items() <= contents(fetched.directory).items()
+    fetched.fetch(log, LIMIT)
+    assert "2.0" in fetched.tags()
+
+
+def test_a_signal_in_a_checkout_is_no_word_against_the_mirror(
+    fetched: Mirror, tmp_path: Path
+) -> None:
+    with signals.handled():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            fetched.check_out("0" * 40, tmp_path / "checkout")
+
+
+@pytest.mark.parametrize("restriction", ["protocol.file.allow", "protocol.allow"])
+def test_a_host_that_forbids_local_repositories_has_its_mirror_checked_out_all_the_same(
+    fetched: Mirror, environment: Path, tmp_path: Path, restriction: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    git("config", "--file", str(environment), restriction, "never")
+    monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "ssh:https")
+    commit = fetched.commit_of("0.1.0")
+
+    fetched.check_out(commit, tmp_path / "checkout")
+
+    assert git("-C", str(tmp_path / "checkout"), "rev-parse", "HEAD") == commit
+
+
+def test_a_checkout_with_write_protected_directories_is_removed() -> None:
+    """By a user to whom permissions apply."""
+    script = (
+        "import os, pathlib, sys, tempfile\n"
+        "from deploy_clojars.deploy.checkout import remove\n"
+        "os.geteuid() or os.setuid(65534)\n"
+        "top = pathlib.Path(tempfile.mkdtemp())\n"
+        "inner = top / 'a/b/c'\n"
+        "inner.mkdir(parents=True)\n"
+        "(inner / 'file').touch()\n"
+        "(top / 'a/link').symlink_to('/etc')\n"
+        "for each in (inner, inner.parent, top / 'a'): each.chmod(0o500)\n"
+        "remove(top)\n"
+        "sys.exit(top.exists())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

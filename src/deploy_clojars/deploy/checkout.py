@@ -6,7 +6,7 @@ import configparser
 import os
 import shutil
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -19,7 +19,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import git
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.machine import shell
+from deploy_clojars.machine import shell, signals
 from deploy_clojars.machine.processes import RUN_VARIABLE
 
 # A repository's configuration and a user's may name programs to run; none is run here.
@@ -27,6 +27,8 @@ SAFE = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "protocol.ext.allow=never",
+    # The mirror is this tool's own; a host may forbid this for repositories of others.
+    "protocol.file.allow=always",
     "core.askPass=",
     "log.showSignature=false",
     "gc.auto=0",
@@ -41,6 +43,7 @@ UNWANTED = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
     "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT", "GIT_EXTERNAL_DIFF", "GIT_SSH", "SSH_ASKPASS",
+    "GIT_ALLOW_PROTOCOL", "GIT_PROTOCOL_FROM_USER",
 )  # fmt: skip
 
 
@@ -87,6 +90,8 @@ class Mirror:
         try:
             self._fetch(log, timeout, silence)
             return False
+        except Stalled:
+            raise
         except DeployError:
             # The mirror or the remote: if the remote answers, it is the mirror.
             if not self._remote_answers(log, timeout, silence):
@@ -95,9 +100,18 @@ class Mirror:
         return True
 
     def recreate(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> None:
-        """Throws a broken mirror away and fetches it again. Raises DeployError as `fetch`."""
-        self._make()
-        self._fetch(log, timeout, silence)
+        """Replaces the mirror by a new one, once that is complete. Raises DeployError as `fetch`."""
+        successor = Mirror(self.directory.with_name(f"{self.directory.name}.new"), self._url, "")
+        successor._environment = self._environment
+        try:
+            successor._make()
+            successor._fetch(log, timeout, silence)
+            _remove_whatever(self.directory)
+            successor.directory.rename(self.directory)
+        except OSError as error:
+            raise DeployError(f"the mirror {self.directory} cannot be made: {error}") from None
+        finally:
+            remove(successor.directory)
 
     def _is_a_repository(self) -> bool:
         if self.directory.is_symlink():
@@ -112,10 +126,7 @@ class Mirror:
 
     def _make(self) -> None:
         try:
-            if self.directory.is_symlink() or self.directory.is_file():
-                self.directory.unlink()
-            elif self.directory.exists():
-                shutil.rmtree(self.directory)
+            _remove_whatever(self.directory)
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             self._git(self.directory.parent).init("--bare", "--quiet", "--", str(self.directory))
         except (OSError, git.GitCommandError) as error:
@@ -156,7 +167,7 @@ class Mirror:
         except OSError as error:
             raise DeployError(f"git: {error.strerror}") from None
         except (shell.TookTooLong, shell.Silent) as error:
-            raise DeployError(f"{self._url}: the server has stalled: {error}") from None
+            raise Stalled(f"{self._url}: the server has stalled: {error}") from None
         if status != 0:
             said = shell.last_lines(Path(log.name), start, lines=5)
             raise DeployError(
@@ -209,6 +220,7 @@ class Mirror:
             # A file whose content is lost is left out, and git's exit status is 0.
             lost = str(self._git(directory).ls_files("--deleted")).splitlines()
         except git.GitCommandError as error:
+            signals.check()  # Ctrl-C reaches git, too: its end says nothing of the mirror
             raise Broken(f"{commit[:10]} cannot be checked out: {_words(error)}") from None
         except OSError as error:
             raise DeployError(f"{directory} cannot be made: {error.strerror}") from None
@@ -265,6 +277,10 @@ def _no_tag(tag: str, url: str, tags: Iterable[str]) -> DeployError:
     return DeployError(f"no tag {tag} in {url}", remedy=remedy)
 
 
+class Stalled(DeployError):
+    """The server, not the mirror, is at fault."""
+
+
 class Broken(DeployError):
     """The mirror lacks what it should have; recreated, it may have it."""
 
@@ -294,9 +310,26 @@ def keep_last_failed(checkouts: Path, keep: int = FAILED_TO_KEEP) -> None:
     except OSError:
         return
     for directory in directories[: max(0, len(directories) - keep)]:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
 
 
 def remove(directory: Path) -> None:
-    """Removes a checkout that is not needed any more."""
+    """Removes a directory that is no longer needed, also what a build has protected from writing."""
+
     shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        with suppress(OSError):
+            directory.chmod(0o700)
+            for parent, names, _ in os.walk(directory):
+                for path in (Path(parent, name) for name in names):
+                    if not path.is_symlink():
+                        path.chmod(0o700)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_whatever(path: Path) -> None:
+    """Removes a directory, a file or a link, if it is there. Raises OSError."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
