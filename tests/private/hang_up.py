@@ -73,6 +73,15 @@ def the_old_nginx_site_is_found() -> None:
     assert f"rm {old} && service nginx reload" in result.stdout
     found = subprocess.run(["deploy-clojars", "check"], capture_output=True, text=True, check=False)
     assert f"{old} is another site for clojars.org" in found.stdout
+    elsewhere = Path("/etc/nginx/old-sites/old.conf")
+    elsewhere.parent.mkdir(parents=True)
+    old.rename(elsewhere)
+    write(Path("/etc/nginx/conf.d/elsewhere.conf"), "include /etc/nginx/old-sites/*.conf;\n")
+    result = setup()
+    assert f"{elsewhere} is another site for clojars.org" in result.stdout
+    assert f"remove that server from {elsewhere}" in result.stdout
+    Path("/etc/nginx/conf.d/elsewhere.conf").unlink()
+    elsewhere.rename(old)
     # Nobody is told to run the old script with the argument `check`.
     assert f"next: mv {HOME}/bin/deploy-clojars" in result.stdout
     assert "next: sudo deploy-clojars check" in result.stdout

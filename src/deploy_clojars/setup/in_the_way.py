@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy_clojars.setup import validation
 from deploy_clojars.setup.files import Nailgun, Values, files, is_for_other_nailgun
 
 
@@ -36,9 +37,13 @@ def other_tools(home: Path) -> Iterator[Obstacle]:
 def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
     """nginx takes the first of two sites with one name, and only warns of the other."""
     nginx = root / "etc/nginx"
-    main = nginx / "nginx.conf"
-    for file in sorted([main, *nginx.glob("sites-enabled/*"), *nginx.glob("conf.d/*.conf")]):
-        if file == nginx / "sites-enabled" / values.site:
+    usual = sorted([*nginx.glob("sites-enabled/*"), *nginx.glob("conf.d/*.conf")])
+    own = nginx / "sites-enabled" / values.site
+    # Asking nginx makes its logs and directories, so only where its site is ours.
+    asked = root == Path("/") and own.exists()
+    read = validation.files_read_by(validation.nginx()) if asked else []
+    for file in read or [nginx / "nginx.conf", *usual]:
+        if file == own:
             continue
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -49,7 +54,7 @@ def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
             removed = shlex.join(
                 ["rm", str(file)] if file.is_symlink() else ["mv", str(file), f"{nginx}/{file.name}.old"]
             )  # fmt: skip
-            if file == main:
+            if file not in usual:
                 removed = f"remove that server from {file}"
             yield Obstacle(
                 f"{file} is another site for {values.server_name}, and nginx uses only one",

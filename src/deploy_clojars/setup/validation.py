@@ -153,6 +153,14 @@ def of_whole_host(nginx: InstalledNginx | None) -> Verdict:
     return Verdict()
 
 
+def files_read_by(nginx: InstalledNginx | None) -> list[Path]:
+    """The files of the host's whole nginx configuration; none where nginx does not say (to us)."""
+    dumped = _asked([nginx.program, "-T"]).out if nginx is not None else ""
+    return [
+        Path(name) for name in re.findall(r"^# configuration file (.+):$", dumped, re.MULTILINE)
+    ]
+
+
 def remedy_for(said: str) -> str:
     """What to do about a refusal of nginx that the nailgun port's file is in."""
     if '"stream" directive is duplicate' in said:
