@@ -226,3 +226,13 @@ def test_the_mission_s_words_are_the_program_s(light_host: LittleHost) -> None:
     steps = ["fetch", "check out", "test", "build", "install", "flip", "backup", "primary"]
     positions = [result.stderr.index(f"\n  {step:10} ") for step in steps]
     assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("command", ["releases", "history"])
+def test_a_number_and_all_exclude_each_other(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy_clojars", command, "-n", "2", "--all"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: -n and --all cannot be used together\n"

@@ -667,7 +667,7 @@ def test_no_directory_of_somebody_elses_is_touched(place: Path) -> None:
     (place / "notes.txt").write_text("mine")
     little = Little(place)
     assert f"{place} is not empty and is not a sandbox" in little.fails(2)
-    assert "is not empty and is not a sandbox" in little.fails(2, "--stop")
+    assert "is not a sandbox" in little.fails(2, "--stop")
     assert os.listdir(place) == ["notes.txt"]
     assert "notes.txt is not a directory" in Little(place / "notes.txt").fails(2)
     for name in ("100%", "$HOME", "two\nlines"):

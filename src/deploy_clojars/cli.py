@@ -140,12 +140,19 @@ def count_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of commands that list the newest first."""
     for option in (
         click.option("--all", "show_all", is_flag=True, help="Show all."),
-        click.option("-n", "count", metavar="NUMBER", type=click.IntRange(min=1), default=20,
+        click.option("-n", "count", metavar="NUMBER", type=click.IntRange(min=1),
                      help="Show the newest NUMBER (default: 20)."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def _at_most(count: int | None, show_all: bool) -> int | None:
+    """How many to show; None: all. Raises UsageError (2)."""
+    if show_all and count is not None:
+        raise UsageError("-n and --all cannot be used together")
+    return None if show_all else count or 20
 
 
 dry_run_option = click.option(
@@ -253,11 +260,11 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @count_option
 @common_options
 @click.pass_obj
-def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
+def releases(settings: Settings, count: int | None, show_all: bool, as_json: bool) -> None:
     """List the newest releases and all that are in use, newest first."""
     from deploy_clojars.commands import releases as listing
 
-    found = listing.listing(settings.host(), None if show_all else count)
+    found = listing.listing(settings.host(), _at_most(count, show_all))
     _show_list(listing, found, as_json)
 
 
@@ -265,11 +272,11 @@ def releases(settings: Settings, count: int, show_all: bool, as_json: bool) -> N
 @count_option
 @common_options
 @click.pass_obj
-def history(settings: Settings, count: int, show_all: bool, as_json: bool) -> None:
+def history(settings: Settings, count: int | None, show_all: bool, as_json: bool) -> None:
     """List the last runs, newest first: who, when, what, how long, how it ended."""
     from deploy_clojars.commands import history
 
-    runs = history.recent_runs(settings.host(), None if show_all else count)
+    runs = history.recent_runs(settings.host(), _at_most(count, show_all))
     _show_list(history, runs, as_json)
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy_clojars import config
-from deploy_clojars.errors import DeployError, NotReady
+from deploy_clojars.errors import DeployError, NotReady, UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import processes
 from deploy_clojars.machine.shell import root_program
@@ -193,10 +193,10 @@ def _started_in(directory: Path) -> Path:
         record = place.recorded(directory)
         if record is None:
             raise place.no_sandbox(directory)
-    except DeployError:
+    except DeployError as error:
         if supervisord.living(directory) or place.looks_like_one(directory):
             return directory  # its processes say themselves whose they are
-        raise
+        raise (place.no_sandbox(directory) if isinstance(error, UsageError) else error) from None
     there = Path(record.directory)
     if (there / place.FILE).exists():
         place.refuse_moved(directory, record)  # of a copy nothing was ever started
