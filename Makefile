@@ -7,7 +7,7 @@ PYTHON := $(VENV)/bin/python
 # neither what the tests mean nor what the bench is to measure.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo lint test test-fast torture load bench bench-growth pictures tools clean
+.PHONY: demo lint test test-fast torture load bench bench-growth pictures man tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -43,6 +43,9 @@ bench-growth: $(VENV)/test  ## what 10,000 releases and 100,000 journal lines co
 
 pictures: $(VENV)/test tools  ## what the README shows: real output, exported by rich
 	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m pictures
+
+man: $(VENV)/test  ## the man pages, from the help of the commands
+	PYTHONPATH=tests $(PYTHON) -m man_pages
 
 # What the tests run and a bare machine lacks. Without root it says what is missing; the tests that
 # need it are then skipped with the reason.

@@ -1,13 +1,18 @@
-"""What docs/architecture.md and CONTRIBUTING.md name is there."""
+"""What the documents besides the README and the host's page say is so."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import click
 import pytest
 
+from deploy_clojars import __version__
+from deploy_clojars.cli import group
+
 PROJECT = Path(__file__).parents[1]
+PAGES = PROJECT / "docs/man"
 SOURCE = PROJECT / "src/deploy_clojars"
 ARCHITECTURE = (PROJECT / "docs/architecture.md").read_text(encoding="utf-8")
 
@@ -45,3 +50,29 @@ def test_the_files_that_the_contributor_is_sent_to_are_there() -> None:
     picture = text.split("```")[1]
     packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
     assert packages <= set(re.findall(r"(\w+)/", picture))
+
+
+def test_every_command_has_a_man_page_that_says_what_its_help_says() -> None:
+    commands: dict[str, click.Command] = {"deploy-clojars": group}
+    commands |= {f"deploy-clojars-{name}": each for name, each in group.commands.items()}
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in PAGES.glob("*.1")}
+    assert pages.keys() == commands.keys(), "run: make man"
+    for name, command in commands.items():
+        # Without roff's own lines and marks.
+        shown = re.sub(r"^\.\w+$|\\f.|\\(?=-)", "", pages[name], flags=re.MULTILINE)
+        options = [each for each in command.params if isinstance(each, click.Option)]
+        for said in (command.help, *(each.help for each in options)):
+            words = (said or "").replace("\b", "").split()
+            assert " ".join(words) in " ".join(shown.split()), f"{name}: run: make man"
+        for option in (word for each in options for word in each.opts):
+            assert re.search(rf"^(\S+, )?{option}\b", shown, re.MULTILINE), (name, option)
+
+
+def test_the_changelog_has_this_version_and_what_came_since() -> None:
+    text = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    [unreleased, newest, *_] = re.findall(r"^## \[(.*)\](.*)$", text, re.MULTILINE)
+    assert unreleased == ("Unreleased", "")
+    assert newest[0] == __version__
+    assert re.fullmatch(r" - \d{4}-\d\d-\d\d", newest[1])
+    kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
