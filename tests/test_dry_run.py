@@ -140,13 +140,17 @@ def test_the_order_of_the_restarts_is_the_one_in_earnest(light_host: LittleHost)
     ]  # fmt: skip
 
 
-def test_an_interrupted_run_is_shown_to_be_reverted_first(light_host: LittleHost) -> None:
-    host = light_host
+def killed_at_the_question(host: LittleHost) -> None:
     host.have(SECOND)
     with host.typing(SECOND) as terminal:
         terminal.asked()
         terminal.kill(9)
         terminal.ends(128 + 9)
+
+
+def test_an_interrupted_run_is_shown_to_be_reverted_first(light_host: LittleHost) -> None:
+    host = light_host
+    killed_at_the_question(host)
     lines = dry(host, THIRD)
     assert lines[0].startswith(f"# the deploy of {SECOND} by ")
     assert lines[1] == f"# current: {SECOND} -> {FIRST}"
@@ -163,11 +167,7 @@ def test_what_the_revert_of_an_interrupted_run_mends_is_no_reason_to_refuse(
     light_host: LittleHost,
 ) -> None:
     host = light_host
-    host.have(SECOND)
-    with host.typing(SECOND) as terminal:
-        terminal.asked()
-        terminal.kill(9)
-        terminal.ends(128 + 9)
+    killed_at_the_question(host)
     host.control("stop", host.primary)
     typed = [line.rpartition("/")[2] for line in dry(host, THIRD) if line.startswith("/")]
     assert typed == [

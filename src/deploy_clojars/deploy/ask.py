@@ -42,7 +42,7 @@ def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
 
 
 def ask_to_promote(run: Run, backup: Observation) -> None:
-    """Asks whether the release goes to the users, who would get it from `backup` as it is now.
+    """Asks whether the release goes to the users, who would get it from this `backup` process.
 
     Raises Declined (7), Interrupted, or NotHealthy (6) if a yes comes too late.
     """
