@@ -232,6 +232,8 @@ def test_no_time_at_all_is_refused_where_something_must_have_time(key: str) -> N
         ('repository = "-u/bin/sh"', "repository"),
         ('repository = "--upload-pack=/bin/sh"', "repository"),
         ('repository = ""', "repository"),
+        ('repository = "clojars-web"', "repository"),
+        ('repository = "../clojars-web.git"', "repository"),
         ('home = "home/clojars"', "home"),
         ('home = "~clojars"', "home"),
         ('home = ""', "home"),

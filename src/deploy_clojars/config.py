@@ -183,6 +183,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     hook: Hook = Hook()
 
     def __post_init__(self) -> None:
+        if not self.repository.startswith("/") and ":" not in self.repository:
+            # git would look for it in another directory at each of its calls.
+            raise ValueError(
+                "`repository` must be a URL, HOST:PATH or an absolute path, "
+                f"got {self.repository!r}"
+            )
         for role, instance in (
             ("primary", self.instances.primary),
             ("backup", self.instances.backup),
