@@ -873,3 +873,29 @@ def test_a_checkout_with_write_protected_directories_is_removed() -> None:
         "sys.exit(top.exists())\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("by", ["core.sshCommand", "GIT_SSH_COMMAND"])
+def test_the_users_own_ssh_command_is_used_and_asks_nothing(
+    repository: Repository, log: IO[bytes], environment: Path, tmp_path: Path, by: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    ssh = tmp_path / "ssh-with-key"
+    ssh.write_text(
+        f'#!/bin/sh\necho "$*" >> {ssh}.words\nfor last; do :; done\nexec sh -c "$last"\n'
+    )
+    ssh.chmod(0o755)
+    if by == "GIT_SSH_COMMAND":
+        monkeypatch.setenv(by, str(ssh))
+    else:
+        git("config", "--file", str(environment), by, str(ssh))
+    url = f"git@localhost:{repository.directory}"
+
+    mirror = mirror_of(url, tmp_path)
+    mirror.fetch(log, LIMIT)
+
+    assert mirror.tags() == ["0.1.0", "0.1.1"]
+    assert checkout.remote_commit_of(url, "0.1.0", LIMIT) == mirror.commit_of("0.1.0")
+    words = Path(f"{ssh}.words").read_text(encoding="utf-8").splitlines()
+    assert len(words) >= 2  # git also asks what kind of ssh it is
+    assert all("BatchMode=yes" in line and "ControlMaster=no" in line for line in words)

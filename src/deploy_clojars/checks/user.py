@@ -9,10 +9,10 @@ import shutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.checks.programs import SECONDS, said_by
-from deploy_clojars.errors import NotReady
+from deploy_clojars.deploy import checkout
+from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.users import user_name
-from deploy_clojars.machine.shell import TookTooLong, capture
 from deploy_clojars.setup import in_the_way
 
 
@@ -66,18 +66,17 @@ def _login_shell() -> Findings:
 
 def _remote(host: Host) -> Finding:
     url = host.config.repository
-    words = ["env", "GIT_TERMINAL_PROMPT=0", "GIT_SSH_COMMAND=ssh -o BatchMode=yes"]
     try:
-        answer = capture([*words, "git", "ls-remote", "--tags", "--", url], timeout=SECONDS)
-    except (OSError, TookTooLong) as error:
-        return Finding(f"{url}: {error}", True, "is the network up?")
-    if answer.status != 0:
-        said = answer.err.strip().splitlines()
+        names = checkout.remote_tags(url, SECONDS)
+    except checkout.Stalled as error:
+        return Finding(error.message, True, "is the network up?")
+    except DeployError as error:
+        said = error.detail.strip().splitlines()
         return Finding(
-            f"{url} cannot be read: {said[0] if said else 'no reason given'}", True,
+            f"{url} cannot be read: {said[0] if said else error.message}", True,
             "set `repository`, or give this user a key for it",
         )  # fmt: skip
-    tags = len([line for line in answer.out.splitlines() if not line.endswith("^{}")])
+    tags = len([name for name in names if not name.endswith("^{}")])
     if tags == 0:
         return Finding(f"{url} has no tags, and only a tag can be deployed", True,
                        "git tag VERSION && git push --tags, where the application is written")  # fmt: skip

@@ -60,13 +60,23 @@ def environment(run_id: str) -> dict[str, str]:
     """git's environment: never a prompt, messages in English, the run's id."""
     inherited = {key: value for key, value in os.environ.items() if key not in UNWANTED}
     return {
-        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
         **inherited,
+        # A connection that stays would keep its starter's pipe open.
+        "GIT_SSH_COMMAND": f"{_ssh()} -o BatchMode=yes -o ControlMaster=no",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "",
         "LC_ALL": "C",
         RUN_VARIABLE: run_id,
     }
+
+
+def _ssh() -> str:
+    """What git would use for ssh; the environment would overrule a configured command."""
+    configured = ""
+    with suppress(OSError, shell.TookTooLong):
+        words = ["git", "-C", "/", "config", "--get", "core.sshCommand"]
+        configured = shell.capture(words, timeout=10).out.strip()
+    return os.environ.get("GIT_SSH_COMMAND") or configured or "ssh"
 
 
 class Mirror:
@@ -250,6 +260,17 @@ def remote_commit_of(url: str, tag: str, timeout: float) -> str:
 
     Raises DeployError as `fetch` and `commit_of`.
     """
+    commits = remote_tags(url, timeout)
+    if tag not in commits:
+        raise _no_tag(tag, url, commits)
+    return commits.get(f"{tag}^{{}}", commits[tag])  # what an annotated tag leads to
+
+
+def remote_tags(url: str, timeout: float) -> dict[str, str]:
+    """What the remote's tags name; `TAG^{}` is what an annotated one leads to.
+
+    Asked with the settings of a fetch. Raises DeployError as `fetch`.
+    """
     options = [part for setting in SAFE for part in ("-c", setting)]
     # Not in the repository that the operator happens to be in.
     words = ["git", "-C", "/", *options, "ls-remote", "--tags", "--", url]
@@ -258,17 +279,14 @@ def remote_commit_of(url: str, tag: str, timeout: float) -> str:
     except OSError as error:
         raise DeployError(f"git: {error.strerror}") from None
     except shell.TookTooLong as error:
-        raise DeployError(f"{url}: the server has stalled: {error}") from None
+        raise Stalled(f"{url}: the server has stalled: {error}") from None
     if answer.status != 0:
         raise DeployError(
             f"{url}: git ls-remote failed (exit status {answer.status})",
             detail=answer.err, remedy=_hint(answer.err),
         )  # fmt: skip
     lines = (line.partition("\t") for line in answer.out.splitlines())
-    commits = {name.removeprefix("refs/tags/"): commit for commit, _, name in lines}
-    if tag not in commits:
-        raise _no_tag(tag, url, commits)
-    return commits.get(f"{tag}^{{}}", commits[tag])  # what an annotated tag leads to
+    return {name.removeprefix("refs/tags/"): commit for commit, _, name in lines}
 
 
 def _no_tag(tag: str, url: str, tags: Iterable[str]) -> DeployError:
