@@ -47,7 +47,7 @@ def test_a_rollback_goes_to_the_previous_release(light_host: LittleHost) -> None
         assert host.versions == (SECOND, SECOND)
         terminal.types("yes")
         shown = terminal.ends(0)
-    assert "only code goes back" in shown
+    assert "only the code is rolled back, not the data" in shown
     assert "users are logged out" in shown
     assert host.versions == (FIRST, FIRST)
     assert host.current == f"clojars-web-{FIRST}-standalone.jar"

@@ -314,7 +314,7 @@ def connects(port: int) -> bool:
 def test_a_tour_through_good_and_bad_tags_in_a_directory_with_an_odd_name(place: Path) -> None:
     little = Little(place / "Zoë's „little“ ; #1 clojars")
     text = little.start()
-    assert "made just now" in text
+    assert "just created" in text
     assert little.run("status").returncode == 11
     assert [is_supervisord(each) for each in marked(place)] == [True]
 
@@ -583,7 +583,7 @@ def test_a_start_that_was_cut_off_is_done_again(empty: Little) -> None:
     file.write_text(file.read_text(encoding="utf-8").replace('"made": true', '"made": false'))
     shutil.rmtree(empty.repository / ".git" / "objects")
     empty.config.unlink()
-    assert "made just now" in empty.start()
+    assert "just created" in empty.start()
     assert git(empty.repository, "tag").split()[:2] == ["0.1.0", "0.2.0"]
     assert empty.run("status").returncode == 11
 

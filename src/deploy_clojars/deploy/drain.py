@@ -137,7 +137,11 @@ def _turn_to_the_backup(run: Run, look: Look, *, vetoes: bool) -> None:
             run.record("drain", instance=PRIMARY)
             run.host.nginx.set_flag()
             _wait_until_followed(run)
-            becomes(_wait_until_quiet(run, primary) if runs else "it is down")
+            becomes(
+                _wait_until_quiet(run, primary)
+                if runs
+                else f"{primary.job} is down, nothing to drain"
+            )
     except NotDrained as error:
         if vetoes and runs:
             raise

@@ -13,7 +13,7 @@ from deploy_clojars.host.look import Look
 from deploy_clojars.machine import processes
 from deploy_clojars.run.run import Run, Stage
 
-DATA_STAYS = "only code goes back, data does not"
+DATA_STAYS = "only the code is rolled back, not the data"
 
 
 def flip(run: Run, version: str) -> None:

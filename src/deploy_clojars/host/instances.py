@@ -184,6 +184,7 @@ class Instance:
         """The last answers, the job's state and the end of its log, for the operator."""
         lines = []
         if observation is not None:
+            lines.append("when it failed:")
             lines += [f"{check.url}: {check.detail}" for check in observation.checks]
             lines.append(f"job: {observation.said}")
         log = self._services.last_log_lines(self.job)

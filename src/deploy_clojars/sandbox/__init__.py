@@ -27,13 +27,13 @@ from deploy_clojars.sandbox.place import Sandbox
 __all__ = ["Sandbox", "as_text", "start", "stop"]
 
 TO_TRY = {
-    "0.1.0": "the first deploy: nothing serves before it",
-    "0.2.0": "look at the backup, then say no or yes",
-    "0.2.1-failing-tests": "ends before anything is changed",
-    "0.2.2-does-not-build": "so does this",
-    "0.2.3-does-not-start": "the backup does not come up: all is put back",
+    "0.1.0": "the first deploy; nothing is being served yet",
+    "0.2.0": "look at the backup, then answer yes or no",
+    "0.2.1-failing-tests": "fails before anything changes",
+    "0.2.2-does-not-build": "so does this one",
+    "0.2.3-does-not-start": "the backup does not come up; everything is put back",
     "0.3.0": "another good one",
-    "rollback": "back to the release before",
+    "rollback": "back to the previous release",
     "status": "what runs where",
 }
 
@@ -79,11 +79,11 @@ def as_text(sandbox: Sandbox) -> str:
     """What is where, and what to try next, for people."""
     tool = shlex.join(["deploy-clojars", "-c", str(sandbox.config)])
     commands = {f"{tool} {words}": what for words, what in TO_TRY.items()}
-    commands[place.command(sandbox.directory, "--stop")] = "ends it; the files stay"
+    commands[place.command(sandbox.directory, "--stop")] = "stops it; the files are kept"
     width = max(map(len, commands))
     return "\n".join(
         [
-            f"a little clojars.org in {sandbox.directory}",
+            f"a small clojars.org in {sandbox.directory}",
             *(f"  {line}" for line in sandbox.news),
             f"  site        {_site(sandbox)}",
             f"  primary     http://127.0.0.1:{sandbox.ports.primary.web}/",
@@ -135,7 +135,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 
 def _made(directory: Path) -> Sandbox:
     """Writes all that stays. If it is cut off in the middle, the next start makes it again."""
-    sandbox = Sandbox(directory, ports.chosen(), news=("made just now",))
+    sandbox = Sandbox(directory, ports.chosen(), news=("just created",))
     sandbox.save(made=False)
     repository.make(sandbox.repository)
     configuration.write_configuration(sandbox)
