@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host.jars import JarFacts, facts_of
+from deploy_clojars.host.manifest import JarFacts, facts_of
 
 NAME = "clojars-web"
 MANIFEST = "META-INF/MANIFEST.MF"

@@ -16,7 +16,7 @@ from deploy_clojars.deploy.steps import (
     ways_on,
 )
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
-from deploy_clojars.host import decisions, jars
+from deploy_clojars.host import decisions, manifest
 from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, where_the_host_stands
@@ -70,7 +70,7 @@ def target_of_rollback(run: Run, look: Look) -> str:
         raise DeployError("there is no previous release to roll back to", remedy=listed)
     if not host.releases.has(target):
         raise DeployError(f"no release {target} in {host.releases.directory}", remedy=listed)
-    jars.facts_of(host.releases.path(target), host.config.name)
+    manifest.facts_of(host.releases.path(target), host.config.name)
     return target
 
 

@@ -10,7 +10,7 @@ from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy.checkout import Commits, Mirror
 from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
-from deploy_clojars.host import jars
+from deploy_clojars.host import manifest
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.look import Look
 from deploy_clojars.run import system_log
@@ -173,7 +173,9 @@ def _commit_of(run: Run, commits: dict[str, str], version: str) -> str | None:
     if version in commits:
         return commits[version]
     try:
-        facts = jars.facts_of(run.host.releases.path(version), run.host.config.name, sound=False)
+        facts = manifest.facts_of(
+            run.host.releases.path(version), run.host.config.name, sound=False
+        )
     except DeployError:
         return None
     return facts.revision

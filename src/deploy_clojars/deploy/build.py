@@ -11,7 +11,7 @@ from typing import IO
 
 from deploy_clojars import config
 from deploy_clojars.errors import BuildFailed, DeployError
-from deploy_clojars.host import jars
+from deploy_clojars.host import manifest
 from deploy_clojars.machine import shell
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.screen.console import Console
@@ -154,7 +154,7 @@ def inspect(jar: Path, name: str, version: str, commit: str) -> str | None:
     Raises BuildFailed (5) if it is no sound program or was built from another commit.
     """
     try:
-        facts = jars.facts_of(jar, name)
+        facts = manifest.facts_of(jar, name)
     except DeployError as error:
         raise BuildFailed(error.message) from None
     if facts.revision is not None and facts.revision != commit:

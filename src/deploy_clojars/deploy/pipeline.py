@@ -18,7 +18,7 @@ from deploy_clojars.deploy.revert import reverted_on_failure
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
-from deploy_clojars.host import jars
+from deploy_clojars.host import manifest
 from deploy_clojars.host.health import Observation
 from deploy_clojars.run.run import Run
 
@@ -60,7 +60,7 @@ def is_installed(run: Run, commit: str) -> bool:
         return False
     path = host.releases.path(version)
     with run.step("reuse", path.name):
-        facts = jars.facts_of(path, host.config.name)
+        facts = manifest.facts_of(path, host.config.name)
     known = host.journal.history().commits.get(version) or facts.revision
     if known == commit:
         return True
