@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -208,6 +209,20 @@ def test_a_link_changed_by_hand_is_drift_and_the_bare_rollback_ends_it(
     three_deployed.done("rollback", "--yes")
     assert (three_deployed.pid("primary"), three_deployed.pid("backup")) == pids
     assert three_deployed.status["ok"]
+
+
+def test_a_deploy_of_the_approved_release_ends_drift_too(three_deployed: LittleHost) -> None:
+    host = three_deployed
+    approved = host.status["approved"]
+    *events, end = host.events
+    end["left"] = {"current": FIRST, "primary": FIRST, "backup": FIRST}
+    journal = "".join(f"{json.dumps(event)}\n" for event in (*events, end))
+    (host.deploy / "journal.jsonl").write_text(journal, encoding="utf-8")
+    assert host.status["drift"]
+    pids = host.pid("primary"), host.pid("backup")
+    host.done("deploy", approved, "--yes")
+    assert not host.status["drift"]
+    assert (host.pid("primary"), host.pid("backup")) == pids
 
 
 def test_a_rollback_does_not_need_a_journal_that_can_be_written(three: LittleHost) -> None:

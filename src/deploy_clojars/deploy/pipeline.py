@@ -93,8 +93,10 @@ def is_done_already(run: Run) -> bool:
     """Whether the tag's release is approved and current, and both instances are healthy on it."""
     look = run.host.look()
     own = look.history.last
-    if not is_settled_on(look, run.version) or (own is not None and own.cut_off is not None):
-        return False  # a run that was cut off with nothing left to do but its end needs one
+    had_drifted = run.before is not None and run.before.drifted  # while a run is at work none has
+    cut_off = own is not None and own.cut_off is not None
+    if not is_settled_on(look, run.version) or had_drifted or cut_off:
+        return False  # what is left to be done is to write down how the host stands
     run.outcome = "nothing to do"
     run.console.say(f"{run.version} is in production already; nothing to do")
     return True
