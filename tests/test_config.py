@@ -510,3 +510,7 @@ def test_a_named_file_that_is_missing_is_not_replaced_by_the_hosts(
 
     assert file_named(None) == missing
     refusal_of(missing)
+
+
+def test_the_refusal_of_a_key_that_breaks_lines_is_one_line() -> None:
+    assert refusal('[build]\n"\\n" = 1').startswith('site.toml: build."\\n": unknown key; known: ')

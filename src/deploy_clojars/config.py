@@ -286,11 +286,14 @@ def _refuse_unknown_keys(
 ) -> None:
     for key, value in data.items():
         if key not in known:
-            from difflib import get_close_matches  # `status` is quicker without it
+            import json  # `status` is quicker without these
+            from difflib import get_close_matches
 
             near = get_close_matches(key, known, n=1, cutoff=0.5)
             expected = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UsageError(f"{source}: {path}{key}: unknown key; {expected}")
+            # Quoted as TOML would have it: an error is one line.
+            shown = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+            raise UsageError(f"{source}: {path}{shown}: unknown key; {expected}")
         if isinstance(value, dict) and isinstance(known[key], dict):
             _refuse_unknown_keys(value, known[key], source, f"{path}{key}.")
 
