@@ -35,6 +35,18 @@ def test_the_code_that_is_named_is_there(file: str, names: str) -> None:
         assert re.search(rf"^ *def {name}\(", text, re.MULTILINE), (file, name)
 
 
+def test_what_the_text_between_the_tables_names_is_there() -> None:
+    text = re.sub(r"^\|.*", "", ARCHITECTURE, flags=re.MULTILINE)
+    source = "\n".join(file.read_text(encoding="utf-8") for file in SOURCE.rglob("*.py"))
+    for file in re.findall(r"`([\w/]+\.py)`", text):
+        assert (SOURCE / file).exists(), file
+    calls = re.findall(r"`(?:run\.|Observation\.)?([a-z_]+)(?:\(\))?`", text)
+    assert {"why_not_healthy_on", "no_return", "promote"} <= set(calls)
+    for name in calls:
+        if not name.startswith("test_"):
+            assert re.search(rf"^ *def {name}\(", source, re.MULTILINE), name
+
+
 @pytest.mark.parametrize("name", SHOWN_BY)
 def test_the_test_that_is_named_is_there(name: str) -> None:
     files = (PROJECT / "tests").rglob("*.py")

@@ -336,3 +336,20 @@ def test_a_backup_that_dies_during_the_drain_keeps_the_primary_from_being_restar
     assert not front.flag.exists()
     assert host.versions == (FIRST, FIRST)
     assert host.status["ok"]
+
+
+def test_a_backup_that_dies_during_a_rollbacks_drain_keeps_the_primary_from_being_restarted(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    before = host.pid("primary")
+    with request_in(host, front, "primary", 4000) as request:
+        with host.typing("rollback", SECOND, "--yes") as terminal:
+            wait_for(front.flag.exists, "the drain")
+            host.control("stop", host.backup)
+            shown = terminal.ends(6)
+        assert request.result() == FIRST
+    assert f"{host.backup} no longer serves, and {host.primary} serves alone" in shown
+    assert host.pid("primary") == before
+    assert host.current == f"clojars-web-{FIRST}-standalone.jar"
