@@ -175,7 +175,7 @@ def group() -> None:
 @click.argument("tag", shell_complete=_offers("tags"))
 @yes_option
 @click.option("--force", is_flag=True,
-              help="Restart even the only instance that serves, and do not wait for its requests.")  # fmt: skip
+              help="Restart even the only instance that serves, and continue if requests do not end in time.")  # fmt: skip
 @dry_run_option
 @common_options
 @click.pass_obj

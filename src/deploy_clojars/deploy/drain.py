@@ -213,7 +213,7 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
             raise NotDrained(
                 f"{instance.job} still had requests from nginx after {settings.timeout:g} s",
                 detail="\n".join(visits.holders),
-                remedy="retry when they have finished, or use --force not to wait",
+                remedy="retry when they have finished, or use --force to continue without them",
             )
         signals.wait(INTERVAL)
 
