@@ -284,7 +284,7 @@ def test_no_release_at_all(new_light_host: NewHost) -> None:
     for words in (("rollback",), ("rollback", FIRST)):
         result = host.run(*words, "--yes")
         assert result.returncode == 1
-        assert "there are no releases" in result.stderr
+        assert "no releases are installed" in result.stderr
     assert os.listdir(host.releases) == []
 
 

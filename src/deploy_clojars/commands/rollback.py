@@ -17,6 +17,7 @@ from deploy_clojars.deploy.steps import (
 )
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
 from deploy_clojars.host import decisions, manifest
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
 from deploy_clojars.machine import signals
 from deploy_clojars.run.run import Run, where_the_host_stands
@@ -60,18 +61,21 @@ def refuse_an_unreadable_journal(run: Run, look: Look) -> None:
 def target_of_rollback(run: Run, look: Look) -> str:
     """The release to go back to, known to be there and sound. Raises DeployError (1)."""
     host = run.host
-    some = host.releases.some()
-    listed = f"available: {some}" if some else "there are no releases"
     target = run.version or decisions.bare_rollback_target(
         look.history, look.approved, look.current.version,
         (look.primary.running, look.backup.running),
     )  # fmt: skip
     if target is None:
-        raise DeployError("there is no previous release to roll back to", remedy=listed)
+        raise DeployError("there is no previous release to roll back to", remedy=_listed(host))
     if not host.releases.has(target):
-        raise DeployError(f"no release {target} in {host.releases.directory}", remedy=listed)
+        raise DeployError(f"no release {target} in {host.releases.directory}", remedy=_listed(host))
     manifest.facts_of(host.releases.path(target), host.config.name)
     return target
+
+
+def _listed(host: Host) -> str:
+    some = host.releases.some()
+    return f"available: {some}" if some else "no releases are installed"
 
 
 def roll_back(run: Run, before: Look) -> None:

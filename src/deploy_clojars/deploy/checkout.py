@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -111,8 +112,8 @@ class Mirror:
 
     def recreate(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> None:
         """Replaces the mirror by a new one, once that is complete. Raises DeployError as `fetch`."""
-        successor = Mirror(self.directory.with_name(f"{self.directory.name}.new"), self._url, "")
-        successor._environment = self._environment
+        successor = copy(self)
+        successor.directory = self.directory.with_name(f"{self.directory.name}.new")
         try:
             successor._make()
             successor._fetch(log, timeout, silence)

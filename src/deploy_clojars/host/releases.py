@@ -28,9 +28,9 @@ class Current:
     """What `NAME-current.jar` is: absent, a link to a release, or broken."""
 
     version: str | None = None
-    text: str | None = None  # the link's target as it is written
+    text: str | None = None  # the link's target, verbatim
     broken: str | None = None  # what is wrong with it
-    mend: tuple[str, ...] = ()  # the command that mends it, with the placeholder RELEASE
+    mend: tuple[str, ...] = ()  # the command that repairs it; RELEASE is a placeholder
     visible: bool = True  # whether this user may read it
 
 
@@ -233,7 +233,7 @@ class Releases:
                 path.unlink()
 
     def mended_by(self, current: Current, version: str | None) -> str:
-        """The command that mends a broken link, with the placeholder if `version` is None."""
+        """The command that repairs a broken link; RELEASE stands in it if `version` is None."""
         name = self.path(version).name if version else RELEASE
         return shlex.join(name if word == RELEASE else word for word in current.mend)
 

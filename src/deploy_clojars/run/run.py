@@ -79,7 +79,7 @@ class Run:
         self.host = host
         self.console = console
         self.request = request
-        self.version = request.version or ""  # of the release, as soon as it is known
+        self.version = request.version or ""  # the release's version, once known
         self.by = operator()
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.id = f"{host.id_prefix}{stamp}.{secrets.token_hex(3)}"
