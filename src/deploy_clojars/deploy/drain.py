@@ -198,8 +198,9 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
     """
     settings = run.host.config.drain
     started = last_request = time.monotonic()
+    doors = instance.doors()
     while True:
-        visits = run.host.visits(instance)
+        visits = doors.visits()
         now = time.monotonic()
         if visits.requests:
             last_request = now

@@ -67,7 +67,7 @@ def restart(
 def _definition_since(run: Run, role: Role, pid: int | None) -> str | None:
     """Since when the job has the definition that a restart keeps; None if it is not running."""
     tree = processes.tree(pid) if pid is not None else None
-    if tree is None:
+    if tree is None or tree.since is None:
         return None
     last = None
     with suppress(OSError):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from deploy_clojars.config import Role
 from deploy_clojars.errors import reason
 from deploy_clojars.host.services import State
-from deploy_clojars.machine import connections, processes
+from deploy_clojars.machine import connections, processes, sockets
 
 CHECK_SECONDS = 5.0  # for one health URL to answer
 
@@ -21,7 +21,7 @@ ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 LONGEST_COMMAND = 60  # characters of one in a message
 
-Listeners = Mapping[int, Sequence[connections.Row]]  # by port
+Listeners = Mapping[int, Sequence[connections.Row]]  # those that could answer, by local port
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Observation:
     running: str | None = None  # a version, or the path of a jar that is not a release
     open_releases: frozenset[str] = frozenset()
     visible: bool = True  # whether this user may ask for its state and see what it has open
+    hidden: str = ""  # why not, where it is what it has open
     checks: tuple[Check, ...] = ()
     foreign_ports: tuple[int, ...] = ()  # local health ports that are not its alone
     unseen_ports: tuple[int, ...] = ()  # those of which this user cannot see whose they are
@@ -84,7 +85,7 @@ class Observation:
             return f"{self.job} is still the process from before the restart (PID {self.pid})"
         if version not in self.open_releases:
             if not self.visible:
-                return f"what {self.job} has open is not visible to this user"
+                return f"what {self.job} has open is not visible to this user: {self.hidden}"
             if self.running is None:
                 return (
                     f"{self.job} (PID {self.pid}) has no release open; "
@@ -103,7 +104,8 @@ class Observation:
         if self.unseen_ports:
             ports = ", ".join(map(str, self.unseen_ports))
             return (
-                f"whether {self.job} (PID {self.pid}) owns port {ports} is not visible to this user"
+                f"whether {self.job} (PID {self.pid}) owns port {ports} is not visible to this "
+                f"user: {self.hidden}"
             )
         return None
 
@@ -136,7 +138,7 @@ def check(url: str) -> Check:
 
 def _connects(url: str) -> tuple[bool, str]:
     try:
-        with socket.create_connection(address_of(url), timeout=CHECK_SECONDS):
+        with sockets.connect(*address_of(url), CHECK_SECONDS):
             return True, "connected"
     except OSError as error:
         return False, reason(error)
@@ -157,15 +159,18 @@ def address_of(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
 
 
-def is_local(host: str) -> bool:
-    """Whether the address is this machine's, that is, whether a socket can be bound to it."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind(address)
-        return True
-    except OSError:
-        return False
+def addresses_of(urls: Iterable[str]) -> list[connections.Address]:
+    """What the health URLs name, every address of each; a name that is not found has none.
+
+    Takes as long as one health check at most.
+    """
+    found = []
+    deadline = time.monotonic() + CHECK_SECONDS
+    for host, port in map(address_of, urls):
+        with suppress(OSError):  # the health check says why
+            left = max(0.0, deadline - time.monotonic())
+            found += [(address, port) for address in sockets.addresses_of(host, left)]
+    return found
 
 
 def port_owners(

@@ -19,7 +19,6 @@ from deploy_clojars.host.nginx import Nginx
 from deploy_clojars.host.releases import Current, Releases
 from deploy_clojars.host.services import services_of
 from deploy_clojars.host.situation import Situation
-from deploy_clojars.host.visits import Visits, visits_at
 
 
 class Host:
@@ -83,10 +82,6 @@ class Host:
             journal_error=journal_error,
             drain_flag=self.nginx.flag_is_set,
         )
-
-    def visits(self, instance: Instance) -> Visits:
-        """Who is connected to an instance now."""
-        return visits_at(instance.web_ports, instance.nailgun_ports)
 
     def _approved(self, history: History, primary: Observation, current: Current) -> str | None:
         if history.adopted or history.stack:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from deploy_clojars import config
-from deploy_clojars.errors import NotHealthy
+from deploy_clojars.errors import NotHealthy, reason
 from deploy_clojars.host import health
 from deploy_clojars.host.releases import Releases
 from deploy_clojars.host.services import Job, ServiceFailed, Services
+from deploy_clojars.host.visits import Doors
 from deploy_clojars.machine import connections, processes, signals
+from deploy_clojars.machine.sockets import is_local
 
 # A JVM that dies after seconds is respawned for ever and looks `start/running` at every look.
 DEATHS = 2
@@ -38,44 +40,57 @@ class Instance:
         self._services = services
         self._releases = releases
 
-    @property
-    def web_ports(self) -> list[int]:
-        """The local ports that nginx sends requests to."""
-        return self._local_ports(*health.WEB_SCHEMES)
+    def doors(self) -> Doors:
+        """Where requests and nailgun clients come into it now.
 
-    @property
-    def nailgun_ports(self) -> list[int]:
-        """Its other local ports, where only connections can be seen and no requests."""
-        return self._local_ports(health.NAILGUN_SCHEME)
-
-    def _local_ports(self, *schemes: str) -> list[int]:
-        """The ports on this machine in its health URLs with one of these schemes."""
-        urls = (url for url in self._urls if urlsplit(url).scheme in schemes)
-        return [port for host, port in map(health.address_of, urls) if health.is_local(host)]
+        nginx may know it by other ports than the health URLs do: all counts on which it listens.
+        """
+        pid = self.status().pid
+        tree = processes.tree(pid) if pid is not None else None
+        own = tree.sockets if tree is not None and tree.visible else None
+        listening = connections.listeners()
+        web, nailgun = (
+            frozenset(health.address_of(url)[1] for url in self._urls if urlsplit(url).scheme in of)
+            for of in (health.WEB_SCHEMES, (health.NAILGUN_SCHEME,))
+        )
+        listened_on = {row.local[1] for row in listening if row.inode in (own or ())}
+        elsewhere = [each for each in health.addresses_of(self._urls) if not is_local(each[0])]
+        return Doors(
+            (web | listened_on) - nailgun, nailgun, tuple(listening), own, frozenset(elsewhere)
+        )
 
     def observe(self) -> health.Observation:
         """Looks at the instance now, and meanwhile asks its health URLs."""
         with ThreadPoolExecutor(max_workers=len(self._urls)) as pool:
             checks = pool.map(health.check, self._urls)
             job = self.status()
-            tree = processes.tree(job.pid) if job.pid is not None else None
-            if job.pid is not None and tree is None:
-                job = Job("starting", said=f"{job.said} (that process has just ended)")
-            observation = self._with_process(job, tree)
+            try:
+                tree = processes.tree(job.pid) if job.pid is not None else None
+                listening = connections.listeners()
+                if job.pid is not None and tree is None:
+                    job = Job("starting", said=f"{job.said} (that process has just ended)")
+            except OSError as error:
+                # Such as no descriptor left: what cannot be looked at is not down.
+                tree, listening = None, []
+                job = Job("unknown", said=f"{job.said}, and cannot be looked at: {reason(error)}")
+            observation = self._with_process(job, tree, listening)
             return replace(observation, checks=tuple(checks))
 
     def status(self) -> Job:
         """What the service manager says of it."""
         return self._services.status(self.job)
 
-    def _with_process(self, job: Job, tree: processes.Tree | None) -> health.Observation:
+    def _with_process(
+        self, job: Job, tree: processes.Tree | None, listening: Sequence[connections.Row]
+    ) -> health.Observation:
+        listeners = self._that_could_answer(listening)
         if tree is None:
             # Whoever listens on the ports of a stopped instance keeps it from coming up.
-            strangers = health.strangers(self._listeners()) if job.state == "stopped" else ()
+            strangers = health.strangers(listeners) if job.state == "stopped" else ()
             return health.Observation(
                 self.role, self.job, job.state, job.said, visible=job.visible, strangers=strangers
             )
-        foreign_ports, unseen_ports, strangers = health.port_owners(self._listeners(), tree)
+        foreign_ports, unseen_ports, strangers = health.port_owners(listeners, tree)
         jars = [file for file in tree.files if file.name.endswith(".jar")]
         releases = self._releases.versions_of(
             (file.identity, file.name.rpartition("/")[2]) for file in jars
@@ -94,14 +109,21 @@ class Instance:
             running=next(iter([*versions, *others]), None),
             open_releases=frozenset(versions),
             visible=tree.visible,
+            hidden=tree.hidden,
             foreign_ports=foreign_ports,
             unseen_ports=unseen_ports,
             strangers=strangers,
         )
 
-    def _listeners(self) -> health.Listeners:
-        """The sockets that listen on its local health ports now."""
-        return connections.listeners(*self._local_ports(*health.ALL_SCHEMES))
+    def _that_could_answer(self, listening: Sequence[connections.Row]) -> health.Listeners:
+        """The sockets that could answer its local health URLs, by port."""
+        found: dict[int, list[connections.Row]] = {}
+        for address, port in health.addresses_of(self._urls):
+            if is_local(address):
+                rows = found.setdefault(port, [])
+                answering = connections.answering(listening, address, port)
+                rows += (row for row in answering if row not in rows)
+        return found
 
     def restart(self) -> None:
         """Asks for a restart, or a start if it is stopped. Raises NotHealthy (6)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy_clojars.host import nginx
@@ -32,17 +31,44 @@ class Visits:
         ]
 
 
-def visits_at(web_ports: Sequence[int], nailgun_ports: Sequence[int]) -> Visits:
-    """Looks at who is connected to an instance with these ports now."""
-    table = connections.Table(*web_ports, *nailgun_ports)
-    at_web = [each for port in web_ports for each in table.visitors(port)]
-    at_nailgun = [each for port in nailgun_ports for each in table.visitors(port)]
-    ended = map(table.seconds_since_one_ended, web_ports)
-    since = min((seconds for seconds in ended if seconds is not None), default=math.inf)
-    if not at_web and not at_nailgun:
-        return Visits(since)
-    own = nginx.own_processes()
-    requests = visitors_from(own, at_web)
-    through_nginx = visitors_from(own, at_nailgun)
-    others = [each for each in (*at_web, *at_nailgun) if each not in (*requests, *through_nginx)]
-    return Visits(since, tuple(requests), tuple(through_nginx), tuple(others))
+@dataclass(frozen=True)
+class Doors:
+    """Where requests and nailgun clients come into an instance."""
+
+    web: frozenset[int]  # ports
+    nailgun: frozenset[int]  # ports where only connections can be seen and no requests
+    listening: tuple[connections.Row, ...] = ()  # all sockets of this machine that do
+    own: frozenset[int] | None = None  # its sockets (inodes); None if they are not all known
+    elsewhere: frozenset[connections.Address] = frozenset()  # those that are not this machine's
+
+    def lead_in(self, visitor: Visitor) -> bool:
+        """Whether the visitor is in this instance, as far as that is known.
+
+        Another address with the same port number may be another program's.
+        """
+        taken_by = connections.answering(self.listening, visitor.at, visitor.port)
+        if self.own is None or not taken_by:
+            return True
+        return any(row.inode in self.own for row in taken_by)
+
+    def visits(self) -> Visits:
+        """Looks at who is connected now."""
+        table = connections.Table(*self.web, *self.nailgun)
+        at_web = [each for port in self.web for each in self._visitors(table, port)]
+        at_nailgun = [each for port in self.nailgun for each in self._visitors(table, port)]
+        ended = map(table.seconds_since_one_ended, self.web)
+        since = min((seconds for seconds in ended if seconds is not None), default=math.inf)
+        if not at_web and not at_nailgun:
+            return Visits(since)
+        own = nginx.own_processes()
+        requests = visitors_from(own, at_web)
+        through_nginx = visitors_from(own, at_nailgun)
+        others = [
+            each for each in (*at_web, *at_nailgun) if each not in (*requests, *through_nginx)
+        ]
+        return Visits(since, tuple(requests), tuple(through_nginx), tuple(others))
+
+    def _visitors(self, table: connections.Table, port: int) -> list[Visitor]:
+        here = [each for each in table.visitors(port) if self.lead_in(each)]
+        away = [address for address in self.elsewhere if address[1] == port]
+        return [*here, *(each for address in away for each in table.sent_to(address))]

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 # States of /proc/net/tcp (proc(5)).
@@ -16,7 +16,11 @@ CONNECTED = frozenset({ESTABLISHED, SYN_RECV, CLOSE_WAIT})
 
 TIME_WAIT_SECONDS = 60.0  # how long the end that closes first stays there (TCP_TIMEWAIT_LEN)
 
-Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+Host = ipaddress.IPv4Address | ipaddress.IPv6Address
+Address = tuple[Host, int]
+
+# What is bound to these hears of every address; IPv6's hears of IPv4, too, unless it is told not to.
+WILDCARDS = {4: ("0.0.0.0", "::"), 6: ("::",)}
 
 
 @dataclass(frozen=True)
@@ -35,29 +39,41 @@ class Visitor:
     """The other end of a connection to a port of this machine."""
 
     port: int
+    at: Host  # the address at which it is connected to the port
     address: str
     local: bool  # on this machine
     uid: int | None = None  # the owner of its socket, where that is known
     inode: int = 0  # of its socket; 0 if no process has it open (any more)
 
 
-def listeners(*ports: int) -> dict[int, list[Row]]:
-    """The rows of all TCP sockets that listen on these ports, on any address, by port.
+def listeners() -> list[Row]:
+    """The rows of all TCP sockets that listen.
 
     "It will first list all listening TCP sockets" (the kernel's proc_net_tcp.rst; before Linux 4.4
     among half-open ones), and reading the thousands of connections after them would take 26 ms.
-    On a machine with much memory even this takes 3 ms: ask once for all ports.
     """
-    found: dict[int, list[Row]] = {port: [] for port in ports}
+    found = []
     for lines in _tables():
         for line in lines:
             columns = line.split()
             if columns[3] not in (LISTEN, SYN_RECV):
                 break
-            rows = found.get(int(columns[1].rpartition(":")[2], 16))
-            if rows is not None and columns[3] == LISTEN:
-                rows.append(_row(columns))
+            if columns[3] == LISTEN:
+                found.append(_row(columns))
     return found
+
+
+def answering(listening: Sequence[Row], host: Host, port: int) -> list[Row]:
+    """Those of the listening sockets that a connection to an address and port goes to.
+
+    The kernel takes what is bound to the address itself before a wildcard, and 0.0.0.0 before ::.
+    More than one share the connections (SO_REUSEPORT).
+    """
+    for bound in (host, *map(ipaddress.ip_address, WILDCARDS[host.version])):
+        found = [row for row in listening if row.local == (bound, port)]
+        if found:
+            return found
+    return []
 
 
 class Table:
@@ -88,6 +104,15 @@ class Table:
             if row.local[1] == port and row.state in CONNECTED
         ]
 
+    def sent_to(self, address: Address) -> list[Visitor]:
+        """Who on this machine was connected to an address of another one."""
+        rows = [_row(columns) for columns in self._lines[address[1]]]
+        return [
+            Visitor(address[1], address[0], _shown(row.local), True, row.uid, row.inode)
+            for row in rows
+            if row.remote == address and row.state in CONNECTED
+        ]
+
     def seconds_since_one_ended(self, port: int) -> float | None:
         """How long ago the last connection from this machine to `port` ended; None if not known.
 
@@ -108,20 +133,25 @@ class Table:
 
 
 def _visitor(port: int, row: Row, other: Row | None) -> Visitor:
-    host, remote_port = row.remote
     return Visitor(
         port,
-        f"{f'[{host}]' if host.version == 6 else host}:{remote_port}",
-        local=host.is_loopback or other is not None,
+        row.local[0],
+        _shown(row.remote),
+        local=row.remote[0].is_loopback or other is not None,
         # In a row without a socket the user is 0, which does not mean root.
         uid=other.uid if other is not None and other.inode else None,
         inode=other.inode if other is not None else 0,
     )
 
 
+def _shown(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"
+
+
 def _tables() -> Iterator[Iterator[str]]:
     """The lines of the IPv4 and the IPv6 table, without their headings."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):  # where subset=pid leaves them
         with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as lines:
             next(lines)
             yield lines

@@ -30,33 +30,94 @@ class OpenFile:
 
 @dataclass(frozen=True)
 class Tree:
-    """A process and its descendants."""
+    """A process and its descendants, as far as this user may see them."""
 
-    since: str  # when the first of them started, ISO 8601, UTC
-    visible: bool  # whether this user may see what they have open
+    since: str | None  # when the first of them started, ISO 8601, UTC; None if that is hidden
+    hidden: str = ""  # why not all that they have open can be seen; empty if it can
     files: tuple[OpenFile, ...] = ()
     sockets: frozenset[int] = field(default_factory=frozenset)  # inodes
 
+    @property
+    def visible(self) -> bool:
+        """Whether this user may see all that they have open."""
+        return not self.hidden
+
 
 def tree(pid: int) -> Tree | None:
-    """Looks at a process and its descendants; None if it is gone."""
-    try:
-        process = psutil.Process(pid)
-        since = datetime.fromtimestamp(process.create_time(), UTC)
-        pids = [pid, *(child.pid for child in process.children(recursive=True))]
-    except psutil.Error:
+    """Looks at a process and its descendants; None if it is gone.
+
+    Raises OSError if this process itself lacks what it needs to look, such as a descriptor.
+    """
+    if not _exists(pid):
         return None
     files: list[OpenFile] = []
     sockets: set[int] = set()
-    visible = True
-    for each in pids:
+    hidden = []
+    for each in (pid, *_descendants_of(pid)):
         try:
             _look_at_open_files(each, files, sockets)
-        except PermissionError:
-            visible = False
-        except OSError:
-            continue  # it ended meanwhile
-    return Tree(since.strftime("%Y-%m-%dT%H:%M:%SZ"), visible, tuple(files), frozenset(sockets))
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            if _exists(each):
+                hidden.append(_why_hidden(each))
+    return Tree(_since(pid), next(iter(hidden), ""), tuple(files), frozenset(sockets))
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process, also one that a hidepid mount hides (proc(5))."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    # One that has ended and was not waited for has nothing open any more.
+    return (_stat_of(pid) or ["?"])[0] != "Z"
+
+
+def _why_hidden(pid: int) -> str:
+    """Why this user may not see what a process has open, to follow a colon."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
+            uid = next(int(line.split()[1]) for line in lines if line.startswith("Uid:"))
+    except OSError:
+        return f"/proc hides PID {pid} from this user (its mount has hidepid)"
+    if uid != os.geteuid():
+        return f"PID {pid} is a process of user {uid}"
+    return f"PID {pid} has more rights than its user, such as a file capability (see setcap(8))"
+
+
+def _stat_of(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on (proc(5)); None if they cannot be read.
+
+    psutil does not give them where a single other process is hidden.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except (PermissionError, FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _descendants_of(pid: int) -> list[int]:
+    """The PIDs of a process's descendants, those left out whose parent is hidden."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal() and (fields := _stat_of(int(entry))) is not None:
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    found = list(children.get(pid, ()))
+    for each in found:  # it grows meanwhile
+        found += children.get(each, ())
+    return found
+
+
+def _since(pid: int) -> str | None:
+    fields = _stat_of(pid)
+    if fields is None:
+        return None
+    # Not by /proc/stat, which a /proc with subset=pid lacks.
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    started = booted + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _look_at_open_files(pid: int, files: list[OpenFile], sockets: set[int]) -> None:
@@ -78,10 +139,10 @@ def sockets_of(pid: int) -> tuple[bool, frozenset[int]]:
     sockets: set[int] = set()
     try:
         _look_at_open_files(pid, [], sockets)
-    except PermissionError:
-        return False, frozenset()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         pass  # it ended meanwhile
+    except OSError:
+        return False, frozenset()
     return True, frozenset(sockets)
 
 

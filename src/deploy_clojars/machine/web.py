@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from deploy_clojars.errors import reason
+from deploy_clojars.machine import sockets
 
 
 @dataclass(frozen=True)
@@ -30,32 +28,30 @@ def get(url: str, timeout: float, max_body: int = 0) -> Answer:
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+    connection = kind(parts.hostname or "", parts.port)
     try:
-        connection.connect()
-        with _shut_down_after(timeout, connection.sock):
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", path, headers={"User-Agent": "deploy-clojars"})
-            response = connection.getresponse()
-            return Answer(response.status, response.reason, response.read(max_body))
+        connection.sock = sockets.connect(connection.host, connection.port, timeout)
+        if secure:
+            connection.sock = _in_tls(connection.sock, connection.host)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", path, headers={"User-Agent": "deploy-clojars"})
+        response = connection.getresponse()
+        return Answer(response.status, response.reason, response.read(max_body))
     except (OSError, http.client.HTTPException) as error:
         return Answer(None, reason(error))
     finally:
         connection.close()
 
 
-@contextmanager
-def _shut_down_after(seconds: float, connection: socket.socket) -> Iterator[None]:
-    """Ends a connection whose server sends a byte now and then: a socket's timeout is per read."""
+class _InTLS(sockets.Limited, ssl.SSLSocket):
+    """A socket in TLS."""
 
-    def shut_down() -> None:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
 
-    deadline = threading.Timer(seconds, shut_down)
-    deadline.daemon = True
-    deadline.start()
-    try:
-        yield
-    finally:
-        deadline.cancel()
+def _in_tls(connection: sockets.Socket, host: str) -> _InTLS:
+    context = ssl.create_default_context()
+    context.sslsocket_class = _InTLS
+    connection.settimeout(connection.left())  # the handshake keeps it as a whole
+    secured = context.wrap_socket(connection, server_hostname=host)
+    assert isinstance(secured, _InTLS)
+    secured.deadline = connection.deadline
+    return secured

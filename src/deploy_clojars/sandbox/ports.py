@@ -35,8 +35,8 @@ def _kept(ports: Sequence[int]) -> Sequence[int]:
 
 def free(*ports: int) -> list[int]:
     """Those on which nobody listens, on whatever address, and an instance could."""
-    listening = connections.listeners(*ports)
-    return [port for port in ports if not listening[port] and _can_be_bound(port)]
+    taken = {row.local[1] for row in connections.listeners()}
+    return [port for port in ports if port not in taken and _can_be_bound(port)]
 
 
 def _can_be_bound(port: int) -> bool:

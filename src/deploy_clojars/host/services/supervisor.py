@@ -25,6 +25,7 @@ from typing import Any
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services import Job, ServiceFailed, State, wait_while_it_stops
 from deploy_clojars.machine.shell import last_lines
+from deploy_clojars.machine.sockets import Socket
 
 LONGEST_SOCKET = 107
 
@@ -208,7 +209,7 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.deadline = time.monotonic() + (self.timeout or 0)
         self.sock.settimeout(self.timeout)
         with _short(self._path) as path:
@@ -227,19 +228,6 @@ def _short(path: str) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}/{name}"
     finally:
         os.close(descriptor)
-
-
-class _Socket(socket.socket):
-    """A socket whose time limit is for all that is received, not for each part of it."""
-
-    deadline = 0.0
-
-    def recv_into(self, *words: Any) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.settimeout(left)
-        return super().recv_into(*words)
 
 
 class _Transport(xmlrpc.client.Transport):

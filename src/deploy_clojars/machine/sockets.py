@@ -1,0 +1,112 @@
+"""Sockets with one time limit for all of it: the name server, every address, what is received."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# So long an answer counts: a look a few times a second is no reason to ask that often. In seconds.
+KEPT = 60.0
+
+_lock = threading.Lock()
+_asked: dict[str, Future[tuple[Address, ...]]] = {}
+_known: dict[str, tuple[float, tuple[Address, ...]]] = {}
+
+
+def addresses_of(host: str, seconds: float) -> tuple[Address, ...]:
+    """What the host's name stands for, in the order in which a connection tries it.
+
+    An earlier answer counts if there is none now. Raises OSError, within `seconds`.
+    """
+    try:
+        return (ipaddress.ip_address(host),)
+    except ValueError:
+        pass
+    since, known = _known.get(host, (0.0, ()))
+    if known and time.monotonic() - since < KEPT:
+        return known
+    try:
+        return _lookup(host).result(timeout=seconds)
+    except OSError:
+        if known:
+            return known
+        raise
+
+
+def _lookup(host: str) -> Future[tuple[Address, ...]]:
+    """Asks for a name, once at a time. In a thread of its own, for getaddrinfo(3) has no limit."""
+    with _lock:
+        if host not in _asked:
+            _asked[host] = Future()
+            threading.Thread(target=_look_up, args=(host, _asked[host]), daemon=True).start()
+        return _asked[host]
+
+
+def _look_up(host: str, answer: Future[tuple[Address, ...]]) -> None:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = tuple(dict.fromkeys(ipaddress.ip_address(each[4][0]) for each in found))
+        _known[host] = (time.monotonic(), addresses)
+        answer.set_result(addresses)
+    except (OSError, ValueError) as error:
+        answer.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
+    with _lock:
+        del _asked[host]
+
+
+class Limited:
+    """Added to a socket: its time limit is for all that is received, not for each part of it."""
+
+    deadline = 0.0  # by time.monotonic()
+
+    def recv_into(self: Any, *words: Any) -> int:
+        self.settimeout(self.left())
+        return super().recv_into(*words)  # type: ignore[misc,no-any-return]
+
+    def left(self) -> float:
+        """The seconds that are left. Raises TimeoutError if none are."""
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("timed out")
+        return seconds
+
+
+class Socket(Limited, socket.socket):
+    """One that is not encrypted."""
+
+
+def connect(host: str, port: int, seconds: float) -> Socket:
+    """Connects to the first of the host's addresses that answers. Raises OSError, within `seconds`."""
+    deadline = time.monotonic() + seconds
+    error: OSError = TimeoutError("timed out")
+    for address in addresses_of(host, seconds):
+        connection = Socket(_family(address), socket.SOCK_STREAM)
+        connection.deadline = deadline
+        try:
+            connection.settimeout(connection.left())
+            connection.connect((str(address), port))
+            return connection
+        except OSError as failed:
+            connection.close()
+            error = failed
+    raise error
+
+
+def is_local(address: Address) -> bool:
+    """Whether the address is this machine's, that is, whether a socket can be bound to it."""
+    try:
+        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+        return True
+    except OSError:
+        return False
+
+
+def _family(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
