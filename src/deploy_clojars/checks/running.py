@@ -8,10 +8,13 @@ from contextlib import suppress
 
 import psutil
 
+from deploy_clojars import config
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.host import health
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
+from deploy_clojars.machine import processes
 from deploy_clojars.run import lock
 
 NO_PROGRAM = "start supervisord, with a program of the name that the configuration has"
@@ -28,6 +31,8 @@ def jobs(site: Site) -> Findings:
             )
         elif observation.state == "unknown":
             yield Finding(f"job {job}: {observation.said}", True, site.setup or NO_PROGRAM)
+        elif observation.why_hidden is not None and site.owner == os.geteuid():
+            yield Finding(observation.why_hidden, True, health.HOW_TO_BE_SEEN)
         elif approved is None:
             said = f"job {job}: {observation.said}{observation.whose_ports}"
             yield Finding(said, bool(observation.strangers), _ended(site, observation))
@@ -48,6 +53,10 @@ def _health(site: Site, observation: Observation, approved: str) -> Finding:
         # The run at work restarts one after the other; users must be served all the same.
         nobody_serves = not (site.look.primary.serving or site.look.backup.serving)
         return Finding(f"{said} (a run is at work)", nobody_serves)
+    wrong = health.why_urls_are_wrong(observation)
+    if wrong is not None:
+        file = site.host.file or config.DEFAULT_FILE
+        return Finding(wrong, True, f"set instances.{observation.role}.health in {file}")
     ended = _ended(site, observation)
     return Finding(said, True, "\n".join(filter(None, (ended, site.way_back))))
 
@@ -66,7 +75,7 @@ def _process(site: Site, observation: Observation) -> Findings:
     process = instead_of_the_application(site, observation)
     if process is None:
         return
-    children = [child.pid for child in process.children(recursive=True)]
+    children = processes.descendants_of(process.pid)
     yield Finding(
         f"{observation.job}: Upstart knows {process.name()} of {user_name(process.uids().real)} "
         f"(PID {observation.pid}) and not the application itself, which can outlive a restart and "

@@ -138,7 +138,8 @@ def _instance_line(observation: Observation) -> str:
     if not observation.visible:
         runs = f"what it runs is not visible to {user_name()}"
     serving = "serving" if observation.serving else "NOT serving"
-    return f"{observation.job}: {runs}, {serving}, PID {observation.pid} since {observation.since}"
+    since = f" since {observation.since}" if observation.since else ""
+    return f"{observation.job}: {runs}, {serving}, PID {observation.pid}{since}"
 
 
 def _remarks(report: Report) -> list[str]:

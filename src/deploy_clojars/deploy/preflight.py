@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 
+from deploy_clojars import config
 from deploy_clojars.deploy import build, drain
 from deploy_clojars.deploy.revert import PATIENCE, revert_a_run_that_was_cut_off
-from deploy_clojars.errors import DeployError, NotHealthy, NotReady
-from deploy_clojars.host import decisions
+from deploy_clojars.errors import DeployError, NotHealthy, NotReady, reason
+from deploy_clojars.host import decisions, health
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
+from deploy_clojars.machine import sockets
 from deploy_clojars.run.run import Run
 
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
@@ -73,7 +75,46 @@ def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
             remedy=f"nothing was changed; is {host.config.services.manager} running, and is the "
             "job's configuration without an error?",
         )
+    _refuse_names_that_are_not_found(host)
+    _refuse_what_cannot_be_seen(look)
+    _refuse_wrong_urls(host, look)
     return look
+
+
+def _refuse_names_that_are_not_found(host: Host) -> None:
+    """Without their addresses no health URL is ever met. Raises NotReady (4)."""
+    for instance in host.instances.values():
+        for name in instance.health_hosts:
+            try:
+                sockets.addresses_of(name, health.CHECK_SECONDS)
+            except OSError as error:
+                raise NotReady(
+                    f"no address of {name}, which a health URL of {instance.job} names: "
+                    f"{reason(error)}",
+                    remedy="nothing was changed; is the name server up? "
+                    "a health URL with an address does not need it",
+                ) from None
+
+
+def _refuse_what_cannot_be_seen(look: Look) -> None:
+    """What is restarted must be seen to be healthy. Raises NotReady (4)."""
+    for each in look.instances:
+        if each.why_hidden is not None:
+            raise NotReady(each.why_hidden, remedy=f"nothing was changed; {health.HOW_TO_BE_SEEN}")
+
+
+def _refuse_wrong_urls(host: Host, look: Look) -> None:
+    """Both serve elsewhere than the configuration says: nothing would ever be healthy.
+
+    Where only one does the other one serves meanwhile, and a restart may be what it needs.
+    Raises NotReady (4).
+    """
+    reasons = [health.why_urls_are_wrong(each) for each in look.instances]
+    if all(reasons):
+        raise NotReady(
+            "\n".join(filter(None, reasons)),
+            remedy=f"nothing was changed; set `health` in {host.file or config.DEFAULT_FILE}",
+        )
 
 
 def check_restart(host: Host) -> tuple[Look, str]:
@@ -164,8 +205,7 @@ def _refuse_an_instance_that_does_not_answer(host: Host, look: Look) -> None:
     approved = look.approved
     for observation in look.instances:
         runs_it = approved in observation.open_releases
-        hidden = observation.pid is not None and not observation.visible
-        if approved is None or observation.state != "running" or not (runs_it or hidden):
+        if approved is None or observation.state != "running" or not runs_it:
             continue
         if observation.is_healthy_on(approved):
             continue

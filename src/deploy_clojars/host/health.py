@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,11 @@ WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
 ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 LONGEST_COMMAND = 60  # characters of one in a message
+
+HOW_TO_BE_SEEN = (
+    "its program must run as the user who deploys and have no file capability, "
+    "and that user's processes must be visible in /proc"
+)
 
 Listeners = Mapping[int, Sequence[connections.Row]]  # those that could answer, by local port
 
@@ -68,6 +74,23 @@ class Observation:
     foreign_ports: tuple[int, ...] = ()  # local health ports that are not its alone
     unseen_ports: tuple[int, ...] = ()  # those of which this user cannot see whose they are
     strangers: tuple[Listener, ...] = ()  # who else listens
+    silent_ports: tuple[int, ...] = ()  # local health ports on which nobody listens
+    other_doors: tuple[connections.Address, ...] = ()  # where else it listens
+
+    @property
+    def why_hidden(self) -> str | None:
+        """Why it could not be seen to be healthy, whatever it runs; None if it could."""
+        if self.pid is None or self.visible:
+            return None
+        if self.running is None:
+            return f"what {self.job} has open is not visible to this user: {self.hidden}"
+        if self.unseen_ports:
+            ports = ", ".join(map(str, self.unseen_ports))
+            return (
+                f"whether {self.job} (PID {self.pid}) owns port {ports} is not visible to this "
+                f"user: {self.hidden}"
+            )
+        return None
 
     @property
     def serving(self) -> bool:
@@ -84,10 +107,8 @@ class Observation:
         if self.pid == not_pid:
             return f"{self.job} is still the process from before the restart (PID {self.pid})"
         if version not in self.open_releases:
-            if not self.visible:
-                return f"what {self.job} has open is not visible to this user: {self.hidden}"
             if self.running is None:
-                return (
+                return self.why_hidden or (
                     f"{self.job} (PID {self.pid}) has no release open; "
                     "it must keep its jar open, as a JVM does"
                 )
@@ -101,13 +122,7 @@ class Observation:
                 f"{self.job} (PID {self.pid}) does not own port {ports}: "
                 f"another process listens there and may be the one that answers{self.whose_ports}"
             )
-        if self.unseen_ports:
-            ports = ", ".join(map(str, self.unseen_ports))
-            return (
-                f"whether {self.job} (PID {self.pid}) owns port {ports} is not visible to this "
-                f"user: {self.hidden}"
-            )
-        return None
+        return self.why_hidden
 
     @property
     def running_is_known(self) -> bool:
@@ -151,6 +166,35 @@ def _answers(url: str) -> tuple[bool, str]:
 
     answer = web.get(url, CHECK_SECONDS)
     return answer.status is not None and 200 <= answer.status < 400, str(answer)
+
+
+def why_urls_are_wrong(observation: Observation) -> str | None:
+    """Why the health URLs cannot be those of the instance, which runs and is up; None if they can.
+
+    It must answer at another of them, or elsewhere, since one that hangs before it listens needs a
+    restart and not another configuration.
+    """
+    ports, doors = observation.silent_ports, observation.other_doors
+    if not (ports and doors and observation.open_releases):
+        return None
+    answers = any(each.ok for each in observation.checks)
+    if not answers and not any(_speaks_http(door) for door in doors):
+        return None
+    silent, others = (", ".join(map(str, each)) for each in (ports, [port for _, port in doors]))
+    return (
+        f"{observation.job} (PID {observation.pid}) does not listen on port {silent} "
+        f"of its health URLs, but on port {others}"
+    )
+
+
+def _speaks_http(door: connections.Address) -> bool:
+    from deploy_clojars.machine import web
+
+    host, port = door
+    if host.is_unspecified:
+        host = ipaddress.ip_address("127.0.0.1" if host.version == 4 else "::1")
+    name = f"[{host}]" if host.version == 6 else host
+    return web.get(f"http://{name}:{port}/", CHECK_SECONDS).status is not None
 
 
 def address_of(url: str) -> tuple[str, int]:

@@ -40,6 +40,11 @@ class Instance:
         self._services = services
         self._releases = releases
 
+    @property
+    def health_hosts(self) -> list[str]:
+        """The hosts that its health URLs name."""
+        return list(dict.fromkeys(health.address_of(url)[0] for url in self._urls))
+
     def doors(self) -> Doors:
         """Where requests and nailgun clients come into it now.
 
@@ -113,7 +118,17 @@ class Instance:
             foreign_ports=foreign_ports,
             unseen_ports=unseen_ports,
             strangers=strangers,
+            silent_ports=tuple(port for port, rows in listeners.items() if not rows),
+            other_doors=self._other_doors(listening, tree),
         )
+
+    def _other_doors(
+        self, listening: Sequence[connections.Row], tree: processes.Tree
+    ) -> tuple[connections.Address, ...]:
+        """Where it listens that no health URL names."""
+        named = {health.address_of(url)[1] for url in self._urls}
+        own = (row.local for row in listening if row.inode in tree.sockets)
+        return tuple(dict.fromkeys(each for each in own if each[1] not in named))
 
     def _that_could_answer(self, listening: Sequence[connections.Row]) -> health.Listeners:
         """The sockets that could answer its local health URLs, by port."""

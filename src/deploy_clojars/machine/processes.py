@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 
 import psutil
 
+from deploy_clojars.machine import connections
+
 # Every process of a checkout, a test run or a build carries it, which is how a stray is found.
 RUN_VARIABLE = "DEPLOY_CLOJARS_RUN"
 
@@ -53,7 +55,7 @@ def tree(pid: int) -> Tree | None:
     files: list[OpenFile] = []
     sockets: set[int] = set()
     hidden = []
-    for each in (pid, *_descendants_of(pid)):
+    for each in (pid, *descendants_of(pid)):
         try:
             _look_at_open_files(each, files, sockets)
         except (PermissionError, FileNotFoundError, ProcessLookupError):
@@ -98,13 +100,16 @@ def _stat_of(pid: int) -> list[str] | None:
         return None
 
 
-def _descendants_of(pid: int) -> list[int]:
-    """The PIDs of a process's descendants, those left out whose parent is hidden."""
+def descendants_of(pid: int, without: Collection[int] = ()) -> list[int]:
+    """The PIDs of a process's descendants, children `without` theirs left out.
+
+    One whose parent is hidden is not found.
+    """
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal() and (fields := _stat_of(int(entry))) is not None:
             children.setdefault(int(fields[1]), []).append(int(entry))
-    found = list(children.get(pid, ()))
+    found = [each for each in children.get(pid, ()) if each not in without]
     for each in found:  # it grows meanwhile
         found += children.get(each, ())
     return found
@@ -144,6 +149,23 @@ def sockets_of(pid: int) -> tuple[bool, frozenset[int]]:
     except OSError:
         return False, frozenset()
     return True, frozenset(sockets)
+
+
+def left_listening(pid: int, signum: int) -> list[int]:
+    """The descendants that go on listening if a process alone gets a signal.
+
+    None if it does anything else than die of it: it may pass the signal on.
+    """
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
+            masks = dict(line.split(":", 1) for line in lines)
+    except OSError:
+        return []
+    taken = (int(masks[name], 16) for name in ("SigBlk", "SigIgn", "SigCgt"))
+    if any(mask >> (signum - 1) & 1 for mask in taken):
+        return []
+    listening = {row.inode for row in connections.listeners()} - sockets_of(pid)[1]
+    return [each for each in descendants_of(pid) if listening & sockets_of(each)[1]]
 
 
 def pids_by_socket(sockets: Collection[int]) -> dict[int, int]:
@@ -235,7 +257,7 @@ def no_descendant_left(grace: float = 2.0) -> Iterator[None]:
     import ctypes  # `status` is quicker without it
 
     kernel = ctypes.CDLL(None)
-    before = {child.pid for child in psutil.Process().children()}
+    before = descendants_of(os.getpid())
     kernel.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
@@ -248,10 +270,11 @@ def no_descendant_left(grace: float = 2.0) -> Iterator[None]:
 
 
 def _descendants(without: Collection[int]) -> list[psutil.Process]:
-    children = [each for each in psutil.Process().children() if each.pid not in without]
-    with contextlib.suppress(psutil.Error):
-        return [*children, *(one for each in children for one in each.children(recursive=True))]
-    return children  # one has ended meanwhile; the caller asks again
+    found = []
+    for pid in descendants_of(os.getpid(), without):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            found.append(psutil.Process(pid))
+    return found
 
 
 def _send(processes: Iterable[psutil.Process], signum: int) -> None:

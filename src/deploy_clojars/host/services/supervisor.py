@@ -14,6 +14,7 @@ import base64
 import errno
 import http.client
 import os
+import signal
 import socket
 import time
 import xmlrpc.client
@@ -24,6 +25,7 @@ from typing import Any
 
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services import Job, ServiceFailed, State, wait_while_it_stops
+from deploy_clojars.machine import processes
 from deploy_clojars.machine.shell import last_lines
 from deploy_clojars.machine.sockets import Socket
 
@@ -123,6 +125,36 @@ class Supervisor:
                         "a reader and answer nobody",
                         remedy="first start what reads it",
                     )
+            self._refuse_what_would_live_on(job)
+
+    def _refuse_what_would_live_on(self, job: str) -> None:
+        """A shell that runs the application without `exec` ends alone. Raises NotReady."""
+        settings = self._settings(job)
+        pid = self.status(job).pid
+        # Where a kill is for the whole group a stop is, too: there is no stopasgroup in the answer.
+        if pid is None or settings.get("killasgroup", True):
+            return
+        left = processes.left_listening(pid, settings.get("stopsignal", signal.SIGTERM))
+        if left:
+            raise NotReady(
+                f"supervisord stops only the main process of {job} (PID {pid}, "
+                f"{processes.command_of(pid)}), which does not pass the signal on: PID {left[0]} "
+                "would live on and keep its ports",
+                remedy="let that command start the application by `exec`, or set stopasgroup and "
+                "killasgroup to true in its section; then restart it by hand, and end "
+                "what is left of it",
+            )
+
+    def _settings(self, job: str) -> dict[str, Any]:
+        """What supervisord says of a program's section; nothing where it does not."""
+        try:
+            programs = self._call("getAllConfigInfo")
+            names = {(each["group"], each["name"]): each for each in programs}
+        except (ServiceFailed, xmlrpc.client.Fault, LookupError, TypeError):
+            return {}
+        group, _, name = job.rpartition(":")
+        found: dict[str, Any] = names.get((group or name, name), {})
+        return found
 
     def words(self, verb: str, job: str) -> list[str]:
         user = ["-u", self._user] if self._user else []  # it asks for the password
