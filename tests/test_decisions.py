@@ -56,6 +56,13 @@ def test_a_restart_keeps_the_definition_of_a_job(
     assert definition_since(last, since, within=90) == definition
 
 
+def test_what_cannot_be_looked_at_is_not_restarted() -> None:
+    assert next_to_restart(DOWN, SERVING, unknown={PRIMARY}) is None  # the backup serves alone
+    assert next_to_restart(SERVING, DOWN, unknown={BACKUP}) is None
+    assert next_to_restart(DOWN, DOWN, unknown={PRIMARY}) == BACKUP
+    assert next_to_restart(DOWN, DOWN, unknown={PRIMARY, BACKUP}) is None
+
+
 # Deploy: the backup, the question, the primary
 
 

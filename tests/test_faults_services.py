@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import zipfile
 from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
-from little_host import LittleHost
+from little_host import LittleHost, free_ports
 from standin.upstart import Upstart
+
+from deploy_clojars import config
+from deploy_clojars.checks import running
+from deploy_clojars.checks.finding import Site
+from deploy_clojars.deploy import preflight
+from deploy_clojars.errors import NotReady
+from deploy_clojars.host.host import Host
+from deploy_clojars.machine import processes
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
@@ -185,3 +195,82 @@ def test_a_health_url_that_nothing_answers_is_refused_before_anything_is_restart
     assert host.current == f"clojars-web-{FIRST}-standalone.jar"
     host.write_config()
     host.done(SECOND, "--yes")
+
+
+ANYTHING = [(SECOND, "--yes"), ("rollback", SECOND, "--yes"), ("restart", "--yes")]
+
+
+@pytest.mark.parametrize("words", ANYTHING)
+@pytest.mark.parametrize("wrong", ["web", "nailgun", "both"])
+def test_urls_of_ports_on_which_neither_instance_listens_are_refused_by_every_command(
+    light_host: LittleHost, wrong: str, words: tuple[str, ...]
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    pids = host.pid("primary"), host.pid("backup")
+    right = host.ports
+    free = free_ports(4)
+    host.ports = [
+        free[index] if wrong in ("both", "web" if index < 2 else "nailgun") else port
+        for index, port in enumerate(right)
+    ]
+    host.write_config()
+    result = host.run(*words)
+    assert result.returncode == 4, result.stderr
+    listens = f"clojars (PID {pids[0]}) does not listen on port"
+    assert listens in result.stderr
+    assert str(host.config) in result.stderr
+    checked = host.run("check")
+    assert listens in checked.stdout
+    assert f"set instances.primary.health in {host.config}" in checked.stdout
+    assert (host.pid("primary"), host.pid("backup")) == pids
+    assert host.current == f"clojars-web-{FIRST}-standalone.jar"
+    host.ports = right
+
+
+def test_an_instance_that_hangs_before_it_listens_can_be_rolled_back(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    pid = host.pid("primary")
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # it listens on both ports, and answers at none
+    try:
+        host.done("rollback", SECOND, "--yes")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert host.versions == (SECOND, SECOND)
+
+
+@pytest.mark.parametrize("words", ANYTHING)
+def test_a_name_without_an_address_is_refused_by_every_command(
+    light_host: LittleHost, words: tuple[str, ...]
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    pids = host.pid("primary"), host.pid("backup")
+    text = host.config.read_text(encoding="utf-8")
+    host.config.write_text(text.replace('["http://127.0.0.1', '["http://nowhere.invalid'))
+    result = host.run(*words)
+    assert result.returncode == 4, result.stderr
+    assert "no address of nowhere.invalid, which a health URL of clojars names" in result.stderr
+    assert (host.pid("primary"), host.pid("backup")) == pids
+
+
+def test_an_instance_that_could_not_be_seen_to_be_healthy_is_not_restarted(
+    light_host: LittleHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(config.load(light_host.config), file=light_host.config)
+    preflight.ready_to_restart(host)
+
+    def refuses(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(processes, "_look_at_open_files", refuses)
+    with pytest.raises(NotReady, match="what clojars has open is not visible to this user: PID"):
+        preflight.ready_to_restart(host)
+    [first, *_] = [each for each in running.jobs(Site(host, host.look())) if each.wrong]
+    assert first.what.startswith("what clojars has open is not visible")
+    assert "no file capability" in first.remedy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -233,12 +234,18 @@ def old_host() -> Iterator[Path]:
 
 
 @contextmanager
-def serving(host: Path, version: str, *ports: int, as_root: bool = False) -> Iterator[int]:
-    """The application, started by root's `su` unless it is root's itself; yields the first PID."""
+def serving(
+    host: Path, version: str, *ports: int, as_root: bool = False, words: list[str] | None = None
+) -> Iterator[int]:
+    """The application, started by root's `su` unless it is root's itself; yields the first PID.
+
+    Or it is started by other `words`.
+    """
     jar = host / f"releases/clojars-web-{version}-standalone.jar"
-    words = ["perl", str(host / "server"), str(jar), *map(str, ports)]
-    if not as_root:
-        words = ["su", "nobody", "-s", "/bin/sh", "-c", " ".join(words)]
+    if words is None:
+        words = ["perl", str(host / "server"), str(jar), *map(str, ports)]
+        if not as_root:
+            words = ["su", "nobody", "-s", "/bin/sh", "-c", " ".join(words)]
     with ExitStack() as stack:
         process = stack.enter_context(
             subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
@@ -256,9 +263,15 @@ def end_with_descendants(pid: int) -> None:
         process.kill()
 
 
-def seen_by(uid: int, host: Path, pid: int, *ports: int) -> dict[str, Any]:
-    """What an instance with this process and these ports looks like to the user."""
+def seen_by(uid: int, host: Path, pid: int, *ports: int, proc: str | None = None) -> dict[str, Any]:
+    """What an instance with this process and these ports looks like to the user.
+
+    `proc` are the options with which /proc is mounted for it.
+    """
     words = [sys.executable, "-c", OBSERVE, pid, host / "releases", *ports, uid]
+    if proc is not None:
+        mounts = f'mount -t proc -o {proc} proc /proc && exec "$0" "$@"'
+        words = ["unshare", "--mount", "sh", "-c", mounts, *words]
     shown = subprocess.run(
         list(map(str, words)), capture_output=True, text=True, timeout=60, check=False
     )
@@ -315,3 +328,36 @@ def test_to_a_user_who_sees_none_of_it_no_port_is_foreign(old_host: Path) -> Non
     assert (seen["visible"], seen["running"], seen["serving"]) == (False, None, True)
     assert seen["foreign"] == []
     assert "is not visible to this user" in seen["why"]
+
+
+@needs_su
+@pytest.mark.parametrize("proc", ["hidepid=1", "hidepid=2", "hidepid=2,subset=pid"])
+def test_where_proc_hides_the_processes_of_others_its_own_are_seen(
+    old_host: Path, proc: str
+) -> None:
+    ports = free_ports(2)
+    with serving(old_host, "0.1.0", *ports) as pid:
+        by_its_user = seen_by(NOBODY, old_host, pid, *ports, proc=proc)
+        by_another = seen_by(NOBODY - 1, old_host, pid, *ports, proc=proc)
+
+    assert (by_its_user["why"], by_its_user["running"]) == (None, "0.1.0")
+    assert by_another["running"] is None
+    assert "hides PID" in by_another["why"] or "is a process of user" in by_another["why"]
+
+
+@needs_su
+def test_a_program_with_more_rights_than_its_user_is_not_visible_and_that_is_said(
+    old_host: Path,
+) -> None:
+    require_program("setcap", "setpriv")
+    ports = free_ports(2)
+    perl = old_host / "perl"
+    shutil.copy(os.path.realpath(str(shutil.which("perl"))), perl)
+    subprocess.run(["setcap", "cap_net_bind_service+ep", perl], check=True)
+    words = [perl, old_host / "server", old_host / "releases/clojars-web-0.1.0-standalone.jar"]
+    run_as = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    with serving(old_host, "0.1.0", *ports, words=[*run_as, *map(str, [*words, *ports])]) as pid:
+        seen = seen_by(NOBODY, old_host, pid, *ports)
+
+    assert not seen["visible"]
+    assert f"PID {pid} has more rights than its user" in seen["why"]

@@ -576,6 +576,39 @@ def test_whoever_may_use_the_socket_may_use_all_of_it(services: Supervisor) -> N
     services.refuse_what_would_fail(["clojars", "clojars-backup"])
 
 
+# A command that starts the application without exec
+
+
+LISTENS = (
+    f'{sys.executable} -c \'import socket, time; s = socket.create_server(("127.0.0.1", 0)); '
+    f'print("up", flush=True); time.sleep({LONG})\''
+)
+
+
+def test_a_shell_that_does_not_pass_a_stop_on_is_refused(
+    supervisord: Supervisord, services: Supervisor
+) -> None:
+    pid = supervisord.runs("clojars", f"{LISTENS}\ntrue")
+    with pytest.raises(NotReady, match=rf"only the main process of clojars \(PID {pid}, sh "):
+        services.refuse_what_would_fail(["clojars"])
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        (f"exec {LISTENS}", {}),
+        (f"trap 'kill $!' TERM\n{LISTENS} &\nwait", {}),
+        (f"{LISTENS}\ntrue", {"stopasgroup": "true", "killasgroup": "true"}),
+        (f"trap true INT\n{LISTENS}\ntrue", {"stopsignal": "INT"}),
+    ],
+)
+def test_what_ends_with_its_shell_is_not(
+    supervisord: Supervisord, services: Supervisor, script: str, options: dict[str, str]
+) -> None:
+    supervisord.runs("clojars", script, **options)
+    services.refuse_what_would_fail(["clojars"])
+
+
 # Programs in a group
 
 

@@ -83,7 +83,7 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
                 f"the revert failed: {error.message}", remedy=where_the_host_stands(run.host)
             ) from None
         drain.prefer_primary(run)
-        failed = restart_what_is_not_healthy(run, approved, _never_touched(run, approved))
+        failed = restart_what_is_not_healthy(run, approved)
         if failed or not run.host.look().both_healthy_on(approved):
             stands = where_the_host_stands(run.host)
             raise half_done(run, f"the revert to {approved}", approved, failed, stands)
@@ -105,30 +105,11 @@ def _revert_to_nothing(run: Run, attempted: str) -> None:
             run.now_left_with(**{role: None})
 
 
-def _never_touched(run: Run, approved: str) -> frozenset[Role]:
-    """The instances that are the same process on the approved release as before this run.
-
-    Whatever keeps such a one from being healthy, this run has not done it, and a restart might cost
-    users requests for nothing.
-    """
-    if run.before is None:
-        return frozenset()
-    now = run.host.look()
-    return frozenset(
-        before.role
-        for before, after in zip(run.before.instances, now.instances, strict=True)
-        if approved in before.open_releases
-        and (before.pid, before.since) == (after.pid, after.since)
-    )
-
-
-def restart_what_is_not_healthy(
-    run: Run, target: str, left_alone: frozenset[Role] = frozenset()
-) -> dict[Role, NotHealthy]:
+def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]:
     """Restarts what is not healthy on the target, in the order that keeps users served.
 
     Returns the failures. Both instances are looked at again before each restart. What cannot be
-    looked at is not down, and is left alone, too.
+    looked at is not down, and is left alone.
     """
     failed: dict[Role, NotHealthy] = {}
     restarted: set[Role] = set()
@@ -136,7 +117,7 @@ def restart_what_is_not_healthy(
     while True:
         look = run.host.look()
         unknown = {each.role for each in look.instances if each.state == "unknown"}
-        role = decisions.next_to_restart(*look.health_on(target), failed, left_alone | unknown)
+        role = decisions.next_to_restart(*look.health_on(target), failed, unknown)
         if role is None:
             return failed
         try:

@@ -47,6 +47,8 @@ def restart(
     if before.state == "stopped":
         verb = "start"
     with run.step(role, f"{verb} {instance.job}") as becomes:
+        if before.state == "unknown":  # no reason to restart it, and what would become of it?
+            raise NotHealthy(f"the state of {instance.job} is unknown: {before.said}")
         refuse_a_link_that_was_changed_meanwhile(run, version)
         if not force:
             _refuse_the_only_serving_instance(run, role)

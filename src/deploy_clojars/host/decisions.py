@@ -30,20 +30,20 @@ def next_to_restart(
     primary: InstanceHealth,
     backup: InstanceHealth,
     failed: Collection[Role] = (),
-    left_alone: Collection[Role] = (),
+    unknown: Collection[Role] = (),
 ) -> Role | None:
     """Which instance a rollback or a revert restarts next; None if it is done or must stop.
 
     Asked again before every restart. Only what is not healthy on the target is restarted, the
     only serving instance never is, and after a failure the other one only if it serves nobody.
-    Neither is restarted that is `left_alone`.
+    What is `unknown` cannot be looked at, which is no reason to restart it.
     """
     seen = {PRIMARY: primary, BACKUP: backup}
     order = (BACKUP, PRIMARY) if primary.serving else (PRIMARY, BACKUP)
     for role in order:
         other = BACKUP if role == PRIMARY else PRIMARY
         needed = seen[role].serving and (not seen[other].serving or bool(failed))
-        may = role not in failed and role not in left_alone and not needed
+        may = role not in failed and role not in unknown and not needed
         if may and not seen[role].healthy:
             return role
     return None
