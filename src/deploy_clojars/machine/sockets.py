@@ -33,19 +33,23 @@ def addresses_of(host: str, seconds: float) -> tuple[Address, ...]:
         return known
     try:
         return _lookup(host).result(timeout=seconds)
-    except OSError:
+    except OSError as error:
         if known:
             return known
-        raise
+        raise (TimeoutError("timed out") if isinstance(error, TimeoutError) else error) from None
 
 
 def _lookup(host: str) -> Future[tuple[Address, ...]]:
     """Asks for a name, once at a time. In a thread of its own, for getaddrinfo(3) has no limit."""
     with _lock:
-        if host not in _asked:
-            _asked[host] = Future()
-            threading.Thread(target=_look_up, args=(host, _asked[host]), daemon=True).start()
-        return _asked[host]
+        if host in _asked:
+            return _asked[host]
+        answer = _asked[host] = Future()
+    try:
+        threading.Thread(target=_look_up, args=(host, answer), daemon=True).start()
+    except RuntimeError:  # no thread can be started: without the limit, then
+        _look_up(host, answer)
+    return answer
 
 
 def _look_up(host: str, answer: Future[tuple[Address, ...]]) -> None:
