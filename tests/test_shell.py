@@ -250,6 +250,11 @@ def test_a_command_that_goes_on_saying_something_is_not_silent(run: Runner) -> N
     assert run("for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.1; done", silence=0.7) == 0
 
 
+def test_without_a_log_nobody_knows_whether_a_command_is_silent(run: Runner) -> None:
+    with open(os.devnull, "ab") as run.log:
+        assert run("for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done", silence=0.3) == 0
+
+
 def test_a_failure_of_the_watch_ends_the_command(run: Runner) -> None:
     with pytest.raises(Enough):
         run("echo $$ >pid; exec sleep 1000", watch=enough_when(run.wrote))
@@ -325,8 +330,11 @@ def test_a_short_command_that_takes_too_long_is_ended_with_its_children(tmp_path
     pid = tmp_path / "pid"
     script = f"sleep 1000 & echo $! >{shlex.quote(str(pid))}; wait"
 
-    with pytest.raises(TookTooLong, match=r"no answer within 1 s"):
+    with pytest.raises(TookTooLong, match=r"no answer within 1 s") as error:
         capture(["sh", "-c", script], timeout=1)
+
+    assert error.value.status == 1  # and not 70, a defect, wherever nobody expects it
+    assert error.value.detail.startswith("sh -c 'sleep 1000 & ")
 
     wait_for(lambda: not lives(int(pid.read_text())), "its child has ended")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from deploy_clojars.errors import DeployError
 from deploy_clojars.machine import processes, signals
 
 # What a terminal sends to the whole foreground process group.
@@ -24,11 +27,11 @@ LAST_LINES = 25
 LAST_BYTES = 16 * 1024
 
 
-class TookTooLong(Exception):
+class TookTooLong(DeployError):
     """The program exceeded its time limit and was ended."""
 
 
-class Silent(Exception):
+class Silent(DeployError):
     """The program printed nothing for longer than allowed and was ended."""
 
 
@@ -84,7 +87,7 @@ def _captured(argv: Sequence[str], timeout: float, env: Mapping[str, str]) -> An
                 return Answer(process.returncode, out, err)
             signals.check()
             if time.monotonic() > deadline:
-                raise TookTooLong(f"no answer within {timeout:g} s")
+                raise TookTooLong(f"no answer within {timeout:g} s", detail=shlex.join(argv))
     except BaseException:
         # Under sudo the command runs as root and cannot be killed; it is left running.
         with suppress(PermissionError, ProcessLookupError):
@@ -185,6 +188,8 @@ def _wait_for_end(
     process = running.process  # type: ignore[attr-defined] # sh has no public type for it
     started = last_output = time.monotonic()
     size = os.fstat(log.fileno()).st_size
+    if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
+        silence = None  # without a log, nobody knows what was printed
     while process.is_alive()[0]:
         signals.wait(TICK, *end)
         if watch is not None:
