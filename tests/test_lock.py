@@ -99,6 +99,25 @@ def test_the_step_is_shown_as_it_changes(file: Path) -> None:
             assert (holder.step, holder.user) == (step, "toby")
 
 
+def test_a_reader_in_the_middle_of_a_write_sees_the_new_step_whole(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    def look_first(descriptor: int, length: int) -> None:
+        holder = holder_of(file)
+        seen.append(holder.step if holder is not None else None)
+        truncate(descriptor, length)
+
+    truncate = os.ftruncate
+    monkeypatch.setattr(os, "ftruncate", look_first)
+    with held(file, ME) as lock:
+        lock.at_step("a step with a long name")
+        lock.at_step("flip")
+
+    assert seen == [ME.step, "a step with a long name", "flip"]
+
+
 def test_the_next_run_shows_nothing_of_the_last_one(file: Path) -> None:
     with held(file, ME):
         pass

@@ -48,6 +48,7 @@ class Lock:
 
     def _write(self) -> None:
         try:
+            # A reader that comes between the two has the first line, and that is whole.
             text = msgspec.json.encode(self._holder) + b"\n"
             os.pwrite(self._descriptor, text, 0)
             os.ftruncate(self._descriptor, len(text))
@@ -119,7 +120,8 @@ def locked_by(holder: Holder) -> Locked:
 
 def _read(descriptor: int) -> Holder:
     try:
-        return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=Holder)
+        line, _, _ = os.pread(descriptor, 4096, 0).partition(b"\n")
+        return msgspec.json.decode(line, type=Holder)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         # It has only just taken the lock and written nothing yet.
         return Holder()
