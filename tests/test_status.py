@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -17,7 +20,7 @@ import pexpect
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
-from little_host import LittleHost, wait_for
+from little_host import ETC, LittleHost, wait_for
 
 from deploy_clojars import config
 from deploy_clojars.commands import status
@@ -314,3 +317,41 @@ def test_what_matters_is_in_colour_on_a_terminal_and_only_there(light_host: Litt
     assert "\x1b" not in shown(NO_COLOR="1")
     assert "\x1b" not in shown(NO_COLOR="", TERM="dumb")
     assert "\x1b" not in light_host.run("status").stdout
+
+
+def test_a_login_says_which_instance_hangs(light_host: LittleHost) -> None:
+    backup = light_host.pid("backup") or 0
+    os.kill(backup, signal.SIGSTOP)
+    try:
+        said = shown_at_a_login(Path(sys.executable).parent, **light_host.whole_environment)
+    finally:
+        os.kill(backup, signal.SIGCONT)
+    assert "clojars-backup: 0.1.0, NOT serving" in said
+    assert "next: deploy-clojars rollback 0.1.0" in said
+
+
+@pytest.mark.parametrize("script", ["exit 2", "exec sleep 60"])
+def test_a_login_says_so_if_status_fails_or_hangs(script: str, tmp_path: Path) -> None:
+    for name, text in {
+        "deploy-clojars": script,
+        "timeout": f'shift; exec {shutil.which("timeout")} 0.5 "$@"',  # not to wait for so long
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    said = shown_at_a_login(tmp_path)
+    assert said.endswith("the state is unknown, see: deploy-clojars status\n")
+
+
+def shown_at_a_login(programs: Path, **environment: str) -> str:
+    """The message of the day, with this directory first on PATH."""
+    environment = {**os.environ, **environment}
+    environment["PATH"] = f"{programs}:{environment['PATH']}"
+    result = subprocess.run(
+        [ETC / "update-motd.d" / "60-deploy-clojars"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return result.stdout
