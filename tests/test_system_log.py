@@ -6,13 +6,19 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from deploy_clojars import config
+from deploy_clojars.errors import DeployError
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event
 from deploy_clojars.run import system_log
+from deploy_clojars.run.run import Request, Run
+from deploy_clojars.screen.console import Console
 
 
 @contextmanager
@@ -62,6 +68,27 @@ def test_every_change_is_one_line(event: Event, line: str | None) -> None:
     by_ann = msgspec.structs.replace(event, by="ann")
     said = system_log.line_of(by_ann, "deploy", "0.2.0")
     assert said == (line and f"ann: deploy 0.2.0: {line}")
+
+
+@pytest.mark.parametrize("command", ["deploy", "rollback"])
+def test_what_the_journal_refuses_does_not_happen_and_is_not_reported(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(msgspec.structs.replace(config.Config(), home=str(tmp_path)))
+    host.journal.file.mkdir(parents=True)  # cannot be written
+    run = Run(host, Console(), Request(command, "0.2.0"), lambda step, version: None)
+    address = str(tmp_path / "log")
+    monkeypatch.setattr(system_log, "tell", partial(system_log.tell, address=address))
+    with listening(tmp_path / "log") as log:
+        if command == "deploy":
+            with pytest.raises(DeployError, match="cannot be written"):
+                run.record("flip", version="0.2.0")
+            log.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                log.recv(2000)
+        else:  # users do not wait for a journal
+            assert not run.record("flip", version="0.2.0")
+            assert log.recv(2000).decode().endswith("rollback 0.2.0: current none -> 0.2.0")
 
 
 def test_a_question_is_told_of_once_after_fifteen_minutes() -> None:

@@ -172,9 +172,7 @@ class Run:
         Raises DeployError unless it may fail (now).
         """
         line = Event(event=event, at=now(), run=self.id, by=self.by, **fields)
-        said = system_log.line_of(line, self.request.command, self._version)
-        if said is not None:
-            system_log.tell(said)
+        written = True
         try:
             self.host.journal.append(line)
         except OSError as error:
@@ -183,8 +181,12 @@ class Run:
                 raise DeployError(message) from error
             self.unwritten = True
             self.warn_once(message)
-            return False
-        return True
+            written = False
+        # Not before: what the journal refuses does not happen.
+        said = system_log.line_of(line, self.request.command, self._version)
+        if said is not None:
+            system_log.tell(said)
+        return written
 
     def close(self, cut_off: LastRun) -> None:
         """Writes the end of an earlier run that was cut off and is reverted now."""
