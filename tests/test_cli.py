@@ -236,3 +236,39 @@ def test_a_number_and_all_exclude_each_other(command: str) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "error: -n and --all cannot be used together\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "said"),
+    [
+        (
+            ["setup", "--dry-run"],
+            "setup.setup.setup",
+            "setup may be half done; it can be run again",
+        ),
+        (["sandbox", "DIR"], "sandbox.start", "sandbox may be half done; it can be run again"),
+        (["-c", "FILE", "sandbox", "DIR"], "sandbox.start", "sandbox may be half done"),
+        (
+            ["check"],
+            "checks.findings",
+            "nothing was changed; what runs where: deploy-clojars status",
+        ),
+        (["deploy", "setup1", "--yes"], "run.run.started", "nothing was changed; what runs where"),
+    ],
+)
+def test_a_defect_outside_a_run_does_not_claim_that_nothing_was_changed_where_it_may_be(
+    command: list[str], place: str, said: str
+) -> None:
+    module, _, function = f"deploy_clojars.{place}".rpartition(".")
+    broken = (
+        f"import sys, {module}; {module}.{function} = None; from deploy_clojars.cli import main"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{broken}; sys.argv[1:] = {command!r}; main()"],
+        env={**os.environ, "DEPLOY_CLOJARS_CONFIG": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 70, done.stderr
+    assert "a defect of deploy-clojars: TypeError(" in done.stderr
+    assert f"  {said}" in done.stderr
+    assert ("nothing was changed" in done.stderr) == ("nothing was changed" in said)

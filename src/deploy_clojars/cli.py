@@ -46,12 +46,14 @@ class Commands(Command, click.Group):
         if not known and versions.looks_like_a_version(args[0]):
             args = ["deploy", *args]
         try:
-            return super().resolve_command(ctx, args)
+            name, command, rest = super().resolve_command(ctx, args)
         except click.UsageError as error:
             if args[0].startswith("-"):
                 raise
             hint = f"A tag without a digit is deployed by: deploy-clojars deploy {args[0]}"
             raise click.UsageError(f"{error.format_message()}\n{hint}", ctx) from None
+        ctx.obj.command = name
+        return name, command, rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """The commands and, when something is typed, the tags that begin so."""
@@ -62,7 +64,7 @@ class Commands(Command, click.Group):
         return [*super().shell_complete(ctx, incomplete), *bare]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.obj = Settings()
+        ctx.obj = ctx.obj or Settings()
         return super().parse_args(ctx, args)
 
 
@@ -70,6 +72,7 @@ class Settings:
     """The options that work before and after the subcommand."""
 
     def __init__(self) -> None:
+        self.command: str | None = None
         self.config_file: str | None = None
         self.verbose = False
         self.quiet = False
@@ -175,7 +178,8 @@ def group() -> None:
 @click.argument("tag", shell_complete=_offers("tags"))
 @yes_option
 @click.option("--force", is_flag=True,
-              help="Restart even the only instance that serves, and continue if requests do not end in time.")  # fmt: skip
+              help="Restart even the only instance that serves, and continue if the drain does not end in "
+              "time or its flag cannot be set: requests are lost.")  # fmt: skip
 @dry_run_option
 @common_options
 @click.pass_obj
@@ -440,8 +444,9 @@ def main() -> None:
     # again, and for nothing, through the modules that are being imported.
     gc.set_threshold(50_000)
     _open_what_is_closed()
+    settings = Settings()
     try:
-        status = group.main(standalone_mode=False)
+        status = group.main(standalone_mode=False, obj=settings)
     except click.ClickException as error:
         _show_usage_error(error)
         status = Status.USAGE
@@ -451,7 +456,7 @@ def main() -> None:
         _show(error)
         status = error.status
     except Exception as error:  # noqa: BLE001 # whatever it is, the operator gets a line
-        status = _defect(error)
+        status = _defect(error, settings.command)
     _leave(int(status or 0))
 
 
@@ -481,19 +486,17 @@ def _show(error: DeployError) -> None:
     Console().error(error)
 
 
-def _defect(error: Exception) -> int:
-    """A defect outside a run: nothing was changed, and there is no log for the traceback."""
+def _defect(error: Exception, command: str | None) -> int:
+    """A defect outside a run: there is no log for the traceback."""
     import traceback
 
     from deploy_clojars.screen.text import printable
 
     click.echo(printable(traceback.format_exc()), err=True)
-    _show(
-        Defect(
-            f"a defect of deploy-clojars: {error!r}",
-            remedy="nothing was changed; what runs where: deploy-clojars status",
-        )
-    )
+    remedy = "nothing was changed; what runs where: deploy-clojars status"
+    if command in ("setup", "sandbox"):  # the two that change something without a run
+        remedy = f"{command} may be half done; it can be run again"
+    _show(Defect(f"a defect of deploy-clojars: {error!r}", remedy=remedy))
     return Status.DEFECT
 
 
