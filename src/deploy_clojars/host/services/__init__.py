@@ -21,6 +21,7 @@ class Job:
     pid: int | None = None  # of the main process, while the state is running
     said: str = ""  # to the letter
     visible: bool = True  # whether this user may ask at all
+    obstacle: str = ""  # why a running one could not be restarted
 
 
 class ServiceFailed(Exception):

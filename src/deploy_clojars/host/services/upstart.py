@@ -12,9 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from deploy_clojars.errors import NotReady, reason
-from deploy_clojars.host.services import Job, ServiceFailed, State, wait_while_it_stops
-from deploy_clojars.host.users import user_name
+from deploy_clojars.host.services import Job, ServiceFailed, State, sudo, wait_while_it_stops
 from deploy_clojars.machine.shell import Answer, TookTooLong, capture, last_lines
 
 # Where Upstart writes what a job prints (`console log`); root alone may read it by default.
@@ -35,12 +33,6 @@ UNKNOWN_JOB = "Unknown job"
 NO_LONGER_KNOWN = 'Method "Get" with signature'
 
 NO_BUS = "Unable to connect to system bus"
-
-# sudo looks at this option after it has decided whether it wants a password, and then never runs
-# the command: either the option is not permitted, or there is no such directory (sudo 1.9.3).
-NOWHERE = "/nonexistent/deploy-clojars-only-asks"
-PASSED = (NOWHERE, "the -D option")
-REFUSED = ("a password is required", "you must have a tty")
 
 
 def parse_status(text: str, job: str) -> Job:
@@ -122,28 +114,10 @@ class Upstart:
         return [job for job in jobs if UNKNOWN_JOB in self.status(job).said]
 
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
-        if not self._sudo:
-            return
-        verbs = ("restart", "start", "stop")
-        commands = [[f"{self._bin}/{verb}", job] for job in jobs for verb in verbs]
-        answers = {" ".join(command): self._why_refused(command) for command in commands}
-        refused = {command: said for command, said in answers.items() if said is not None}
-        if not refused:
-            return
-        reasons = dict.fromkeys(filter(None, refused.values()))
-        raise NotReady(
-            f"sudo does not let this user run {', '.join(refused)} without a password",
-            detail="\n".join(reasons),
-            remedy=(
-                "allow exactly these commands with NOPASSWD in /etc/sudoers.d (visudo -c checks it);\n"
-                "of the rules that match, the last one counts, and the files are read by name"
-                + "".join(
-                    f"\nand without a terminal: Defaults:{user_name()} !requiretty"
-                    for said in reasons
-                    if REFUSED[1] in said
-                )
-            ),
-        )
+        if self._sudo:
+            verbs = ("restart", "start", "stop")
+            commands = [[f"{self._bin}/{verb}", job] for job in jobs for verb in verbs]
+            sudo.refuse_what_it_refuses(commands, self._timeout)
 
     def words(self, verb: str, job: str) -> list[str]:
         sudo = ["sudo", "-n"] if self._sudo else []
@@ -154,24 +128,6 @@ class Upstart:
         if log.exists() and not os.access(log, os.R_OK):
             return f"(root can read it: {log})"
         return last_lines(log, lines=10)
-
-    def _why_refused(self, command: list[str]) -> str | None:
-        """What sudo says against the command; None if it would run it. It is not run.
-
-        `sudo -l COMMAND` alone proves little: it says yes where a later rule wants a password or
-        where a terminal is needed, and asks for a password itself where `listpw` says so.
-        """
-        try:
-            asked = capture(["sudo", "-n", "-D", NOWHERE, *command], timeout=self._timeout)
-            if any(words in asked.err for words in PASSED):
-                return None
-            if not any(words in asked.err for words in REFUSED):  # an older sudo
-                asked = capture(["sudo", "-n", "-l", *command], timeout=self._timeout)
-                if asked.status == 0:
-                    return None
-        except (TookTooLong, OSError) as error:
-            return f"sudo: {reason(error)}"
-        return asked.err.strip()
 
     def _done_unless(self, verb: str, job: str, *because: str) -> bool:
         """Runs `verb` and returns True; False if it was refused for a reason in `because`.

@@ -1,0 +1,204 @@
+"""systemd, driven through systemctl.
+
+Its exit status proves little (0 for the start of a program that dies at once), so what counts is
+what `systemctl show` says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from deploy_clojars.errors import NotReady, reason
+from deploy_clojars.host.services import Job, ServiceFailed, State, sudo, wait_while_it_stops
+from deploy_clojars.machine.shell import TookTooLong, capture
+
+PROPERTIES = (
+    "LoadState", "ActiveState", "SubState", "MainPID", "InvocationID", "Result", "Job",
+    "TriggeredBy",
+)  # fmt: skip
+
+# `show` needs no rights, but a way to process 1.
+NO_BUS = "Failed to connect to bus"
+
+OVERTAKEN = "canceled"  # by a request of somebody else
+NOT_LOADED = "not loaded"  # the unit has no failed start to be forgotten
+
+LOG_LINES = 10
+
+
+def unit_of(job: str) -> str:
+    """The unit of a job: `clojars` is `clojars.service`."""
+    return job if job.endswith(".service") else f"{job}.service"
+
+
+def parse_show(text: str) -> dict[str, str]:
+    """Reads what `systemctl show` prints for one unit: lines `A=value`, in its own order."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def job_of(unit: str, shown: Mapping[str, str]) -> Job:
+    """What the properties of a unit say of it."""
+    load, active, sub = (shown.get(each, "") for each in ("LoadState", "ActiveState", "SubState"))
+    result = shown.get("Result", "")
+    said = f"{unit} {active} ({sub})" + (f": {result}" if active == "failed" else "")
+    pid = int(shown.get("MainPID", "0"))
+    if active in ("active", "reloading") and pid:
+        obstacle = "" if load == "loaded" else f"{unit} runs, and its file is now: {load}"
+        return Job("running", pid, f"{said}, PID {pid}", obstacle=obstacle)
+    if load != "loaded":
+        return Job("unknown", said=f"{unit}: {load or 'no answer'}")
+    states: dict[str, State] = {
+        "activating": "starting",
+        "deactivating": "stopping",
+        # A start that waits for another unit is a job and not yet a state.
+        "inactive": "starting" if shown.get("Job", "") not in ("", "0") else "stopped",
+        "failed": "stopped",
+    }
+    return Job(states.get(active, "unknown"), said=said)
+
+
+class Systemd:
+    """The systemctl in the directory `bin`, of the system or of the user's own manager.
+
+    `timeout` is in seconds, for one call.
+    """
+
+    def __init__(self, *, bin: str, sudo: bool, timeout: float, of_user: bool = False) -> None:
+        self._program = [f"{bin}/systemctl", *(["--user"] if of_user else [])]
+        self._journal = ["journalctl", *(["--user"] if of_user else [])]
+        self._sudo = sudo and not of_user
+        self._timeout = timeout
+        self._of_user = of_user
+        # Of the last start that was seen: it is forgotten with a unit that nothing refers to.
+        self._invocations: dict[str, str] = {}
+
+    def status(self, job: str) -> Job:
+        try:
+            shown = self._shown(job)
+        except ServiceFailed as error:
+            return Job("unknown", said=str(error), visible=NO_BUS not in str(error))
+        if shown.get("InvocationID"):
+            self._invocations[job] = shown["InvocationID"]
+        return job_of(unit_of(job), shown)
+
+    def restart(self, job: str) -> None:
+        self._forget_failed_starts(job)
+        self._do("restart", job)
+
+    def start(self, job: str) -> None:
+        # Not only if NeedDaemonReload says so: it does not for the first drop-in of a unit.
+        self._call(["daemon-reload"])
+        if self.status(job).state == "running":
+            self.restart(job)
+            return
+        self._forget_failed_starts(job)
+        self._do("start", job)
+
+    def stop(self, job: str) -> None:
+        self._do("stop", job)
+        wait_while_it_stops(self, job, self._timeout)
+
+    def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
+        jobs = [*jobs]
+        if self._sudo:
+            verbs = ("restart", "start", "stop", "reset-failed")
+            commands = [[*self._program, verb, unit_of(job)] for job in jobs for verb in verbs]
+            commands.append([*self._program, "daemon-reload"])
+            sudo.refuse_what_it_refuses(commands, self._timeout)
+        for job in jobs:
+            self._refuse_socket_activation(job)
+
+    def _refuse_socket_activation(self, job: str) -> None:
+        try:
+            triggers = self._shown(job).get("TriggeredBy", "").split()
+        except ServiceFailed:
+            return  # its state is unknown, which is refused with the reason
+        sockets = [each for each in triggers if each.endswith(".socket")]
+        if sockets:
+            raise NotReady(
+                f"{unit_of(job)} is started by {sockets[0]}, which listens while the service is "
+                "stopped: a health check would start it, and the port is never its alone",
+                remedy=f"let the application listen itself; as root: "
+                f"systemctl disable --now {sockets[0]}",
+            )
+
+    def words(self, verb: str, job: str) -> list[str]:
+        return self._with_rights([verb, unit_of(job)])
+
+    def last_log_lines(self, job: str) -> str:
+        invocation = self._invocations.get(job)
+        if invocation is None:
+            return ""
+        fields = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+        if self._of_user:
+            fields += ["+", f"USER_INVOCATION_ID={invocation}"]
+        words = [*self._journal, "--no-pager", "--output=cat", f"--lines={LOG_LINES}", *fields]
+        try:
+            answer = capture(words, timeout=self._timeout, env=self._environment)
+        except (TookTooLong, OSError) as error:
+            return f"({reason(error)})"
+        if answer.out.strip():
+            return answer.out.strip()
+        why = answer.err.strip().splitlines()
+        return f"({why[-1]} as root: journalctl -u {unit_of(job)})" if why else ""
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """Where the user's own manager is, which `sudo -iu` does not say."""
+        return {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}", **os.environ}
+
+    def _with_rights(self, words: list[str]) -> list[str]:
+        return [*(["sudo", "-n"] if self._sudo else []), *self._program, *words]
+
+    def _shown(self, job: str) -> dict[str, str]:
+        """The unit's properties. Raises ServiceFailed."""
+        words = [*self._program, "show", "--property", ",".join(PROPERTIES), unit_of(job)]
+        try:
+            answer = capture(words, timeout=self._timeout, env=self._environment)
+        except TookTooLong as error:
+            raise ServiceFailed(f"systemctl show {unit_of(job)}: {error}") from None
+        except OSError as error:
+            raise ServiceFailed(f"{words[0]}: {error.strerror}") from None
+        if answer.status != 0:
+            raise ServiceFailed(_one_line(answer.err, answer.status))
+        return parse_show(answer.out)
+
+    def _forget_failed_starts(self, job: str) -> None:
+        """Each start counts: the sixth in ten seconds would stop what runs."""
+        self._call(["reset-failed", unit_of(job)], but=NOT_LOADED)
+
+    def _do(self, verb: str, job: str) -> None:
+        """Has systemd start, restart or stop a unit. Raises ServiceFailed."""
+        for again in (True, False):
+            try:
+                if self._call([verb, unit_of(job)], but=OVERTAKEN if again else ""):
+                    return
+            except TookTooLong:
+                # systemd goes on with the request: ending the client does not cancel it.
+                wait_while_it_stops(self, job, self._timeout)
+                if verb == "stop" or self.status(job).state in ("starting", "running"):
+                    return  # whether it comes up is for the health checks to find out
+                raise ServiceFailed(
+                    f"{verb} {unit_of(job)}: no answer within {self._timeout:g} s"
+                ) from None
+
+    def _call(self, words: list[str], but: str = "") -> bool:
+        """Runs systemctl; False if it fails and says `but`.
+
+        Raises ServiceFailed for every other failure, and TookTooLong.
+        """
+        try:
+            answer = capture(self._with_rights(words), timeout=self._timeout, env=self._environment)
+        except OSError as error:
+            raise ServiceFailed(f"{error.filename or words[0]}: {error.strerror}") from None
+        if answer.status == 0:
+            return True
+        if but and but in answer.err:
+            return False
+        raise ServiceFailed(_one_line(answer.err, answer.status))
+
+
+def _one_line(said: str, status: int) -> str:
+    """The first line; the others say where to read on."""
+    return next(iter(said.strip().splitlines()), f"exit status {status}, no message")

@@ -1,0 +1,219 @@
+"""A throwaway host with a real systemd as its process 1, in namespaces of its own.
+
+Its files are an overlay of the real ones, gone with it; its network is the test's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from little_host import wait_for
+from programs import require_program, skip_or_fail
+
+CGROUPS = "deploy-clojars-test-"  # how their names begin
+
+# With the root of the cgroup namespace set already; $1 is a directory for the machine's files, and
+# what follows are directories of the test's that the machine has, too.
+BOOT = r"""
+set -eu
+root=$1/root
+mkdir -p "$1/over" "$root"
+mount -t tmpfs -o mode=755 tmpfs "$1/over"
+mkdir "$1/over/upper" "$1/over/scratch"
+mount -t overlay -o "lowerdir=/,upperdir=$1/over/upper,workdir=$1/over/scratch" overlay "$root"
+shift
+cd "$root"
+mount -t proc proc proc
+# Else systemd-sysctl would set the real kernel's.
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
+mount -t sysfs -o ro sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+for name in dev run tmp; do mount -t tmpfs -o mode=755 tmpfs $name; done
+chmod 1777 tmp
+mkdir dev/pts
+mkdir -m 1777 dev/shm
+for name in null zero full random urandom tty; do
+    touch dev/$name
+    mount --bind /dev/$name dev/$name
+done
+mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+ln -s fd/0 dev/stdin
+ln -s fd/1 dev/stdout
+ln -s fd/2 dev/stderr
+for shared; do
+    mkdir -p "$root$shared"
+    mount --bind "$shared" "$root$shared"
+done
+# Nothing that the real machine starts is started here.
+rm -rf etc/systemd/system/*.wants var/log/journal
+: >etc/machine-id
+ln -sf /dev/null etc/systemd/system/systemd-modules-load.service
+cat >etc/systemd/system/lab.target <<END
+[Unit]
+Wants=dbus.socket systemd-journald.service systemd-tmpfiles-setup.service
+Requires=basic.target
+After=basic.target
+AllowIsolate=yes
+END
+mkdir old
+pivot_root . old
+umount -l old
+getent passwd clojars >/dev/null ||
+    useradd --create-home --user-group --shell /bin/bash clojars
+exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+    /lib/systemd/systemd --system --unit=lab.target --show-status=0 </dev/null
+"""
+
+
+@dataclass
+class Machine:
+    """The host; `pid` is that of its process 1, as the test sees it."""
+
+    pid: int
+
+    @classmethod
+    @contextmanager
+    def started(cls, directory: Path, *shared: Path) -> Iterator[Machine]:
+        """Boots it, with its files in `directory`; `shared` directories are the test's and its own."""
+        require_systemd()
+        directory.mkdir()
+        group = _cgroup_of_machines() / f"{CGROUPS}{uuid.uuid4().hex}"
+        group.mkdir()
+        console = directory / "console"
+        words = [
+            *("unshare", "--mount", "--pid", "--ipc", "--uts", "--cgroup", "--fork"),
+            *("--kill-child", "--propagation", "private", "--"),
+            *("sh", "-c", BOOT, "boot", directory, *shared),
+        ]
+        enter = f"echo 0 >{group}/cgroup.procs; exec {shlex.join(map(str, words))}"
+        with console.open("wb") as output:
+            parent = subprocess.Popen(
+                ["sh", "-c", enter], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            machine = cls(_process_1_of(parent, console))
+            state = machine.run("systemctl", "is-system-running", "--wait", check=False)
+            assert state.stdout.strip() == "running", state.stdout + console.read_text()
+            yield machine
+        finally:
+            parent.kill()  # and the kernel its child, and all that is in there
+            parent.wait()
+            _remove(group)
+
+    def command(self, *words: object) -> list[str]:
+        """The words that run a command there."""
+        enter = ["nsenter", "-t", str(self.pid), "-m", "-p", "-i", "-u", "-C", "--"]
+        return [*enter, *map(str, words)]
+
+    def run(
+        self, *words: object, check: bool = True, timeout: float = 60, text: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command there as root; `text` is its standard input."""
+        result = subprocess.run(
+            self.command(*words), input=text or "", capture_output=True, text=True,
+            timeout=timeout, check=False, cwd="/",
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                 "HOME": "/root", "LC_ALL": "C"},
+        )  # fmt: skip
+        assert not check or result.returncode == 0, f"{words}: {result.stderr}{result.stdout}"
+        return result
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Writes a file there."""
+        self.run("install", "-D", "-m", f"{mode:o}", "/dev/stdin", path, text=text)
+
+    def outside(self, pid: int) -> int:
+        """The test's own number for a process of the machine."""
+        for process in psutil.Process(self.pid).children(recursive=True):
+            with suppress(OSError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                [numbers] = [line.split() for line in status.splitlines() if "NSpid" in line]
+                if int(numbers[-1]) == pid:
+                    return process.pid
+        raise LookupError(pid)
+
+
+def require_systemd() -> None:
+    """Skips the test, or fails it in CI, where no systemd can be started."""
+    if os.geteuid() != 0:
+        skip_or_fail("needs root, for namespaces with a systemd in them")
+    require_program("unshare", "nsenter", "systemctl", "dbus-daemon", "useradd")
+    if not _cgroup_of_machines().exists():
+        skip_or_fail("needs a cgroup of version 2 that root can write")
+
+
+def _cgroup_of_machines() -> Path:
+    found = Path("/sys/fs/cgroup/unified")
+    return found if found.exists() else Path("/sys/fs/cgroup")
+
+
+def _process_1_of(parent: subprocess.Popen[bytes], console: Path) -> int:
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+
+    def booted() -> int | None:
+        assert parent.poll() is None, console.read_text()
+        for pid in children.read_text().split():
+            socket = ["nsenter", "-t", pid, "-m", "test", "-S", "/run/systemd/private"]
+            if subprocess.run(socket, capture_output=True, check=False).returncode == 0:
+                return int(pid)
+        return None
+
+    return int(wait_for(booted, "systemd is up"))
+
+
+def _remove(group: Path) -> None:
+    """Removes the cgroup, and those of machines whose tests were killed."""
+
+    def is_gone() -> bool:
+        for directory, _, _ in os.walk(group, topdown=False):
+            with suppress(OSError):
+                os.rmdir(directory)
+        return not group.exists()
+
+    wait_for(is_gone, "the machine's cgroup is empty", 30)
+    for other in group.parent.glob(f"{CGROUPS}*"):
+        for directory, _, _ in os.walk(other, topdown=False):
+            with suppress(OSError):  # in use
+                os.rmdir(directory)
+
+
+class Systemd:
+    """The machine's systemd as tests of instances use it: like the Upstart stand-in."""
+
+    def __init__(self, machine: Machine, directory: Path) -> None:
+        self.machine = machine
+        self.bin = directory / "bin"
+        self.bin.mkdir()
+        for program in ("systemctl", "journalctl"):
+            path = self.bin / program
+            path.write_text(f'#!/bin/sh\nexec {shlex.join(machine.command(program))} "$@"\n')
+            path.chmod(0o755)
+
+    def install(self, job: str, text: str) -> None:
+        """Puts a unit file there that is enabled, so that systemd keeps what it knows of it."""
+        self.machine.write(f"/etc/systemd/system/{job}.service", text)
+        self.machine.run("systemctl", "daemon-reload")
+        self.machine.run("systemctl", "enable", f"{job}.service", check=False)
+
+    def pid(self, job: str) -> int | None:
+        """The main process, by the machine's numbers."""
+        shown = self.machine.run("systemctl", "show", "--value", "-p", "MainPID", f"{job}.service")
+        return int(shown.stdout) or None
+
+
+def kill(machine: Machine, pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
+    """Sends a signal to a process of the machine."""
+    machine.run("kill", f"-{signum.value}", pid)

@@ -1,0 +1,317 @@
+"""What systemd's states and refusals are to the tool; with a real systemd 252 as process 1."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from little_host import wait_for
+from systemd_machine import Machine
+from systemd_machine import Systemd as Host
+
+from deploy_clojars.errors import NotReady
+from deploy_clojars.host.services import ServiceFailed
+from deploy_clojars.host.services.systemd import Systemd, job_of, parse_show
+
+DEADLINE = 20.0  # seconds that a call may take on a busy machine
+
+UNIT = "[Unit]\nStartLimitIntervalSec={interval}\nStartLimitBurst={burst}\n[Service]\n{service}\n[Install]\nWantedBy=lab.target\n"
+RUNS = "ExecStart=sleep 1000"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """A systemd with no unit of the tests."""
+    with tempfile.TemporaryDirectory(prefix="systemd-") as name:
+        directory = Path(name)
+        with Machine.started(directory / "machine") as machine:
+            yield Host(machine, directory)
+
+
+@pytest.fixture
+def systemd(host: Host) -> Systemd:
+    return Systemd(bin=str(host.bin), sudo=False, timeout=DEADLINE)
+
+
+def has(host: Host, job: str, service: str, *, interval: int = 10, burst: int = 5) -> None:
+    """Adds a unit with these lines in its [Service]."""
+    host.install(job, UNIT.format(interval=interval, burst=burst, service=service))
+
+
+def is_soon(systemd: Systemd, job: str, state: str) -> None:
+    wait_for(lambda: systemd.status(job).state == state, f"{job} is {state}", DEADLINE)
+
+
+# States
+
+
+def test_a_running_unit_has_its_pid_and_a_stopped_one_has_none(
+    host: Host, systemd: Systemd
+) -> None:
+    has(host, "plain", RUNS)
+    assert systemd.status("plain").state == "stopped"
+    systemd.start("plain")
+    found = systemd.status("plain")
+    assert (found.state, found.pid) == ("running", host.pid("plain"))
+    assert found.said == f"plain.service active (running), PID {found.pid}"
+    systemd.stop("plain")
+    assert systemd.status("plain").said == "plain.service inactive (dead)"
+    systemd.stop("plain")  # is fine
+
+
+@pytest.mark.parametrize(
+    ("service", "state", "said"),
+    [
+        ("ExecStart=/nonexistent", "stopped", "failed (failed): exit-code"),
+        ("ExecStart=false", "stopped", "failed (failed): exit-code"),
+        ("User=nobody-there\nExecStart=sleep 1", "stopped", "failed (failed): exit-code"),
+        ("EnvironmentFile=/nonexistent\nExecStart=true", "stopped", "failed (failed): resources"),
+        (f"ExecStartPre=sleep 1000\n{RUNS}", "starting", "activating (start-pre)"),
+        (f"{RUNS}\nExecStartPost=sleep 1000", "starting", "activating (start-post)"),
+        (f"Type=notify\n{RUNS}", "starting", "activating (start)"),
+        ("ExecStart=false\nRestart=always\nRestartSec=1000", "starting", "activating (auto-restart)"),
+        ("Type=oneshot\nRemainAfterExit=yes\nExecStart=true", "unknown", "active (exited)"),
+        (f"Type=forking\nExecStart=sh -c '{RUNS.removeprefix('ExecStart=')} &'", "running", "active"),
+        (f"Type=exec\n{RUNS}", "running", "active (running)"),
+    ],
+)  # fmt: skip
+def test_every_state_has_its_name(
+    host: Host,
+    systemd: Systemd,
+    service: str,
+    state: str,
+    said: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    job = f"state{abs(hash(service))}"
+    has(host, job, service)
+    host.machine.run("systemctl", "start", "--no-block", f"{job}.service")
+    wait_for(
+        lambda: said in systemd.status(job).said and systemd.status(job).state == state,
+        f"{said}, and not {systemd.status(job)}", DEADLINE,
+    )  # fmt: skip
+    host.machine.run("systemctl", "kill", "-s", "KILL", f"{job}.service", check=False)
+    host.machine.run("systemctl", "disable", "--now", f"{job}.service", check=False)
+
+
+def test_a_unit_that_ignores_a_stop_is_stopping(host: Host, systemd: Systemd) -> None:
+    has(host, "stubborn", "ExecStart=sh -c \"trap '' TERM; sleep 1000\"\nTimeoutStopSec=3")
+    systemd.start("stubborn")
+    host.machine.run("systemctl", "stop", "--no-block", "stubborn.service")
+    is_soon(systemd, "stubborn", "stopping")
+    systemd.start("stubborn")  # waits for the end
+    assert systemd.status("stubborn").state == "running"
+    systemd.stop("stubborn")
+    assert systemd.status("stubborn").state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[Service\n", "error"),
+        ("[Service]\nType=simple\n", "bad-setting"),
+        (None, "not-found"),
+        ("masked", "masked"),
+    ],
+)
+def test_a_unit_that_cannot_be_started_is_unknown_with_the_reason(
+    host: Host, systemd: Systemd, text: str | None, said: str
+) -> None:
+    job = f"broken-{said}"
+    if text == "masked":
+        host.machine.run("systemctl", "mask", f"{job}.service")
+    elif text is not None:
+        host.install(job, text)
+    found = systemd.status(job)
+    assert (found.state, found.pid, found.said) == ("unknown", None, f"{job}.service: {said}")
+    with pytest.raises(ServiceFailed):
+        systemd.restart(job)
+
+
+def test_a_running_unit_whose_file_is_broken_runs_and_cannot_be_restarted(
+    host: Host, systemd: Systemd
+) -> None:
+    has(host, "goes", RUNS)
+    systemd.start("goes")
+    assert systemd.status("goes").obstacle == ""
+    host.install("goes", "[Service]\nType=simple\n")
+    found = systemd.status("goes")
+    assert (found.state, found.pid) == ("running", host.pid("goes"))
+    assert found.obstacle == "goes.service runs, and its file is now: bad-setting"
+
+
+def test_without_systemd_the_state_is_unknown(tmp_path: Path) -> None:
+    found = Systemd(bin=str(tmp_path), sudo=False, timeout=DEADLINE).status("clojars")
+    assert (found.state, found.visible) == ("unknown", True)
+    assert found.said == f"{tmp_path}/systemctl: No such file or directory"
+
+
+def test_who_has_no_way_to_process_1_may_not_ask(tmp_path: Path) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text(
+        "#!/bin/sh\necho 'Failed to connect to bus: Connection refused' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    found = Systemd(bin=str(tmp_path), sudo=False, timeout=DEADLINE).status("clojars")
+    assert (found.state, found.visible) == ("unknown", False)
+
+
+def test_the_properties_come_in_any_order_and_may_have_equals_signs() -> None:
+    shown = parse_show("MainPID=7\nActiveState=active\nLoadState=loaded\nJob=\nX=a=b\n\n")
+    assert shown["X"] == "a=b"
+    assert job_of("clojars.service", shown).pid == 7
+
+
+def test_a_start_that_waits_for_another_unit_is_on_its_way() -> None:
+    shown = {"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead", "Job": "12"}
+    assert job_of("clojars.service", shown).state == "starting"
+    assert job_of("clojars.service", {**shown, "Job": "0"}).state == "stopped"
+
+
+# Requests
+
+
+def test_a_restart_is_a_new_process(host: Host, systemd: Systemd) -> None:
+    has(host, "again", RUNS)
+    systemd.restart("again")  # starts it
+    before = host.pid("again")
+    systemd.restart("again")
+    assert host.pid("again") not in (None, before)
+    systemd.start("again")  # restarts what runs
+    assert host.pid("again") not in (None, before)
+
+
+def test_no_number_of_restarts_reaches_the_start_limit(host: Host, systemd: Systemd) -> None:
+    has(host, "limited", RUNS, interval=1000, burst=2)
+    for _ in range(8):
+        systemd.restart("limited")
+        assert systemd.status("limited").state == "running"
+    systemd.stop("limited")
+    systemd.start("limited")
+    assert systemd.status("limited").state == "running"
+
+
+def test_a_start_after_a_loop_that_used_up_the_limit_works(host: Host, systemd: Systemd) -> None:
+    has(host, "loop", "ExecStart=false\nRestart=always\nRestartSec=0", interval=1000, burst=2)
+    systemd.restart("loop")
+    is_soon(systemd, "loop", "stopped")
+    host.install("loop", UNIT.format(interval=1000, burst=2, service=RUNS))
+    systemd.restart("loop")
+    assert systemd.status("loop").state == "running"
+
+
+def test_a_start_that_fails_is_an_error_in_systemds_words(host: Host, systemd: Systemd) -> None:
+    has(host, "pre", f"ExecStartPre=false\n{RUNS}")
+    with pytest.raises(ServiceFailed, match=r"^Job for pre\.service failed because the control"):
+        systemd.restart("pre")
+    has(host, "env", f"EnvironmentFile=/nonexistent\n{RUNS}")
+    with pytest.raises(ServiceFailed, match="unavailable resources"):
+        systemd.start("env")
+
+
+def test_a_changed_unit_and_its_first_drop_in_are_read_by_stop_and_start_and_not_by_a_restart(
+    host: Host, systemd: Systemd
+) -> None:
+    has(host, "changed", RUNS)
+    systemd.start("changed")
+    drop_in = "/etc/systemd/system/changed.service.d/x.conf"
+    host.machine.write(drop_in, "[Service]\nEnvironment=NEW=1\n")
+
+    def environment() -> str:
+        return host.machine.run("cat", f"/proc/{host.pid('changed')}/environ").stdout
+
+    systemd.restart("changed")
+    assert "NEW=1" not in environment()
+    systemd.stop("changed")
+    systemd.start("changed")
+    assert "NEW=1" in environment()
+    host.machine.write("/etc/systemd/system/changed.service", "[Service]\nExecStart=sleep 2000\n")
+    systemd.stop("changed")
+    systemd.start("changed")
+    assert "2000" in host.machine.run("cat", f"/proc/{host.pid('changed')}/cmdline").stdout
+
+
+def test_a_request_that_takes_longer_than_the_limit_goes_on_and_is_waited_for(
+    host: Host, systemd: Systemd
+) -> None:
+    has(host, "slow", "ExecStart=sh -c \"trap '' TERM; sleep 1000\"\nTimeoutStopSec=4")
+    systemd.start("slow")
+    before = host.pid("slow")
+    impatient = Systemd(bin=str(host.bin), sudo=False, timeout=1.5)
+    impatient.restart("slow")
+    assert host.pid("slow") not in (None, before)
+    impatient.stop("slow")
+    assert systemd.status("slow").state == "stopped"
+
+
+def test_a_jvms_143_after_a_stop_is_stopped(host: Host, systemd: Systemd) -> None:
+    has(host, "jvm", "ExecStart=sh -c 'trap \"exit 143\" TERM; while :; do sleep 0.1; done'")
+    systemd.start("jvm")
+    wait_for(lambda: host.pid("jvm"), "it runs")
+    systemd.stop("jvm")
+    assert systemd.status("jvm").state == "stopped"
+    systemd.start("jvm")
+    assert systemd.status("jvm").state == "running"
+
+
+def test_a_program_that_dies_at_once_is_no_error_of_the_request(
+    host: Host, systemd: Systemd
+) -> None:
+    has(host, "dies", "ExecStart=sh -c 'sleep 0.3; exit 1'")
+    systemd.restart("dies")
+    is_soon(systemd, "dies", "stopped")
+
+
+def test_a_socket_that_starts_the_service_is_refused(host: Host, systemd: Systemd) -> None:
+    has(host, "lazy", RUNS)
+    systemd.refuse_what_would_fail(["lazy"])
+    host.machine.write("/etc/systemd/system/lazy.socket", "[Socket]\nListenStream=/run/lazy\n")
+    host.machine.run("systemctl", "daemon-reload")
+    host.machine.run("systemctl", "start", "lazy.socket")
+    with pytest.raises(NotReady, match=r"lazy\.service is started by lazy\.socket"):
+        systemd.refuse_what_would_fail(["lazy"])
+
+
+# The log
+
+
+def test_the_last_lines_are_those_of_its_own_start(
+    host: Host, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{host.bin}:/usr/bin:/bin")
+    has(host, "talks", "ExecStart=sh -c 'echo first of $$PPID; sleep 1000'")
+    systemd.start("talks")
+    systemd.status("talks")
+    wait_for(lambda: "first of" in systemd.last_log_lines("talks"), "its line is there", DEADLINE)
+    has(host, "talks", "ExecStart=sh -c 'echo second; exit 3'")
+    systemd.restart("talks")
+    is_soon(systemd, "talks", "stopped")
+    wait_for(lambda: "second" in systemd.last_log_lines("talks"), "its line is there", DEADLINE)
+    shown = systemd.last_log_lines("talks")
+    assert "first of" not in shown
+    assert "Main process exited, code=exited, status=3" in shown
+
+
+def test_a_journal_that_cannot_be_read_says_why(
+    systemd: Systemd, host: Host, tmp_path: Path
+) -> None:
+    has(host, "quiet", RUNS)
+    systemd.start("quiet")
+    systemd.status("quiet")
+    program = host.bin / "journalctl"
+    kept = program.read_text()
+    try:
+        program.write_text(
+            "#!/bin/sh\necho 'No journal files were opened due to insufficient permissions.' >&2\nexit 1\n"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{host.bin}:/usr/bin:/bin")
+            shown = systemd.last_log_lines("quiet")
+    finally:
+        program.write_text(kept)
+    assert shown == (
+        "(No journal files were opened due to insufficient permissions. "
+        "as root: journalctl -u quiet.service)"
+    )
