@@ -96,6 +96,23 @@ def test_a_restart_that_hangs_has_a_time_limit_and_is_said(
     assert host.status["ok"]
 
 
+@pytest.mark.parametrize("words", [("restart",), ("deploy", SECOND)])
+def test_a_stop_that_takes_longer_than_the_time_limit_leaves_nothing_down_and_nothing_half_done(
+    new_light_host: NewHost, words: tuple[str, ...]
+) -> None:
+    host = new_light_host(services="timeout = 1")
+    slow = {r"^kill timeout .*": "kill timeout 3\nkill signal WINCH"}  # nobody heeds that signal
+    for job, web, nailgun in zip(
+        (host.primary, host.backup), host.ports[:2], host.ports[2:], strict=True
+    ):
+        host.upstart.install(job, host.job_file(job, web, nailgun, **slow))
+    host.serving(FIRST)
+    host.have(SECOND)
+    host.done(*words, "--yes")
+    assert host.versions == ((FIRST, FIRST) if words == ("restart",) else (SECOND, SECOND))
+    assert host.status["ok"]
+
+
 @pytest.mark.parametrize(("broken", "status"), [("backup", 9), ("primary", 8)])
 def test_a_broken_job_file_of_one_instance_does_not_keep_the_other_one_down(
     light_host: LittleHost, upstart: Upstart, broken: str, status: int

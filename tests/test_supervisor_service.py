@@ -26,7 +26,7 @@ from programs import skip_or_fail
 
 from deploy_clojars.config import parse
 from deploy_clojars.errors import NotReady
-from deploy_clojars.host.services import Job, ServiceFailed, services_of
+from deploy_clojars.host.services import LONGEST_STOP, Job, ServiceFailed, services_of
 from deploy_clojars.host.services.supervisor import Supervisor
 
 DEADLINE = 10.0  # seconds that anything may take on a busy machine
@@ -461,14 +461,29 @@ def test_a_program_that_is_being_stopped_is_started_when_it_has_ended(
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_a_program_that_is_being_stopped_is_waited_for_only_within_the_time_limit(
+def test_a_program_that_is_being_stopped_is_not_waited_for_for_ever(
     supervisord: Supervisord, impatient: Supervisor, request_: str
 ) -> None:
     supervisord.runs("clojars", IGNORES_TERM, stopwaitsecs=LONG)
     supervisord.ask("stopProcess", "clojars", False)
 
-    with pytest.raises(ServiceFailed):
+    with pytest.raises(
+        ServiceFailed, match=f"^clojars STOPPING: not stopped within {SHORT * LONGEST_STOP:g} s$"
+    ):
         getattr(impatient, request_)("clojars")
+
+
+@pytest.mark.parametrize("request_", ["restart", "start"])
+def test_a_stop_that_takes_longer_than_the_time_limit_leaves_no_program_down(
+    supervisord: Supervisord, request_: str
+) -> None:
+    before = supervisord.runs("clojars", IGNORES_TERM, stopwaitsecs=2)
+
+    getattr(Supervisor(path=supervisord.path, timeout=1), request_)("clojars")
+
+    assert supervisord.state_of("clojars") == "RUNNING"
+    assert supervisord.pid_of("clojars") != before
+    assert not lives(before)
 
 
 # What fails
@@ -538,7 +553,7 @@ def test_a_stop_has_a_time_limit(
 ) -> None:
     pid = supervisord.runs("clojars", IGNORES_TERM, stopwaitsecs=LONG)
 
-    with pytest.raises(ServiceFailed, match=f"no answer within {SHORT} s"):
+    with pytest.raises(ServiceFailed, match=f"not stopped within {SHORT * LONGEST_STOP:g} s"):
         getattr(impatient, request_)("clojars")
 
     assert supervisord.state_of("clojars") == "STOPPING"

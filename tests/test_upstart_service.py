@@ -261,14 +261,39 @@ def test_to_stop_a_job_that_is_being_stopped_waits_for_its_end(
     assert programs.calls == ["stop clojars", *["status clojars"] * 3]
 
 
-def test_the_end_of_a_job_that_is_being_stopped_is_waited_for_within_the_time_limit(
+def test_the_end_of_a_job_that_is_being_stopped_is_not_waited_for_for_ever(
     programs: Programs,
 ) -> None:
     programs.answers("stop", ("", "stop: Job has already been stopped: clojars\n", 1))
     programs.answers("status", ("clojars stop/killed, process 3", "", 0))
 
-    with pytest.raises(ServiceFailed, match="stop/killed, process 3: not stopped within 1 s"):
-        Upstart(bin=str(programs.bin), sudo=False, timeout=1).stop("clojars")
+    with pytest.raises(ServiceFailed, match="stop/killed, process 3: not stopped within 2 s"):
+        Upstart(bin=str(programs.bin), sudo=False, timeout=0.2).stop("clojars")
+
+
+def test_a_stop_that_takes_longer_than_the_time_limit_is_waited_for(programs: Programs) -> None:
+    programs.does("stop", "exec sleep 1000")
+    programs.answers(
+        "status",
+        *[("clojars stop/killed, process 3", "", 0)] * 3,
+        ("clojars stop/waiting", "", 0),
+    )
+
+    Upstart(bin=str(programs.bin), sudo=False, timeout=0.5).stop("clojars")
+
+    assert programs.calls == ["stop clojars", *["status clojars"] * 4]
+
+
+@pytest.mark.parametrize("verb", ["restart", "start"])
+def test_a_job_that_will_start_when_its_stop_has_ended_has_not_failed(
+    programs: Programs, verb: str
+) -> None:
+    programs.does(verb, "exec sleep 1000")
+    programs.answers("status", ("clojars start/killed, process 3", "", 0))
+
+    getattr(Upstart(bin=str(programs.bin), sudo=False, timeout=0.5), verb)("clojars")
+
+    assert programs.calls == [f"{verb} clojars", "status clojars"]
 
 
 def test_a_job_whose_file_is_gone_is_stopped_and_cannot_be_started(

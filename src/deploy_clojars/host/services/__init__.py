@@ -12,6 +12,10 @@ from deploy_clojars.machine import signals
 
 State = Literal["running", "starting", "stopping", "stopped", "unknown"]
 
+# How long a stop may take, in time limits of a call. The manager itself kills what does not stop
+# (`kill timeout`, `stopwaitsecs`), so this is for what cannot be killed.
+LONGEST_STOP = 10
+
 
 @dataclass(frozen=True)
 class Job:
@@ -54,11 +58,16 @@ class Services(Protocol):
 
 
 def wait_while_it_stops(services: Services, job: str, timeout: float) -> None:
-    """Waits for the end of a job that somebody else stops. Raises ServiceFailed."""
-    deadline = time.monotonic() + timeout
+    """Waits for the end of a job that is being stopped; `timeout` is that of one call, in seconds.
+
+    Given up earlier, the job would end all the same, and nobody would start it again.
+    Raises ServiceFailed.
+    """
+    limit = LONGEST_STOP * timeout
+    deadline = time.monotonic() + limit
     while (found := services.status(job)).state == "stopping":
         if time.monotonic() > deadline:
-            raise ServiceFailed(f"{found.said}: not stopped within {timeout:g} s")
+            raise ServiceFailed(f"{found.said}: not stopped within {limit:g} s")
         signals.wait(0.1)
 
 

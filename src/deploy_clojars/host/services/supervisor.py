@@ -111,9 +111,14 @@ class Supervisor:
             self._done_unless("startProcess", job, because=None)
 
     def stop(self, job: str) -> None:
-        # A program that is being stopped counts as not running, and lives.
-        if not self._done_unless("stopProcess", job, NOT_RUNNING):
-            wait_while_it_stops(self, job, self._timeout)
+        try:
+            # A program that is being stopped counts as not running, and lives.
+            if self._done_unless("stopProcess", job, NOT_RUNNING):
+                return
+        except ServiceFailed:
+            if self.status(job).state != "stopping":
+                raise
+        wait_while_it_stops(self, job, self._timeout)
 
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         # Whoever may use the socket may use all of it; `status` finds out.

@@ -132,9 +132,21 @@ class Upstart:
     def _done_unless(self, verb: str, job: str, *because: str) -> bool:
         """Runs `verb` and returns True; False if it was refused for a reason in `because`.
 
-        Raises ServiceFailed for every other refusal.
+        False, too, if a stop takes longer than the time limit. Raises ServiceFailed for every other
+        refusal.
         """
-        answer = self._call(verb, job)
+        try:
+            answer = capture(self.words(verb, job), timeout=self._timeout)
+        except TookTooLong:
+            # Upstart goes on with the request: ending the client does not cancel it.
+            state = self.status(job).state
+            if verb == "stop" and state == "stopping":
+                return False
+            if verb != "stop" and state == "starting":
+                return True  # whether it comes up is for the health checks to find out
+            raise ServiceFailed(f"{verb} {job}: no answer within {self._timeout:g} s") from None
+        except OSError as error:
+            raise ServiceFailed(f"{error.filename or verb}: {error.strerror}") from None
         said = _one_line(answer, verb)
         if answer.status == 0:
             if verb != "stop" and parse_status(answer.out, job).state in ("stopped", "stopping"):
@@ -143,15 +155,6 @@ class Upstart:
         if any(words in said for words in because):
             return False
         raise ServiceFailed(said)
-
-    def _call(self, verb: str, job: str) -> Answer:
-        try:
-            return capture(self.words(verb, job), timeout=self._timeout)
-        except TookTooLong:
-            # Upstart goes on with the request: ending the client does not cancel it.
-            raise ServiceFailed(f"{verb} {job}: no answer within {self._timeout:g} s") from None
-        except OSError as error:
-            raise ServiceFailed(f"{error.filename or verb}: {error.strerror}") from None
 
 
 def _one_line(answer: Answer, verb: str) -> str:
