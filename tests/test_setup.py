@@ -482,6 +482,21 @@ def test_a_host_of_supervisord_gets_no_job_files(tmp_path: Path) -> None:
     assert not (root / "etc/sudoers.d").exists()
 
 
+def test_a_group_of_supervisord_puts_no_colon_into_the_name_of_a_file(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        '[services]\nmanager = "supervisor"\nsocket = "/run/s.sock"\n'
+        '[instances.primary]\njob = "web:clojars"\n[instances.backup]\njob = "web:backup"\n'
+    )
+    config.chmod(0o644)
+    root = tmp_path / "root"
+    assert run_setup("--root", str(root), config=config).returncode == 0
+    assert (root / "etc/nginx/sites-available/web-clojars").is_file()
+    assert (root / "etc/nginx/sites-enabled/web-clojars").is_symlink()
+    assert (root / "var/www/web-clojars/503.html").is_file()
+    assert [path for path in root.rglob("*") if ":" in path.name] == []
+
+
 def test_the_wheel_carries_the_files(tmp_path: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",

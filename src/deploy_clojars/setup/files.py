@@ -130,6 +130,7 @@ def values_of(
         raise UsageError(
             f"instances.primary.url: has no host that nginx can be told: {primary.url}"
         )
+    site = primary.job.replace(":", "-")  # of supervisord's GROUP:PROGRAM: it names files
     return Values(
         server_name=server_name,
         user=user,
@@ -137,7 +138,7 @@ def values_of(
         home=config.home.rstrip("/"),
         name=config.name,
         bin=config.services.bin.rstrip("/"),
-        site=primary.job,
+        site=site,
         pool=_variable(primary.job),
         primary=primary.job,
         backup=backup.job,
@@ -149,7 +150,7 @@ def values_of(
         probe_listen=f"{_bracketed(probe.hostname or '')}:{probe.port or 80}",
         probe_path=probe.path,
         command=shlex.join(words),
-        pages=f"{PAGES}/{primary.job}",
+        pages=f"{PAGES}/{site}",
     )
 
 
