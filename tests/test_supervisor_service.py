@@ -24,8 +24,11 @@ import psutil
 import pytest
 from programs import skip_or_fail
 
+from deploy_clojars.checks import running
+from deploy_clojars.checks.finding import Site
 from deploy_clojars.config import parse
 from deploy_clojars.errors import NotReady
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.services import LONGEST_STOP, Job, ServiceFailed, services_of
 from deploy_clojars.host.services.supervisor import Supervisor
 
@@ -1230,6 +1233,27 @@ def test_a_socket_that_wants_another_password_is_an_error_that_names_the_keys(
         f"supervisord at {guarded.path} {said}: set services.username and services.password",
     )
     assert "secret" not in services.status("clojars").said
+
+
+def test_check_says_what_to_do_about_each_reason_for_an_unknown_state(
+    guarded: Supervisord, tmp_path: Path
+) -> None:
+    def remedies(**settings: str) -> dict[str, str]:
+        settings = {"manager": "supervisor", "socket": guarded.path, **settings}
+        host = Host(parse({"home": str(tmp_path), "services": settings}, "test"))
+        site = Site(host, host.look())
+        return {each.what: each.remedy for each in running.jobs(site) if each.wrong}
+
+    password = {"username": "ops", "password": "secret:word"}
+    wait_for(lambda: "BAD_NAME" in str(remedies(**password)), "supervisord answers")
+    for settings, remedy in (
+        ({}, "set services.username and services.password"),
+        (password, "add the program to supervisord's configuration"),
+        ({"socket": str(tmp_path / "none")}, "start supervisord"),
+    ):
+        found = remedies(**settings)
+        assert len(found) == 2
+        assert all(each.startswith(remedy) for each in found.values()), found
 
 
 def test_a_password_is_not_on_a_command_line_that_is_shown() -> None:

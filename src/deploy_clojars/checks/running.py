@@ -17,7 +17,7 @@ from deploy_clojars.host.users import user_name
 from deploy_clojars.machine import processes
 from deploy_clojars.run import lock
 
-NO_PROGRAM = "start supervisord, with a program of the name that the configuration has"
+START = "start supervisord, or set services.socket to the socket that it listens on"
 
 
 def jobs(site: Site) -> Findings:
@@ -30,7 +30,7 @@ def jobs(site: Site) -> Findings:
                 f"job {job}: {observation.said}", not answers, by_root(site.host.command("check"))
             )
         elif observation.state == "unknown":
-            yield Finding(f"job {job}: {observation.said}", True, site.setup or NO_PROGRAM)
+            yield Finding(f"job {job}: {observation.said}", True, _known_again(site, observation))
         elif observation.why_hidden is not None and site.owner == os.geteuid():
             yield Finding(observation.why_hidden, True, health.HOW_TO_BE_SEEN)
         elif approved is None:
@@ -41,6 +41,13 @@ def jobs(site: Site) -> Findings:
         else:
             yield _health(site, observation, approved)
         yield from _process(site, observation)
+
+
+def _known_again(site: Site, observation: Observation) -> str:
+    """What to do about a job whose state is unknown."""
+    if site.is_upstarts:
+        return site.setup
+    return site.host.instances[observation.role].status().remedy or START
 
 
 def _health(site: Site, observation: Observation, approved: str) -> Finding:

@@ -26,10 +26,18 @@ class Job:
     said: str = ""  # to the letter
     visible: bool = True  # whether this user may ask at all
     obstacle: str = ""  # why a running one could not be restarted
+    remedy: str = ""  # what to do where the state is unknown, if the manager's module can tell
 
 
 class ServiceFailed(Exception):
-    """The manager did not do what it was asked; the message is what it said."""
+    """The manager did not do what it was asked; the message is what it said.
+
+    `remedy` is the end of the message where that says what to do.
+    """
+
+    def __init__(self, said: str, remedy: str = "") -> None:
+        super().__init__(f"{said}: {remedy}" if remedy else said)
+        self.remedy = remedy
 
 
 class Services(Protocol):

@@ -38,6 +38,10 @@ BAD_NAME = 10
 
 UNAUTHORIZED = 401
 
+# What to do where a program's state is unknown.
+SET_PASSWORD = "set services.username and services.password as in its [unix_http_server]"
+ADD = "add the program to supervisord's configuration, or set `job` of the instance to its name"
+
 # supervisor.states.ProcessStates of supervisor 4.3. BACKOFF waits to be started once more; EXITED
 # does so for a moment, and FATAL is not started again.
 STATES: dict[str, State] = {
@@ -73,10 +77,11 @@ class Supervisor:
             info = self._call("getProcessInfo", job)
         except ServiceFailed as error:
             may_ask = not isinstance(error.__cause__, PermissionError)
-            return Job("unknown", said=str(error), visible=may_ask)
+            return Job("unknown", said=str(error), visible=may_ask, remedy=error.remedy)
         except xmlrpc.client.Fault as fault:
-            hint = self._names_like(job) if fault.faultCode == BAD_NAME else ""
-            return Job("unknown", said=_words(fault, job) + hint)
+            is_name = fault.faultCode == BAD_NAME
+            said = _words(fault, job) + (self._names_like(job) if is_name else "")
+            return Job("unknown", said=said, remedy=ADD if is_name else "")
         if not isinstance(info, dict):
             return Job("unknown", said=f"{job}: {info!r} is not a state")
         name = str(info.get("statename"))
@@ -226,10 +231,7 @@ class Supervisor:
                     if self._user
                     else "wants a username and password"
                 )
-                raise ServiceFailed(
-                    f"supervisord at {self._path} {wants}: "
-                    "set services.username and services.password as in its [unix_http_server]"
-                ) from None
+                raise ServiceFailed(f"supervisord at {self._path} {wants}", SET_PASSWORD) from None
             raise self._is_not_supervisord(error) from None
         except Exception as error:  # noqa: BLE001 # what others answer breaks the parser in many ways
             raise self._is_not_supervisord(error) from None
