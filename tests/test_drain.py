@@ -338,6 +338,34 @@ def test_a_backup_that_dies_during_the_drain_keeps_the_primary_from_being_restar
     assert host.status["ok"]
 
 
+def test_a_backup_that_dies_during_the_last_look_is_refused_before_nothing_is_reverted_any_more(
+    light_host: LittleHost, front: Front
+) -> None:
+    del front
+    host = light_host
+    slow = f"http://127.0.0.1:{host.ports[0]}/slow?ms=1500"
+    host.write_config(**{"instances.primary": f'health = ["{slow}"]'})
+    before = host.pid("primary")
+
+    def the_primary_is_drained() -> bool:
+        events = [
+            (event["event"], event.get("step", event.get("instance"))) for event in host.events
+        ]
+        drained = (
+            events[events.index(("drain", "primary")) :] if ("drain", "primary") in events else []
+        )
+        return ("done", "drain") in drained
+
+    with host.typing(SECOND, "--yes") as terminal:
+        wait_for(the_primary_is_drained, "the last look")
+        host.control("stop", host.backup)
+        shown = terminal.ends(6)
+    assert f"reverted: {FIRST} is current and runs on both instances" in shown
+    assert host.pid("primary") == before
+    assert "no return" not in [event["event"] for event in host.events]
+    assert host.status["ok"]
+
+
 def test_a_backup_that_dies_during_a_rollbacks_drain_keeps_the_primary_from_being_restarted(
     light_host: LittleHost, front: Front
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
+from front import in_front_of
 from little_host import LittleHost, wait_for
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
@@ -198,3 +199,42 @@ def test_a_signal_in_the_middle_is_noted_and_the_restart_seen_through(
         terminal.ends(0)
     assert not set(pids(host)) & set(before)
     assert host.status["ok"]
+
+
+def change_the_link(host: LittleHost) -> None:
+    host.have(SECOND)
+    host.link.unlink()
+    host.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
+
+
+def test_what_changed_while_the_question_was_open_is_refused_before_anything_is_done(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    before = pids(host)
+    with host.typing("restart") as terminal:
+        terminal.asked()
+        change_the_link(host)
+        terminal.types("yes")
+        shown = terminal.ends(4)
+    assert f"current is {SECOND}, and {FIRST} is approved" in shown
+    assert f"first: deploy-clojars rollback {FIRST}" in shown
+    assert pids(host) == before
+    assert "begin" not in [event["event"] for event in host.events]
+
+
+def test_what_changes_during_the_drain_is_refused_while_nothing_was_restarted(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    before = pids(host)
+    with in_front_of(host, quiet="2", timeout="20"), host.typing("restart", "--yes") as terminal:
+        wait_for(lambda: host.is_at("drain"), "the drain of the backup")
+        change_the_link(host)
+        shown = terminal.ends(6)
+    assert f"someone else has changed current: it names {SECOND}, not {FIRST}" in shown
+    assert f"once the cause is fixed, run: deploy-clojars rollback {FIRST}" in shown
+    assert f"nothing that runs was changed; clojars runs {FIRST} as before" in shown
+    assert pids(host) == before
+    assert restarted(host) == []
+    assert "the restart is not done" not in host.run("status").stdout

@@ -5,11 +5,11 @@ from __future__ import annotations
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain, preflight
 from deploy_clojars.deploy.ask import ask_to_restart
-from deploy_clojars.deploy.steps import half_done, restart
+from deploy_clojars.deploy.steps import half_done, refuse_a_restart, restart
 from deploy_clojars.errors import NotHealthy
 from deploy_clojars.host import decisions
 from deploy_clojars.machine import signals
-from deploy_clojars.run.run import Run
+from deploy_clojars.run.run import Run, Stage, where_the_host_stands
 
 
 def restart_both(run: Run) -> None:
@@ -17,6 +17,7 @@ def restart_both(run: Run) -> None:
     drain.clear_stale_flag(run)
     look, run.version = preflight.check_restart(run.host)
     ask_to_restart(run, look)
+    look, _ = preflight.check_restart(run.host)  # the question may have been open for long
     signals.check()
     run.begin(look)
     with run.uninterruptible(restarts=2):
@@ -26,11 +27,10 @@ def restart_both(run: Run) -> None:
 def stop_and_start_each(run: Run) -> None:
     """Stops and starts one instance after the other, each exactly once.
 
-    Raises NotHealthy (6) if the first one does not come up and the other one is spared,
-    PrimaryDown (8) and HalfDone (9) if the second one does not.
+    Raises NotHealthy (6) if nothing could be restarted, or if the first one does not come up and
+    the other one is spared; PrimaryDown (8) and HalfDone (9) if the second one does not.
     """
     host, version, force = run.host, run.version, run.request.force
-    run.no_return()
     left: list[Role] = [PRIMARY, BACKUP]
     failed: dict[Role, NotHealthy] = {}
     while True:
@@ -40,8 +40,13 @@ def stop_and_start_each(run: Run) -> None:
         left.remove(role)
         try:
             with drain.without_requests(run, role):
-                restart(run, role, version, by_stop_and_start=True, force=force)
+                refuse_a_restart(run, role, version, force=force)
+                run.no_return()
+                restart(run, role, version, by_stop_and_start=True, checked=True)
         except NotHealthy as error:
+            if run.stage is not Stage.NO_RETURN:
+                error.remedy = where_the_host_stands(host)
+                raise
             failed[role] = error
     after = host.look()
     if left or failed or not after.both_healthy_on(version):

@@ -37,15 +37,17 @@ LATE = 10.0
 SHOWN = 5  # visitors by address
 
 
-def drain_primary(run: Run) -> None:
+def drain_primary(run: Run) -> Observation:
     """Before a promotion: no request is in the primary any more, unless it needs no restart.
 
-    The flag stays until the primary is back, or the revert removes it. Raises NotDrained (6) if
-    requests do not end, unless the operator said `--force`.
+    Returns the primary as it is then. The flag stays until it is back, or the revert removes it.
+    Raises NotDrained (6) if requests do not end, unless the operator said `--force`.
     """
     look = run.host.look()
-    if not look.primary.is_healthy_on(run.version):
-        _turn_to_the_backup(run, look, vetoes=not run.request.force)
+    if look.primary.is_healthy_on(run.version):
+        return look.primary
+    _turn_to_the_backup(run, look, vetoes=not run.request.force)
+    return run.host.instances[PRIMARY].observe()
 
 
 def drain_backup(run: Run) -> None:
@@ -64,25 +66,25 @@ def without_requests(run: Run, role: Role) -> Iterator[None]:
         _wait_for_backup(run, vetoes=False)
         yield
     else:
-        with back_to_the_primary(run):
-            _turn_to_the_backup(run, run.host.look(), vetoes=False)
+        look = run.host.look()
+        with back_to_the_primary(run, look.primary):
+            _turn_to_the_backup(run, look, vetoes=False)
             yield
 
 
 @contextmanager
-def back_to_the_primary(run: Run) -> Iterator[Observation]:
-    """The block, which gets the primary as it was, restarts it; after it the flag goes.
+def back_to_the_primary(run: Run, before: Observation) -> Iterator[None]:
+    """The block restarts the primary, which was so `before`; after it the flag goes.
 
     It stays if the primary did not come back.
     """
     primary = run.host.instances[PRIMARY]
-    before = primary.observe()
     came_back = False
     try:
-        yield before
+        yield
         came_back = True
     finally:
-        was_not_restarted = before.pid is not None and primary.observe().pid == before.pid
+        was_not_restarted = before.pid is not None and primary.status().pid == before.pid
         if came_back or was_not_restarted:
             prefer_primary(run)
         elif run.host.nginx.flag_is_set:

@@ -40,10 +40,10 @@ def deploy(run: Run, source: Source | None = None) -> None:
         flip(run, run.version)
         backup = bring_up_backup(run)
         ask_to_promote(run, backup)
-        drain.drain_primary(run)
+        primary = drain.drain_primary(run)
         refuse_a_backup_that_failed_meanwhile(run, backup)
         run.no_return()
-    promote(run)
+    promote(run, primary)
     prune.after_promotion(run)
 
 
@@ -111,19 +111,20 @@ def bring_up_backup(run: Run) -> Observation:
     return restart(run, BACKUP, run.version, force=run.request.force)
 
 
-def promote(run: Run) -> None:
+def promote(run: Run, primary: Observation) -> None:
     """The primary healthy on the release, restarted unless it is already; no signal stops it.
 
+    What could be refused was refused before: nothing is reverted any more.
     Raises PrimaryDown (8), HalfDone (9).
     """
     host, version = run.host, run.version
     with run.uninterruptible():
         try:
-            with drain.back_to_the_primary(run) as primary:
+            with drain.back_to_the_primary(run, primary):
                 if primary.is_healthy_on(version):
                     keep(run, PRIMARY, "promote")
                 else:
-                    restart(run, PRIMARY, version)
+                    restart(run, PRIMARY, version, checked=True)
         except NotHealthy as error:
             ways = ways_on(run, host.look(), "deploy")
             raise half_done(run, "the promotion", version, {PRIMARY: error}, ways) from None

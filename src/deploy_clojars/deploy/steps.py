@@ -34,12 +34,13 @@ def remove_link(run: Run, step: str, why: str, *, previously: str) -> None:
 
 
 def restart(
-    run: Run, role: Role, version: str, *, by_stop_and_start: bool = False, force: bool = False
-) -> Observation:
+    run: Run, role: Role, version: str, *, by_stop_and_start: bool = False, force: bool = False,
+    checked: bool = False,
+) -> Observation:  # fmt: skip
     """Restarts an instance and waits until it is healthy on the release.
 
-    `by_stop_and_start` reads a changed job file. `force`: also the only one that serves.
-    Raises NotHealthy (6), Interrupted.
+    `by_stop_and_start` reads a changed job file. `force`: also the only one that serves. `checked`:
+    the caller has just made sure that nothing speaks against it. Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
     before = instance.status()
@@ -47,11 +48,8 @@ def restart(
     if before.state == "stopped":
         verb = "start"
     with run.step(role, f"{verb} {instance.job}") as becomes:
-        if before.state == "unknown":  # no reason to restart it, and what would become of it?
-            raise NotHealthy(f"the state of {instance.job} is unknown: {before.said}")
-        refuse_a_link_that_was_changed_meanwhile(run, version)
-        if not force:
-            _refuse_the_only_serving_instance(run, role)
+        if not checked:
+            refuse_a_restart(run, role, version, force=force)
         kept = None if by_stop_and_start else _definition_since(run, role, before.pid)
         run.record("restart", instance=role, version=version, pid=before.pid, definition=kept)
         # Until it is healthy all that is known is that it starts on what is current.
@@ -84,6 +82,20 @@ def keep(run: Run, role: Role, step: str) -> Observation:
         observation = instance.wait_until_healthy(run.version)
         run.now_left_with(**{role: run.version})
     return observation
+
+
+def refuse_a_restart(run: Run, role: Role, version: str, *, force: bool) -> None:
+    """Whatever may have changed since it was decided: the last look before the request.
+
+    Raises NotHealthy (6).
+    """
+    refuse_a_link_that_was_changed_meanwhile(run, version)
+    instance = run.host.instances[role]
+    found = instance.status()
+    if found.state == "unknown":  # that it cannot be looked at is no reason to restart it
+        raise NotHealthy(f"the state of {instance.job} is unknown: {found.said}")
+    if not force:
+        _refuse_the_only_serving_instance(run, role)
 
 
 def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:

@@ -136,8 +136,9 @@ class Run:
 
     def no_return(self) -> None:
         """The point of no return. Raises DeployError if it cannot be written down."""
-        self.record("no return", version=self._version)
-        self.stage = Stage.NO_RETURN
+        if self.stage is not Stage.NO_RETURN:
+            self.record("no return", version=self._version)
+            self.stage = Stage.NO_RETURN
 
     @contextmanager
     def reverting(self) -> Iterator[None]:
