@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shlex
@@ -283,6 +284,61 @@ def test_a_flip_that_fails_leaves_nothing_behind(releases: Releases) -> None:
         releases.flip("A")
 
     assert names_in(releases.directory) == before
+
+
+def no_room(monkeypatch: pytest.MonkeyPatch, unless: Callable[[], bool] = lambda: False) -> None:
+    """No link can be made any more, as on a disk without a free inode."""
+    symlink = os.symlink
+
+    def fail(target: str, link: Path) -> None:
+        if not unless():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        symlink(target, link)
+
+    monkeypatch.setattr(os, "symlink", fail)
+
+
+def test_a_flip_back_needs_no_room(releases: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    releases.flip("A")
+    with releases.link_made_for("A"):
+        releases.flip("B")
+        no_room(monkeypatch)
+        releases.flip("A")
+    assert os.readlink(releases.link) == "clojars-web-A-standalone.jar"
+    assert not [name for name in names_in(releases.directory) if name.startswith(".")]
+
+
+def test_a_link_that_was_not_needed_is_gone(releases: Releases) -> None:
+    with releases.link_made_for("A"):
+        releases.flip("B")
+    assert releases.current().version == "B"
+    assert not [name for name in names_in(releases.directory) if name.startswith(".")]
+
+
+def test_without_room_for_the_link_back_nothing_is_begun(
+    releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases.flip("A")
+    no_room(monkeypatch)
+    with (
+        pytest.raises(DeployError, match=r"no link can be made in .*: No space left on device"),
+        releases.link_made_for("A"),
+    ):
+        pytest.fail("there is no way back")
+
+
+def test_on_a_full_disk_what_was_set_aside_makes_room_for_the_link(
+    releases: Releases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = tmp_path / "reserve"
+    releases = Releases(releases.directory, NAME, reserve)
+    releases.set_aside()
+    assert reserve.stat().st_blocks > 0
+    no_room(monkeypatch, unless=lambda: not reserve.exists())
+    releases.flip("A")
+    assert releases.current().version == "A"
+    releases.set_aside()
+    assert reserve.exists()
 
 
 def test_a_link_can_be_removed_and_removed_again(releases: Releases) -> None:

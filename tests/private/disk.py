@@ -11,6 +11,7 @@ import pytest
 from clojure_repository import ClojureRepository
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
+from front import in_front_of
 from little_host import LittleHost, wait_for
 from private_machine import INSIDE, mount, run
 
@@ -131,6 +132,84 @@ def test_a_revert_and_a_rollback_on_a_full_disk(light_host: LittleHost) -> None:
     host.done("rollback", SECOND, "--yes")
     assert host.status["ok"]
     assert host.status["approved"] == SECOND
+
+
+def eat_inodes(directory: Path) -> Path:
+    """Takes every inode that is left, as sessions or mails do; there is space all the same."""
+    eaten = directory / "mail"
+    eaten.mkdir()
+    try:
+        for number in range(100_000):
+            (eaten / str(number)).touch()
+    except OSError as error:
+        assert error.strerror == NO_ROOM
+    assert os.statvfs(directory).f_favail == 0
+    return eaten
+
+
+@pytest.fixture
+def host_with_few_inodes(new_light_host: NewHost) -> LittleHost:
+    """A host whose home has 2,000 inodes; 0.1.0 and 0.2.0 were approved, and 0.1.0 is."""
+    host = new_light_host()
+    mount("-t", "tmpfs", "-o", "size=300m,nr_inodes=2000,mode=755", "small", str(host.home))
+    host.releases.mkdir()
+    host.serving(FIRST)
+    host.done(SECOND, "--yes")
+    host.done("rollback", FIRST, "--yes")
+    return host
+
+
+def test_a_revert_when_the_inodes_went_while_the_question_was_open(
+    host_with_few_inodes: LittleHost,
+) -> None:
+    host = host_with_few_inodes
+    (host.deploy / "reserve").unlink()
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        (host.deploy / "reserve").unlink()  # the revert does not need it
+        eat_inodes(host.home)
+        terminal.types("no")
+        shown = terminal.ends(7)
+    assert f"reverted: {FIRST} is current and runs on both instances" in shown
+    unharmed(host)
+
+
+def test_a_rollback_without_a_free_inode(host_with_few_inodes: LittleHost) -> None:
+    host = host_with_few_inodes
+    eaten = eat_inodes(host.home)
+    host.done("rollback", SECOND, "--yes")
+    assert host.versions == (SECOND, SECOND)
+    assert host.status["ok"]
+    assert not (host.deploy / "reserve").exists()
+    for path in eaten.iterdir():
+        path.unlink()
+    host.done("rollback", FIRST, "--yes")
+    assert (host.deploy / "reserve").exists()
+    unharmed(host)
+
+
+def test_a_deploy_for_which_there_are_not_enough_inodes_is_refused_before_it_begins(
+    host_with_few_inodes: LittleHost,
+) -> None:
+    host = host_with_few_inodes
+    eat_inodes(host.home)
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 1
+    assert "the disk is full: 0 inodes free" in result.stderr
+    assert "(see df -i)" in result.stderr
+    unharmed(host)
+
+
+def test_a_flag_that_cannot_be_set_stops_no_rollback(host_with_few_inodes: LittleHost) -> None:
+    host = host_with_few_inodes
+    with in_front_of(host, quiet="0.2", timeout="20") as front:
+        # The directory has the only inode.
+        mount("-t", "tmpfs", "-o", "nr_inodes=1", "small", str(front.flag.parent))
+        result = host.done("rollback", SECOND, "--yes")
+    assert "the drain flag" in result.stderr
+    assert f"cannot be created: {NO_ROOM}" in result.stderr
+    assert host.versions == (SECOND, SECOND)
+    assert host.status["ok"]
 
 
 def test_after_a_rollback_that_could_not_be_written_down_status_does_not_name_the_deploy(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from deploy_clojars.checks import filesystem, front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.host.host import Host
+from deploy_clojars.machine import threads
 
 
 def findings(host: Host) -> list[Finding]:
@@ -28,8 +29,8 @@ def findings(host: Host) -> list[Finding]:
         lambda: user.as_the_production_user(site),
     )
     # Some of them wait for somebody else.
-    with ThreadPoolExecutor(max_workers=len(parts)) as pool:
-        return [finding for found in pool.map(_all_of, parts) for finding in found]
+    at_work = [threads.started(partial(_all_of, part)) for part in parts]
+    return [finding for found in at_work for finding in found.result()]
 
 
 def _all_of(part: Callable[[], Findings]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ from deploy_clojars.run.run import Run
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
 RELEASES_THAT_MUST_FIT = 4
 LEAST_FREE = 64 * 1024 * 1024  # bytes
+LEAST_INODES = 1000  # a file takes one, and a checkout with its build has about so many
 
 
 def prepare(run: Run) -> None:
@@ -229,9 +231,16 @@ def refuse_a_full_disk(host: Host) -> None:
     needed = max(LEAST_FREE, RELEASES_THAT_MUST_FIT * size)
     deploy = host.deploy if host.deploy.exists() else host.home  # the first run makes it
     for directory in (deploy, host.releases.directory):
-        free = shutil.disk_usage(directory).free
+        found = os.statvfs(directory)
+        free = found.f_bavail * found.f_frsize
         if free < needed:
             raise DeployError(
                 f"the disk is full: {free // 2**20} MiB free in {directory}, "
                 f"a deploy needs {needed // 2**20} MiB"
+            )
+        # Some file systems count no inodes, and say 0 of 0.
+        if found.f_files > 0 and found.f_favail < LEAST_INODES:
+            raise DeployError(
+                f"the disk is full: {found.f_favail} inodes free in {directory} (see df -i), "
+                f"a deploy needs {LEAST_INODES}"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain
@@ -54,17 +54,20 @@ def reverted_on_failure(run: Run) -> Iterator[None]:
     """
     assert run.before is not None  # the run has begun
     approved = run.before.approved
-    run.stage = Stage.CHANGING
-    try:
-        yield
-    except BaseException as error:
-        if approved == run.version and isinstance(error, Declined | Interrupted):
-            drain.prefer_primary(run)
-            raise  # current is the approved release: nothing has to be put back
-        if isinstance(error, DeployError):
-            run.console.say(f"{error.message}; reverting", "bold")
-        revert(run, approved, run.version)
-        raise
+    # The link that leads back is there before anything is flipped: a full disk stops no revert.
+    link_back = run.host.releases.link_made_for(approved) if approved else nullcontext()
+    with link_back:
+        run.stage = Stage.CHANGING
+        try:
+            yield
+        except BaseException as error:
+            if approved == run.version and isinstance(error, Declined | Interrupted):
+                drain.prefer_primary(run)
+                raise  # current is the approved release: nothing has to be put back
+            if isinstance(error, DeployError):
+                run.console.say(f"{error.message}; reverting", "bold")
+            revert(run, approved, run.version)
+            raise
 
 
 def revert(run: Run, approved: str | None, attempted: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deploy_clojars.config import BACKUP, PRIMARY, Config, Role
@@ -19,6 +18,7 @@ from deploy_clojars.host.nginx import Nginx
 from deploy_clojars.host.releases import Current, Releases
 from deploy_clojars.host.services import services_of
 from deploy_clojars.host.situation import Situation
+from deploy_clojars.machine import threads
 
 
 class Host:
@@ -42,7 +42,9 @@ class Host:
         self.lock_file = self.deploy / "lock"
         self.logs = self.deploy / "logs"
         self.journal = Journal(self.deploy / "journal.jsonl")
-        self.releases = Releases(config.releases_directory, config.name)
+        self.releases = Releases(
+            config.releases_directory, config.name, reserve=self.deploy / "reserve"
+        )
         self.nginx = Nginx(config.drain)
         self.services = services_of(config)
         self.instances: dict[Role, Instance] = {
@@ -63,16 +65,15 @@ class Host:
 
         A journal that cannot be read is noted; what was read of it earlier still counts.
         """
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            primary = pool.submit(self.instances[PRIMARY].observe)
-            backup = pool.submit(self.instances[BACKUP].observe)
-            current = self.releases.current()
-            journal_error = None
-            try:
-                self._history = self.journal.history()
-            except OSError as error:
-                journal_error = f"the journal {self.journal.file} cannot be read: {error.strerror}"
-            history = self._history
+        primary = threads.started(self.instances[PRIMARY].observe)
+        backup = threads.started(self.instances[BACKUP].observe)
+        current = self.releases.current()
+        journal_error = None
+        try:
+            self._history = self.journal.history()
+        except OSError as error:
+            journal_error = f"the journal {self.journal.file} cannot be read: {error.strerror}"
+        history = self._history
         return Look(
             current=current,
             primary=primary.result(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from urllib.parse import urlsplit
 
 from deploy_clojars import config
@@ -14,7 +14,7 @@ from deploy_clojars.host import health
 from deploy_clojars.host.releases import Releases
 from deploy_clojars.host.services import Job, ServiceFailed, Services
 from deploy_clojars.host.visits import Doors
-from deploy_clojars.machine import connections, processes, signals
+from deploy_clojars.machine import connections, processes, signals, threads
 from deploy_clojars.machine.sockets import is_local
 
 # A JVM that dies after seconds is respawned for ever and looks `start/running` at every look.
@@ -66,20 +66,19 @@ class Instance:
 
     def observe(self) -> health.Observation:
         """Looks at the instance now, and meanwhile asks its health URLs."""
-        with ThreadPoolExecutor(max_workers=len(self._urls)) as pool:
-            checks = pool.map(health.check, self._urls)
-            job = self.status()
-            try:
-                tree = processes.tree(job.pid) if job.pid is not None else None
-                listening = connections.listeners()
-                if job.pid is not None and tree is None:
-                    job = Job("starting", said=f"{job.said} (that process has just ended)")
-            except OSError as error:
-                # Such as no descriptor left: what cannot be looked at is not down.
-                tree, listening = None, []
-                job = Job("unknown", said=f"{job.said}, and cannot be looked at: {reason(error)}")
-            observation = self._with_process(job, tree, listening)
-            return replace(observation, checks=tuple(checks))
+        checks = [threads.started(partial(health.check, url)) for url in self._urls]
+        job = self.status()
+        try:
+            tree = processes.tree(job.pid) if job.pid is not None else None
+            listening = connections.listeners()
+            if job.pid is not None and tree is None:
+                job = Job("starting", said=f"{job.said} (that process has just ended)")
+        except OSError as error:
+            # Such as no descriptor left: what cannot be looked at is not down.
+            tree, listening = None, []
+            job = Job("unknown", said=f"{job.said}, and cannot be looked at: {reason(error)}")
+        observation = self._with_process(job, tree, listening)
+        return replace(observation, checks=tuple(check.result() for check in checks))
 
     def status(self) -> Job:
         """What the service manager says of it."""

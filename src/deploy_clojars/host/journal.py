@@ -16,6 +16,7 @@ import msgspec
 
 from deploy_clojars.errors import Status
 from deploy_clojars.host.lines import TailedFile, lines_backwards
+from deploy_clojars.machine.files import sync
 
 FORMAT = 1
 
@@ -325,7 +326,7 @@ class Journal:
                 line = b"\n" + line  # after a crash in the middle of a write
             if os.write(descriptor, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 

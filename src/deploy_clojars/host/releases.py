@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy_clojars.errors import DeployError
+from deploy_clojars.machine.files import NO_ROOM, sync
 from deploy_clojars.versions import why_no_version
 
 # How the name of a file begins until it is complete; only then is it a `*-standalone.jar`.
@@ -19,6 +20,7 @@ UNFINISHED = ".deploy-clojars-"
 RELEASE = "RELEASE"  # a placeholder in a command
 
 CHUNK = 1024 * 1024  # bytes
+RESERVED = 64 * 1024  # bytes; a block, however large they are
 
 Identity = tuple[int, int]  # a file's device and inode
 
@@ -35,10 +37,12 @@ class Current:
 
 
 class Releases:
-    """The directory with the releases."""
+    """The directory with the releases. `reserve` is a file that can make room for the link."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, reserve: Path | None = None) -> None:
         self.directory = directory
+        self._reserve = reserve
+        self._made: dict[str, Path] = {}  # links that a flip only has to rename, by version
         self.link = directory / f"{name}-current.jar"
         self._prefix = f"{name}-"
         self._suffix = "-standalone.jar"
@@ -139,7 +143,8 @@ class Releases:
     def flip(self, version: str) -> None:
         """Points the link at the release, in one atomic step, with a relative target.
 
-        The directory is synced before this returns. Raises DeployError.
+        The directory is synced before this returns. On a full disk the reserve makes room.
+        Raises DeployError.
         """
         if not self.has(version):
             raise DeployError(f"release {version} is not in {self.directory}")
@@ -147,11 +152,53 @@ class Releases:
             raise DeployError(f"{self.link} is not a symbolic link and was not replaced")
         try:
             with self._temporary("link") as temporary:
-                os.symlink(self.path(version).name, temporary)
-                os.replace(temporary, self.link)
+                made = self._made.pop(version, None)
+                if made is None:
+                    made = temporary
+                    self._make_link(version, made)
+                os.replace(made, self.link)
             self._sync()
         except OSError as error:
             raise DeployError(f"{self.link} cannot be changed: {error.strerror}") from error
+
+    @contextmanager
+    def link_made_for(self, version: str) -> Iterator[None]:
+        """While the block runs a flip to the release needs no room on the disk.
+
+        Raises DeployError if there is none for the link that it renames.
+        """
+        with self._temporary("link") as link:
+            try:
+                os.symlink(self.path(version).name, link)
+            except OSError as error:
+                raise DeployError(
+                    f"no link can be made in {self.directory}: {error.strerror}"
+                ) from error
+            self._made[version] = link
+            try:
+                yield
+            finally:
+                self._made.pop(version, None)
+
+    def _make_link(self, version: str, link: Path) -> None:
+        target = self.path(version).name
+        try:
+            os.symlink(target, link)
+        except OSError as error:
+            if error.errno not in NO_ROOM or self._reserve is None:
+                raise
+            with suppress(FileNotFoundError):
+                self._reserve.unlink()
+            os.symlink(target, link)
+
+    def set_aside(self) -> None:
+        """Makes the reserve, where it is not there and there is room. While the lock is held.
+
+        It has what a link may take, an inode and a block, on the same file system.
+        """
+        with suppress(OSError):
+            if self._reserve is not None and not self._reserve.exists():
+                self._reserve.write_bytes(bytes(RESERVED))
 
     def remove_link(self) -> None:
         """Leaves no release current, as before the first deploy. Raises DeployError."""
@@ -180,7 +227,7 @@ class Releases:
                         copy.write(chunk)
                     copy.flush()
                     os.fchmod(copy.fileno(), 0o644)  # whatever the umask: the service reads it
-                    os.fsync(copy.fileno())
+                    sync(copy.fileno())
                 # link() fails where rename() would replace.
                 os.link(temporary, self.path(version))
             self._sync()
@@ -240,7 +287,7 @@ class Releases:
     def _sync(self) -> None:
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -47,7 +47,7 @@ def handled(*, then_ignored: bool = False) -> Iterator[None]:
     under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     heeded = [each for each in HANDLED if each != signal.SIGHUP or not under_nohup]
     before = {signum: signal.signal(signum, _note) for signum in heeded}
-    # The pipe ends a select() at once, also when the signal came just before it began.
+    # The pipe ends a poll() at once, also when the signal came just before it began.
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _wakeup_reader = reader
     try:
@@ -99,9 +99,11 @@ def wait(seconds: float, *files: int) -> Sequence[int]:
     Returns the files that can be read. Raises Interrupted as `check` does.
     """
     check()
-    watched = [*files] if _wakeup_reader is None else [*files, _wakeup_reader]
+    poll = select.poll()  # select() takes no descriptor above 1023, and there may be many open
+    for file in files if _wakeup_reader is None else (*files, _wakeup_reader):
+        poll.register(file, select.POLLIN)
     deadline = time.monotonic() + seconds
-    ready, _, _ = select.select(watched, [], [], seconds)
+    ready = [file for file, _ in poll.poll(seconds * 1000)]
     if _wakeup_reader is not None and _wakeup_reader in ready:
         with suppress(BlockingIOError):
             while os.read(_wakeup_reader, 512):

@@ -15,6 +15,7 @@ import msgspec
 
 from deploy_clojars.errors import Locked, NotReady
 from deploy_clojars.machine import processes
+from deploy_clojars.machine.files import NO_ROOM
 
 # Of the whole file, as a `struct flock` (fcntl(2)): type, whence, start, length, and a PID that is
 # 0 for this kind of lock.
@@ -70,6 +71,8 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
     except OSError as error:
         if file.is_dir() or file.is_symlink():
             remedy = shlex.join(["mv", str(file), f"{file}.old"])
+        elif error.errno in NO_ROOM:
+            remedy = "make room on the disk (see df and df -i)"
         else:
             user = pwd.getpwuid(os.geteuid()).pw_name
             remedy = f"as root: {shlex.join(['chown', '-R', user, str(file.parent)])}"
@@ -81,6 +84,12 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, WRITE_LOCK)
         except BlockingIOError:
             raise locked_by(_read(descriptor)) from None
+        except OSError as error:
+            # As of a network's file system: without it two runs could be at work at once.
+            raise NotReady(
+                f"the file system of {file} has no locks: {error.strerror}",
+                remedy=f"{file.parent} must be on one that has them, such as a local disk",
+            ) from None
         os.fchmod(descriptor, 0o644)  # whatever the umask: `status` runs as any user
         yield Lock(descriptor, holder)
     finally:
@@ -98,6 +107,8 @@ def holder_of(file: Path) -> Holder | None:
         answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, WRITE_LOCK)
         (kind,) = struct.unpack_from("h", answer)
         return None if kind == fcntl.F_UNLCK else _read(descriptor)
+    except OSError:
+        return None  # where there are no locks nobody holds one
     finally:
         os.close(descriptor)
 

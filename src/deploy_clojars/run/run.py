@@ -272,6 +272,7 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
     ):
         processes.end_strays(host.id_prefix)
         host.releases.clear_unfinished()
+        host.releases.set_aside()
         run = Run(host, console, request, held.at_step)
         status: int | None = None
         why = request.why

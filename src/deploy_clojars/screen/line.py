@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import Protocol
 
 import rich.console
@@ -94,7 +95,8 @@ class LiveLine:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._live.start(refresh=True)
+        with suppress(RuntimeError):  # no thread can be started: the line stands still
+            self._live.start(refresh=True)
 
     def __rich__(self) -> Text:
         frame = self._spinner.render(time.monotonic())
