@@ -163,10 +163,9 @@ def test_a_revert_when_the_inodes_went_while_the_question_was_open(
     host_with_few_inodes: LittleHost,
 ) -> None:
     host = host_with_few_inodes
-    (host.deploy / "reserve").unlink()
     with host.typing(SECOND) as terminal:
         terminal.asked()
-        (host.deploy / "reserve").unlink()  # the revert does not need it
+        (host.deploy / "reserve").unlink(missing_ok=True)  # the revert does not need it
         eat_inodes(host.home)
         terminal.types("no")
         shown = terminal.ends(7)

@@ -265,6 +265,7 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
     make_directory(host.deploy)
     log = host.logs / log_name(request.command, request.version, datetime.now(UTC))
     with (
+        console.never_waiting(),
         signals.handled(then_ignored=True),
         lock.held(host.lock_file, holder) as held,
         console.logging_to(log),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import sys
@@ -11,16 +10,17 @@ import termios
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TextIO, cast
+from typing import IO, cast
 
 from rich.text import Text
 
 from deploy_clojars.errors import Declined, DeployError
 from deploy_clojars.machine import signals
 from deploy_clojars.screen.line import Line, LiveLine, PlainLine, Terminal
+from deploy_clojars.screen.stderr import SafeStderr
 from deploy_clojars.screen.text import printable
 
 ANSWERS = {b"yes": True, b"y": True, b"no": False, b"n": False}
@@ -33,34 +33,6 @@ WORTH_SEEING = {
 }
 
 
-class SafeStderr(io.TextIOBase):
-    """Standard error whose reader may be gone: a closed window must not stop a revert."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
-
-    def isatty(self) -> bool:
-        with suppress(OSError, ValueError):
-            return self._stream.isatty()
-        return False
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
-
-
 class Console:
     """What a run says. Progress, questions and errors go to standard error and into the log."""
 
@@ -68,8 +40,9 @@ class Console:
         # An ASCII locale must not turn a tag's name into a crash.
         with suppress(AttributeError, ValueError, OSError):
             sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        self._stderr = SafeStderr(sys.stderr)
         self._terminal = Terminal(
-            file=cast(IO[str], SafeStderr(sys.stderr)),
+            file=cast(IO[str], self._stderr),
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -92,6 +65,10 @@ class Console:
         if self._log is None:
             self._log = open(os.devnull, "ab")  # noqa: SIM115 # closed with the process
         return self._log
+
+    def never_waiting(self) -> AbstractContextManager[None]:
+        """While the block runs no reader of what is shown can hold it up."""
+        return self._stderr.never_waited_for()
 
     @contextmanager
     def logging_to(self, file: Path) -> Iterator[None]:
