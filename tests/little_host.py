@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -346,6 +347,19 @@ class Terminal:
     def presses(self, key: str) -> None:
         """Presses Ctrl and a key."""
         self._child.sendcontrol(key)
+
+    @property
+    def settings(self) -> list[Any]:
+        """How the terminal is set, as termios.tcgetattr() says it."""
+        return termios.tcgetattr(self._child.child_fd)
+
+    @settings.setter
+    def settings(self, settings: list[Any]) -> None:
+        termios.tcsetattr(self._child.child_fd, termios.TCSANOW, settings)
+
+    def is_resized(self, rows: int, columns: int) -> None:
+        """The window gets another size; 0 is what a terminal says that does not know its own."""
+        self._child.setwinsize(rows, columns)
 
     def hangs_up(self) -> None:
         """Closes the window; the kernel tells the tool."""

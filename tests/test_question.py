@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
@@ -247,3 +249,35 @@ def test_no_leaves_a_primary_that_was_down_on_the_approved_release_down(
         terminal.ends(7)
     assert ready.pid("primary") is None
     assert ready.version("backup") == FIRST
+
+
+def without_icrnl(settings: list[Any]) -> None:
+    settings[0] &= ~termios.ICRNL
+
+
+def raw(settings: list[Any]) -> None:
+    settings[0] &= ~termios.ICRNL
+    settings[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG)
+
+
+def ignoring_enter(settings: list[Any]) -> None:
+    settings[0] |= termios.IGNCR
+
+
+@pytest.mark.parametrize("left", [without_icrnl, raw, ignoring_enter])
+def test_enter_ends_an_answer_however_a_program_has_left_the_terminal(
+    ready: LittleHost, left: Callable[[list[Any]], None]
+) -> None:
+    with ready.typing(SECOND) as terminal:
+        terminal.sees("fetch")
+        before, settings = terminal.settings, terminal.settings
+        left(settings)
+        terminal.settings = settings
+        changed = terminal.settings
+        assert changed != before
+        terminal.asked()
+        terminal.writes("no\r")
+        wait_for(lambda: ready.events[-1]["event"] == "end", "the run ends", seconds=30)
+        assert terminal.settings == changed
+        terminal.ends(7)
+    assert ready.versions == (FIRST, FIRST)

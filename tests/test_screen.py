@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from clojure_repository import ClojureRepository
 from clojure_repository import ClojureRepository as Tags
 from little_host import PROMPT, LittleHost, without_escapes
+from zip_application import zip_jar
 
 from deploy_clojars.screen.line import fitted
 
@@ -131,3 +133,89 @@ def test_the_time_of_the_last_run_is_shown_beside_a_long_step(
     (host.releases / f"clojars-web-{SECOND}-standalone.jar").unlink()
     shown = deployed(host, 100)
     assert re.search(r"test .*[1-9] s \([1-9] s last time\)", without_escapes(shown))
+
+
+def test_no_variable_makes_a_pipe_a_terminal(host: LittleHost) -> None:
+    host.have(SECOND)
+    names = ("FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    host.environment = dict.fromkeys(names, "1") | {"TERM": "xterm", "COLORTERM": "truecolor"}
+    result = host.done("rollback", SECOND, "--yes")
+    assert "\x1b" not in result.stderr
+    step = r"^  flip       current: 0\.1\.0 -> 0\.2\.0  \d\.\d s$"
+    assert re.search(step, result.stderr, re.MULTILINE)
+    for word in ("status", "releases", "history", "check", "--help"):
+        result = host.run(word)
+        assert "\x1b" not in result.stdout + result.stderr, word
+
+
+def test_no_variable_makes_a_terminal_a_pipe(host: LittleHost) -> None:
+    host.have(SECOND)
+    shown = deployed(host, 100, FORCE_COLOR="", TTY_COMPATIBLE="0", TTY_INTERACTIVE="0")
+    assert any(line.startswith("✓ primary ") for line in lines_left(shown))
+
+
+def test_no_color_is_obeyed_whatever_forces_colour(host: LittleHost) -> None:
+    host.have(SECOND)
+    shown = deployed(host, 100, NO_COLOR="1", FORCE_COLOR="1", CLICOLOR_FORCE="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown)
+
+
+def test_a_width_that_a_shell_exported_does_not_count(host: LittleHost) -> None:
+    host.have(SECOND)
+    left = lines_left(deployed(host, 60, COLUMNS="200", LINES="100"))
+    assert max(len(line) for line in left if line.startswith(("✓", "    "))) < 60
+
+
+def test_after_a_resize_lines_have_the_new_width(host: LittleHost) -> None:
+    host.have(SECOND)
+    host.environment = {"TERM": "xterm"}
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        before = len(terminal.shown)
+        terminal.is_resized(24, 50)
+        terminal.types("no")
+        shown = terminal.ends(7)[before:]
+    steps = [line for line in shown.splitlines() if line.startswith(("✓", "    "))]
+    assert len(steps) >= 2, shown
+    assert max(map(len, steps)) < 50
+    assert host.versions == (FIRST, FIRST)
+
+
+def test_a_terminal_that_does_not_know_its_size_is_used_all_the_same(host: LittleHost) -> None:
+    host.have(SECOND)
+    with host.typing(SECOND) as terminal:
+        terminal.is_resized(0, 0)
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+
+
+def test_other_peoples_words_leave_room_for_the_question(
+    host: LittleHost, repository: ClojureRepository, tmp_path: Path
+) -> None:
+    assert host.jars is not None
+    other = ClojureRepository(tmp_path / "other")
+    repository.checkout(FIRST, other.directory)
+    version = other.directory / "resources/clojars/version.txt"
+    version.write_text("9.0.0\n")
+    long = "a word and another one, " * 400
+    for number in range(15):
+        other.git("commit", "--quiet", "--all", "--allow-empty", "-m", f"{number} {long}")
+    other.git("tag", "9.0.0")
+    zip_jar("9.0.0", other.commit("9.0.0"), host.jars)
+    host.repository_url = other.url
+    host.write_config()
+    host.have("9.0.0")
+    host.done("rollback", "9.0.0", "--yes")
+    host.done("rollback", FIRST, "--yes", "-m", long)
+    host.environment = {"TERM": "xterm"}
+    with host.typing("9.0.0") as terminal:
+        terminal.is_resized(24, 80)
+        terminal.asked()
+        page = terminal.shown[terminal.shown.index("────") :]
+        terminal.types("no")
+        terminal.ends(7)
+    assert "0.1.0 -> 9.0.0, 15 commits" in page
+    assert len(re.findall(r"^  [0-9a-f]{7,} \d+ a word and .*…\r?$", page, re.MULTILINE)) == 12
+    assert "9.0.0 was rolled back on" in page
+    assert len(page.splitlines()) <= 24

@@ -15,6 +15,7 @@ from deploy_clojars.errors import Interrupted, UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import signals
 from deploy_clojars.screen import tables
+from deploy_clojars.screen.line import environment
 from deploy_clojars.screen.text import printable
 
 INTERVAL = 1.0  # seconds
@@ -31,7 +32,9 @@ def watch(host: Host) -> None:
             "--watch needs a terminal that can be drawn on",
             remedy=f"programs can use: {host.command('status', '--json')}",
         )
-    console = rich.console.Console(highlight=False, markup=False, emoji=False)
+    console = rich.console.Console(
+        highlight=False, markup=False, emoji=False, _environ=environment()
+    )
     try:
         with signals.handled(), rich.live.Live(console=console, auto_refresh=False) as live:
             size = console.size

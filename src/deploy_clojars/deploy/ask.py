@@ -122,11 +122,15 @@ def question_page(run: Run, look: Look) -> list[str]:
     """What the operator should know before answering."""
     host, version = run.host, run.version
     primary, backup = host.jobs
-    lines = what_changes(look.approved, version, commits_between(run, look))
+    lines = [
+        run.console.cut(line) if line.startswith("  ") else line  # a subject may fill the screen
+        for line in what_changes(look.approved, version, commits_between(run, look))
+    ]
     rolled_back = look.history.rolled_back.get(version)
     if rolled_back is not None:
         why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"
-        lines.append(f"{version} was rolled back on {rolled_back.at} by {rolled_back.by}{why}")
+        line = f"{version} was rolled back on {rolled_back.at} by {rolled_back.by}{why}"
+        lines.append(run.console.cut(line, lines=3))
     lines.append(f"Try it: {host.instances[BACKUP].url} is {backup} on {version}.")
     if look.primary.is_healthy_on(version):
         lines.append(f"  yes  keeps {primary} on {version}, which it runs already")

@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any
 
 from rich.text import Text
 
 from deploy_clojars.errors import Declined, DeployError
 from deploy_clojars.machine import signals
-from deploy_clojars.screen.line import Line, LiveLine, PlainLine, Terminal
+from deploy_clojars.screen.line import Line, LiveLine, PlainLine, Terminal, cut
 from deploy_clojars.screen.stderr import SafeStderr
 from deploy_clojars.screen.text import printable
 
 ANSWERS = {b"yes": True, b"y": True, b"no": False, b"n": False}
 NARROWEST, WIDEST = 40, 100  # characters of a line of prose
+IFLAG, LFLAG = 0, 3  # of termios.tcgetattr()
 # On a page before a question: a way to answer, where to look, and what needs a second thought.
 WORTH_SEEING = {
     r"^  (yes|no)(?=  )": "bold",
@@ -41,13 +42,7 @@ class Console:
         with suppress(AttributeError, ValueError, OSError):
             sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         self._stderr = SafeStderr(sys.stderr)
-        self._terminal = Terminal(
-            file=cast(IO[str], self._stderr),
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-            emoji=False,
-        )
+        self._terminal = Terminal(self._stderr)
         self.verbose = verbose
         self.quiet = quiet
         self._log: IO[bytes] | None = None
@@ -184,7 +179,8 @@ class Console:
         self._into_log(prompt)
         self._show(prompt, "bold", end="")
         try:
-            return self._answer(prompt, watch)
+            with lines_typed_at(sys.stdin.fileno()):
+                return self._answer(prompt, watch)
         except DeployError:
             self._show("")  # what comes next does not stand behind the question
             raise
@@ -225,16 +221,27 @@ class Console:
         self._terminal.print(shown, end=end)
         self._terminal.file.flush()
 
+    @property
+    def _width(self) -> int:
+        return min(max(self._terminal.width, NARROWEST), WIDEST)
+
+    def cut(self, text: str, lines: int = 1) -> str:
+        """As much of other people's text as there is room for in so many lines; a pipe gets it all."""
+        return cut(printable(text), lines * self._width) if self._terminal.is_terminal else text
+
     def _folded(self, text: str) -> str:
         """Prose in lines that end between words, on a terminal; a pipe gets it as it is."""
         if not self._terminal.is_terminal:
             return text
-        width = min(max(self._terminal.width, NARROWEST), WIDEST)
         # Behind a word that stands alone at the beginning, as in `  yes  restarts clojars`.
         begins = re.match(r" *(\S+ {2,})?", text)
         indent = " " * (begins.end() if begins and begins[1] else 2)
         lines = textwrap.wrap(
-            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            text,
+            self._width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
         return "\n".join(lines)
 
@@ -252,6 +259,33 @@ class Console:
         with suppress(OSError, ValueError):
             for line in printable(text).split("\n"):
                 self._log.write(f"{stamp} {line}\n".encode())
+
+
+@contextmanager
+def lines_typed_at(terminal: int) -> Iterator[None]:
+    """Has Enter end a line, and Ctrl-C heard, while the block runs, however the terminal was left.
+
+    Without ICRNL, as after a program that was killed, no answer would ever be complete.
+    """
+    try:
+        before = termios.tcgetattr(terminal)
+        wanted = [*before]
+        wanted[IFLAG] = before[IFLAG] & ~(termios.IGNCR | termios.INLCR) | termios.ICRNL
+        wanted[LFLAG] |= termios.ICANON | termios.ECHO | termios.ISIG
+    except (termios.error, OSError, ValueError):
+        yield
+        return
+    try:
+        _set(terminal, before, wanted)
+        yield
+    finally:
+        _set(terminal, wanted, before)
+
+
+def _set(terminal: int, now: list[Any], settings: list[Any]) -> None:
+    if settings != now:  # whatever a terminal has to be asked for may be refused
+        with suppress(termios.error, OSError):
+            termios.tcsetattr(terminal, termios.TCSANOW, settings)
 
 
 def _private(file: str, flags: int) -> int:

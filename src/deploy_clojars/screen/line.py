@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 import rich.console
 from rich.cells import cell_len
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
+
+from deploy_clojars.screen.stderr import SafeStderr
 
 NAME_WIDTH = 10  # of a step
 INDENT = " " * (NAME_WIDTH + 3)
@@ -21,8 +23,28 @@ MARKS = {True: ("✓", "✗", "dots"), False: ("+", "x", "line")}  # by whether 
 PER_SECOND = 8  # looks of the running line
 
 
+# Whether it is a terminal, and how wide, is asked of the stream: these say it of every pipe, and of
+# a window as it was when a shell exported them.
+SAID_OF_ALL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
+
+
+def environment() -> dict[str, str]:
+    """The environment for rich, which then asks a stream itself what it is."""
+    return {key: value for key, value in os.environ.items() if key not in SAID_OF_ALL}
+
+
 class Terminal(rich.console.Console):
     """rich's console, which leaves the cursor as it is: a tool that is killed could not show it again."""
+
+    def __init__(self, stream: SafeStderr) -> None:
+        super().__init__(
+            file=cast(IO[str], stream),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+            emoji=False,
+            _environ=environment(),
+        )
 
     def show_cursor(self, show: bool = True) -> bool:  # rich's own signature
         return False

@@ -77,7 +77,10 @@ def _for_a_terminal(table: Table) -> str:
 
     import rich.console
 
-    console = rich.console.Console(file=io.StringIO(), highlight=False, markup=False, emoji=False)
+    console = rich.console.Console(
+        # Colour is added later, whatever variables say that rich obeys.
+        file=io.StringIO(), force_terminal=False, highlight=False, markup=False, emoji=False
+    )  # fmt: skip
     if _least_width(table) <= console.width:
         console.print(_side_by_side(table))
     elif console.width >= LEAST_STACKED:
