@@ -154,8 +154,12 @@ def _wait_until_followed(run: Run) -> None:
     """Raises NotDrained, Interrupted."""
     nginx = run.host.nginx
     deadline = time.monotonic() + FOLLOWS_WITHIN
-    while (answer := nginx.answer()) != BACKUP_FIRST:
-        if time.monotonic() > deadline:
+    while True:
+        is_late = time.monotonic() > deadline  # before the look: Ctrl-Z may make it an old one
+        answer = nginx.answer()
+        if answer == BACKUP_FIRST:
+            return
+        if is_late:
             raise NotDrained(
                 f"nginx ignores the drain flag {nginx.flag}: it still answers {answer}",
                 remedy="its site must name this path, be loaded, and be able to enter the "
@@ -202,8 +206,8 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
     started = last_request = time.monotonic()
     doors = instance.doors()
     while True:
+        now = time.monotonic()  # before the look: where Ctrl-Z follows it, nothing was quiet
         visits = doors.visits()
-        now = time.monotonic()
         if visits.requests:
             last_request = now
         elif now - started < LATE:

@@ -181,6 +181,7 @@ class Instance:
         pids: list[int] = []
         while True:
             pause = self._health.interval
+            looked = time.monotonic()
             observation = self.observe()
             now = time.monotonic()
             why = observation.why_not_healthy_on(version, not_pid)
@@ -197,7 +198,8 @@ class Instance:
             else:
                 healthy_since = None
                 hopeless = self._why_hopeless(observation, pids)
-                if hopeless is None and now - started > timeout:
+                # Not by `now`: the look may be old, where this process was stopped (Ctrl-Z) after it.
+                if hopeless is None and looked - started > timeout:
                     hopeless = why
                 if hopeless is not None:
                     raise NotHealthy(

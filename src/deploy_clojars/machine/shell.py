@@ -82,11 +82,12 @@ def _captured(argv: Sequence[str], timeout: float, env: Mapping[str, str]) -> An
     deadline = time.monotonic() + timeout
     try:
         while True:
+            is_late = time.monotonic() > deadline  # before the look: Ctrl-Z may make it an old one
             with suppress(subprocess.TimeoutExpired):
                 out, err = process.communicate(timeout=min(TICK * 4, timeout))
                 return Answer(process.returncode, out, err)
             signals.check()
-            if time.monotonic() > deadline:
+            if is_late:
                 raise TookTooLong(f"no answer within {timeout:g} s", detail=shlex.join(argv))
     except BaseException:
         # Under sudo the command runs as root and cannot be killed; it is left running.
@@ -190,11 +191,12 @@ def _wait_for_end(
     size = os.fstat(log.fileno()).st_size
     if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
         silence = None  # without a log, nobody knows what was printed
-    while process.is_alive()[0]:
-        signals.wait(TICK, *end)
+    while True:
+        now = time.monotonic()  # before the look: Ctrl-Z may make it an old one
+        if not process.is_alive()[0]:
+            return
         if watch is not None:
             watch()
-        now = time.monotonic()
         if now - started > timeout:
             raise TookTooLong(f"not done within {timeout:g} s")
         size_now = os.fstat(log.fileno()).st_size
@@ -202,6 +204,7 @@ def _wait_for_end(
             size, last_output = size_now, now
         elif silence is not None and now - last_output > silence:
             raise Silent(f"nothing heard for {silence:g} s")
+        signals.wait(TICK, *end)
 
 
 def last_lines(log: Path, start: int = 0, lines: int = LAST_LINES) -> str:

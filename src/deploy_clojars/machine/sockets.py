@@ -70,8 +70,15 @@ class Limited:
     deadline = 0.0  # by time.monotonic()
 
     def recv_into(self: Any, *words: Any) -> int:
-        self.settimeout(self.left())
-        return super().recv_into(*words)  # type: ignore[misc,no-any-return]
+        seconds = self.deadline - time.monotonic()
+        self.settimeout(max(0.0, seconds))
+        try:
+            return super().recv_into(*words)  # type: ignore[misc,no-any-return]
+        except OSError:
+            # What had come in time counts: this process may have been stopped meanwhile (Ctrl-Z).
+            if seconds <= 0:
+                raise TimeoutError("timed out") from None
+            raise
 
     def left(self) -> float:
         """The seconds that are left. Raises TimeoutError if none are."""

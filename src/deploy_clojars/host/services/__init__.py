@@ -73,8 +73,12 @@ def wait_while_it_stops(services: Services, job: str, timeout: float) -> None:
     """
     limit = LONGEST_STOP * timeout
     deadline = time.monotonic() + limit
-    while (found := services.status(job)).state == "stopping":
-        if time.monotonic() > deadline:
+    while True:
+        is_late = time.monotonic() > deadline  # before the look: Ctrl-Z may make it an old one
+        found = services.status(job)
+        if found.state != "stopping":
+            return
+        if is_late:
             raise ServiceFailed(f"{found.said}: not stopped within {limit:g} s")
         signals.wait(0.1)
 
