@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 import pytest
@@ -184,8 +186,9 @@ def test_a_tag_of_something_that_is_no_commit_is_an_error(
     repository.git("tag", "0.2.0", "HEAD:file")
     mirror.fetch(log, LIMIT)
 
-    with pytest.raises(DeployError, match=r"0\.2\.0"):
+    with pytest.raises(DeployError, match=r"the tag 0\.2\.0 names a blob, not a commit") as refused:
         mirror.commit_of("0.2.0")
+    assert not isinstance(refused.value, Broken)  # a new mirror would not help
 
 
 # Bringing the mirror up to date
@@ -249,7 +252,7 @@ def test_a_repository_that_the_environment_names_is_not_meant(
 
     mirror.fetch(log, LIMIT)
     assert mirror.commit_of("0.1.0") == commit
-    mirror.check_out(commit, tmp_path / "checkout")
+    mirror.check_out(commit, tmp_path / "checkout", log, LIMIT)
 
     assert (tmp_path / "checkout" / "file").read_text() == "first\n"
     assert contents(another) == before
@@ -381,17 +384,17 @@ def obtained(mirror: Mirror, log: IO[bytes], tag: str, tmp_path: Path) -> Path:
     """What a deploy does: a mirror that turns out to be broken on the way is made anew once."""
     mirror.fetch(log, LIMIT)
     try:
-        mirror.check_out(mirror.commit_of(tag), tmp_path / "checkout")
+        mirror.check_out(mirror.commit_of(tag), tmp_path / "checkout", log, LIMIT)
         return tmp_path / "checkout"
     except Broken:
         mirror.recreate(log, LIMIT)
-        mirror.check_out(mirror.commit_of(tag), tmp_path / "again")
+        mirror.check_out(mirror.commit_of(tag), tmp_path / "again", log, LIMIT)
         return tmp_path / "again"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x00" * 20])
 def test_a_file_that_is_lost_or_damaged_in_the_mirror_is_noticed_when_it_is_checked_out(
-    repository: Repository, fetched: Mirror, tmp_path: Path, content: bytes | None
+    repository: Repository, fetched: Mirror, log: IO[bytes], tmp_path: Path, content: bytes | None
 ) -> None:
     """git prints an error, exits with 0 and leaves the file out: that must not be built."""
     commit = fetched.commit_of("0.1.1")
@@ -403,7 +406,7 @@ def test_a_file_that_is_lost_or_damaged_in_the_mirror_is_noticed_when_it_is_chec
         file.write_bytes(content)
 
     with pytest.raises(Broken, match=commit[:10]):
-        fetched.check_out(commit, tmp_path / "checkout")
+        fetched.check_out(commit, tmp_path / "checkout", log, LIMIT)
 
 
 def unpack_the_objects(mirror: Path) -> None:
@@ -458,7 +461,7 @@ def test_a_repository_that_is_not_there_is_an_error_in_gits_words(
 
     failed = failure(mirror_of(str(nowhere), tmp_path), log)
 
-    assert failed.message == f"{nowhere}: git fetch failed (exit status 128)"
+    assert failed.message == f"{nowhere}: git ls-remote failed (exit status 128)"
     assert "does not appear to be a git repository" in failed.detail
 
 
@@ -572,11 +575,11 @@ def test_no_program_is_run_to_ask_for_a_password(
 
 
 def test_a_checkout_is_a_repository_at_the_tags_commit(
-    repository: Repository, fetched: Mirror, tmp_path: Path
+    repository: Repository, fetched: Mirror, log: IO[bytes], tmp_path: Path
 ) -> None:
     directory = tmp_path / "deep" / "down" / "checkout"
 
-    fetched.check_out(fetched.commit_of("0.1.0"), directory)
+    fetched.check_out(fetched.commit_of("0.1.0"), directory, log, LIMIT)
 
     assert (directory / "file").read_text() == "first\n"
     assert git("-C", str(directory), "rev-parse", "HEAD") == repository.git("rev-parse", "0.1.0")
@@ -585,18 +588,20 @@ def test_a_checkout_is_a_repository_at_the_tags_commit(
 
 
 def test_a_commit_that_the_mirror_does_not_have_cannot_be_checked_out(
-    fetched: Mirror, tmp_path: Path
+    fetched: Mirror, log: IO[bytes], tmp_path: Path
 ) -> None:
     with pytest.raises(Broken, match="0123456789 cannot be checked out"):
-        fetched.check_out("0123456789" * 4, tmp_path / "checkout")
+        fetched.check_out("0123456789" * 4, tmp_path / "checkout", log, LIMIT)
 
 
-def test_a_directory_that_is_there_is_not_overwritten(fetched: Mirror, tmp_path: Path) -> None:
+def test_a_directory_that_is_there_is_not_overwritten(
+    fetched: Mirror, log: IO[bytes], tmp_path: Path
+) -> None:
     (tmp_path / "checkout").mkdir()
     (tmp_path / "checkout" / "file").write_text("mine\n")
 
     with pytest.raises(DeployError):
-        fetched.check_out(fetched.commit_of("0.1.0"), tmp_path / "checkout")
+        fetched.check_out(fetched.commit_of("0.1.0"), tmp_path / "checkout", log, LIMIT)
 
     assert (tmp_path / "checkout" / "file").read_text() == "mine\n"
 
@@ -835,24 +840,24 @@ def test_a_fetch_for_which_there_is_no_room_costs_no_mirror(
 
 
 def test_a_signal_in_a_checkout_is_no_word_against_the_mirror(
-    fetched: Mirror, tmp_path: Path
+    fetched: Mirror, log: IO[bytes], tmp_path: Path
 ) -> None:
     with signals.handled():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Interrupted):
-            fetched.check_out("0" * 40, tmp_path / "checkout")
+            fetched.check_out("0" * 40, tmp_path / "checkout", log, LIMIT)
 
 
 @pytest.mark.parametrize("restriction", ["protocol.file.allow", "protocol.allow"])
 def test_a_host_that_forbids_local_repositories_has_its_mirror_checked_out_all_the_same(
-    fetched: Mirror, environment: Path, tmp_path: Path, restriction: str,
+    fetched: Mirror, environment: Path, log: IO[bytes], tmp_path: Path, restriction: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     git("config", "--file", str(environment), restriction, "never")
     monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "ssh:https")
     commit = fetched.commit_of("0.1.0")
 
-    fetched.check_out(commit, tmp_path / "checkout")
+    fetched.check_out(commit, tmp_path / "checkout", log, LIMIT)
 
     assert git("-C", str(tmp_path / "checkout"), "rev-parse", "HEAD") == commit
 
@@ -875,7 +880,7 @@ def test_a_checkout_with_write_protected_directories_is_removed() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("by", ["core.sshCommand", "GIT_SSH_COMMAND"])
+@pytest.mark.parametrize("by", ["core.sshCommand", "GIT_SSH_COMMAND", "GIT_SSH"])
 def test_the_users_own_ssh_command_is_used_and_asks_nothing(
     repository: Repository, log: IO[bytes], environment: Path, tmp_path: Path, by: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -885,7 +890,7 @@ def test_the_users_own_ssh_command_is_used_and_asks_nothing(
         f'#!/bin/sh\necho "$*" >> {ssh}.words\nfor last; do :; done\nexec sh -c "$last"\n'
     )
     ssh.chmod(0o755)
-    if by == "GIT_SSH_COMMAND":
+    if by.startswith("GIT_"):
         monkeypatch.setenv(by, str(ssh))
     else:
         git("config", "--file", str(environment), by, str(ssh))
@@ -895,7 +900,516 @@ def test_the_users_own_ssh_command_is_used_and_asks_nothing(
     mirror.fetch(log, LIMIT)
 
     assert mirror.tags() == ["0.1.0", "0.1.1"]
-    assert checkout.remote_commit_of(url, "0.1.0", LIMIT) == mirror.commit_of("0.1.0")
+    assert mirror.remote_commit_of("0.1.0", LIMIT) == mirror.commit_of("0.1.0")
     words = Path(f"{ssh}.words").read_text(encoding="utf-8").splitlines()
     assert len(words) >= 2  # git also asks what kind of ssh it is
     assert all("BatchMode=yes" in line and "ControlMaster=no" in line for line in words)
+
+
+# What is fetched beside the tag: submodules, files in LFS
+
+
+def a_library(tmp_path: Path, name: str = "library") -> Repository:
+    library = new_repository(tmp_path / name)
+    library.commit(f"a {name}")
+    return library
+
+
+def with_submodule(repository: Repository, url: str, tag: str, *settings: str) -> str:
+    """Tags a commit with a submodule at `vendor`."""
+    repository.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", url, "vendor")
+    for setting in settings:
+        repository.git("config", "--file", ".gitmodules", *setting.split("="))
+    repository.git("add", ".gitmodules")
+    return repository.commit("Use a library", tag)
+
+
+def test_relative_submodules_come_from_beside_the_repository_and_not_from_beside_the_mirror(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path
+) -> None:
+    for setting in (
+        "clone.defaultRemoteName=upstream",
+        "submodule.recurse=true",
+        "submodule.active=no",
+    ):
+        git("config", "--file", str(environment), *setting.split("="))
+    a_library(tmp_path, "inner")
+    library = a_library(tmp_path)
+    with_submodule(library, "../inner", "1")
+    with_submodule(repository, "../library", "0.2.0")
+    mirror.fetch(log, LIMIT)
+
+    warnings = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert warnings == []
+    assert (tmp_path / "checkout/vendor/file").read_text() == "Use a library\n"
+    assert (tmp_path / "checkout/vendor/vendor/file").read_text() == "a inner\n"
+    origin = git("-C", str(tmp_path / "checkout"), "remote", "get-url", "origin")
+    assert origin == str(repository.directory)
+
+
+def lose_the_library(repository: Repository) -> None:
+    shutil.rmtree(repository.directory.parent / "library")
+
+
+def lose_the_commit_in_use(repository: Repository) -> None:
+    lose_the_library(repository)
+    a_library(repository.directory.parent)
+
+
+@pytest.mark.parametrize("lose", [lose_the_library, lose_the_commit_in_use])
+def test_a_submodule_that_cannot_be_fetched_is_an_error(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path,
+    lose: Callable[[Repository], None],
+) -> None:  # fmt: skip
+    a_library(tmp_path).commit("another", "1")
+    with_submodule(repository, "../library", "0.2.0")
+    mirror.fetch(log, LIMIT)
+    lose(repository)
+
+    with pytest.raises(DeployError, match="git submodule failed") as failed:
+        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert not isinstance(failed.value, Broken)  # the mirror has all that it should
+    assert "vendor" in failed.value.detail
+
+
+def test_a_submodule_without_an_address_is_an_error(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path
+) -> None:
+    new_repository(repository.directory / "vendor").commit("inner")
+    repository.git("add", "vendor")
+    repository.commit("Add a repository as if it were a directory", "0.2.0")
+    mirror.fetch(log, LIMIT)
+
+    with pytest.raises(DeployError) as failed:
+        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert "no url found for submodule path 'vendor'" in failed.value.detail.lower()
+
+
+def test_a_submodule_that_the_project_leaves_out_is_a_warning(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path
+) -> None:
+    a_library(tmp_path)
+    with_submodule(repository, "../library", "0.2.0", "submodule.vendor.update=none")
+    mirror.fetch(log, LIMIT)
+
+    warnings = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert warnings == ["the submodule vendor is empty: its settings leave it out"]
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 14\n"
+
+
+def with_an_lfs_file(repository: Repository, tag: str) -> str:
+    (repository.directory / ".gitattributes").write_text("*.png filter=lfs -text\n")
+    (repository.directory / "logo é.png").write_text(POINTER)
+    (repository.directory / "small.png").write_text("in git as it is\n")
+    repository.git("-c", "filter.lfs.clean=cat", "add", ".")
+    return repository.commit("Add a logo", tag)
+
+
+def set_up_lfs(
+    tmp_path: Path, environment: Path, monkeypatch: pytest.MonkeyPatch, smudge: str
+) -> None:
+    """A stand-in for git-lfs, as `git lfs install` sets the real one up."""
+    program = tmp_path / "bin" / "git-lfs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{smudge}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    git("config", "--file", str(environment), "filter.lfs.smudge", f"{program} smudge -- %f")
+    git("config", "--file", str(environment), "filter.lfs.required", "true")
+
+
+def test_a_file_in_lfs_comes_from_the_repository(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with_an_lfs_file(repository, "0.2.0")
+    set_up_lfs(tmp_path, environment, monkeypatch, "git config remote.origin.url")
+    mirror.fetch(log, LIMIT)
+
+    warnings = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert warnings == []
+    assert (tmp_path / "checkout/logo é.png").read_text() == f"{repository.directory}\n"
+
+
+@pytest.mark.parametrize("in_a_submodule", [False, True])
+@pytest.mark.parametrize("lacks", ["git-lfs", "its filter"])
+def test_a_file_in_lfs_without_git_lfs_is_an_error(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
+    monkeypatch: pytest.MonkeyPatch, lacks: str, in_a_submodule: bool,
+) -> None:  # fmt: skip
+    if in_a_submodule:
+        with_an_lfs_file(a_library(tmp_path), "1")
+        with_submodule(repository, "../library", "0.2.0")
+    else:
+        with_an_lfs_file(repository, "0.2.0")
+    if lacks == "its filter":
+        set_up_lfs(tmp_path, environment, monkeypatch, "cat")
+        environment.unlink()
+    mirror.fetch(log, LIMIT)
+
+    with pytest.raises(DeployError, match=r"1 files in Git LFS, logo é\.png") as failed:
+        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert not isinstance(failed.value, Broken)
+    assert "git lfs install" in failed.value.remedy
+
+
+def test_a_file_that_lfs_cannot_fetch_is_an_error(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with_an_lfs_file(repository, "0.2.0")
+    set_up_lfs(tmp_path, environment, monkeypatch, "exit 2")
+    mirror.fetch(log, LIMIT)
+
+    with pytest.raises(DeployError, match="smudge filter lfs failed"):
+        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+
+def test_a_file_that_the_settings_of_lfs_leave_out_is_a_warning(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with_an_lfs_file(repository, "0.2.0")
+    set_up_lfs(tmp_path, environment, monkeypatch, "cat")
+    mirror.fetch(log, LIMIT)
+
+    [warning] = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert "logo é.png among them, are not there" in warning
+
+
+class WithAPassword(SimpleHTTPRequestHandler):
+    """Files, for those who know the password."""
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") == f"Basic {b64encode(b'deploy:s3cr=t').decode()}":
+            super().do_GET()
+        else:
+            AskForAPassword.do_GET(self)  # type: ignore[arg-type]
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server for what is in the temporary directory; it wants a password."""
+    handler = partial(WithAPassword, directory=str(tmp_path))
+    with http_server(handler) as url:  # type: ignore[arg-type]
+        yield url.replace("http://", "http://deploy:s3cr=t@")
+
+
+def on_the_web(repository: Repository) -> str:
+    git("-C", str(repository.directory), "update-server-info")
+    return f"{repository.directory.name}/.git"
+
+
+def test_the_password_of_the_repository_is_its_submodules_and_is_not_written_down(
+    repository: Repository, web: str, log: IO[bytes], tmp_path: Path
+) -> None:
+    on_the_web(a_library(tmp_path))
+    with_submodule(repository, "../library", "0.2.0", "submodule.vendor.url=../../library/.git")
+    mirror = mirror_of(f"{web}/{on_the_web(repository)}", tmp_path)
+    mirror.fetch(log, LIMIT)
+
+    mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert (tmp_path / "checkout/vendor/file").read_text() == "a library\n"
+    checkout_and_log = [*contents(tmp_path / "checkout").values(), Path(log.name).read_bytes()]
+    assert not [content for content in checkout_and_log if b"s3cr" in content]
+
+
+def test_what_a_submodule_lacks_is_said_without_the_password(
+    repository: Repository, web: str, log: IO[bytes], tmp_path: Path
+) -> None:
+    a_library(tmp_path)
+    with_submodule(repository, "../library", "0.2.0", "submodule.vendor.url=../../nowhere/.git")
+    mirror = mirror_of(f"{web}/{on_the_web(repository)}", tmp_path)
+    mirror.fetch(log, LIMIT)
+
+    with pytest.raises(DeployError) as failed:
+        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert "nowhere" in failed.value.detail
+    assert "s3cr" not in failed.value.detail
+    assert b"s3cr" not in Path(log.name).read_bytes()
+
+
+# Object formats
+
+
+def sha256_repository(directory: Path) -> Repository:
+    git("init", "--quiet", "--object-format=sha256", str(directory))
+    return Repository(directory)
+
+
+def test_a_repository_with_sha256_names_is_fetched_and_checked_out(
+    log: IO[bytes], tmp_path: Path
+) -> None:
+    repository = sha256_repository(tmp_path / "sha256")
+    commit = repository.commit("first", "0.1.0")
+    mirror = mirror_of(str(repository.directory), tmp_path)
+
+    mirror.fetch(log, LIMIT)
+    mirror.check_out(mirror.commit_of("0.1.0"), tmp_path / "checkout", log, LIMIT)
+
+    assert len(commit) == 64
+    assert git("-C", str(tmp_path / "checkout"), "describe", "--tags") == "0.1.0"
+    assert mirror.remote_commit_of("0.1.0", LIMIT) == commit
+
+
+def test_a_repository_that_went_over_to_sha256_gets_a_new_mirror(
+    repository: Repository, fetched: Mirror, log: IO[bytes]
+) -> None:
+    shutil.rmtree(repository.directory)
+    commit = sha256_repository(repository.directory).commit("first", "0.1.0")
+
+    assert fetched.fetch(log, LIMIT) is True
+
+    assert fetched.commit_of("0.1.0") == commit
+
+
+# Tags of what is not a commit
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [((), "HEAD^{tree}"), (("-a", "-m", "x"), "HEAD^{tree}"), ((), "HEAD:file")],
+)
+def test_a_tag_of_no_commit_is_refused_alike_without_a_mirror(
+    repository: Repository, mirror: Mirror, log: IO[bytes], options: tuple[str, ...], what: str
+) -> None:
+    repository.git("tag", *options, "0.2.0", what)
+
+    with pytest.raises(DeployError) as without:
+        mirror.remote_commit_of("0.2.0", LIMIT)
+
+    mirror.fetch(log, LIMIT)
+    with pytest.raises(DeployError) as refused:
+        mirror.commit_of("0.2.0")
+    assert (without.value.message, without.value.status) == (
+        refused.value.message, refused.value.status,
+    )  # fmt: skip
+
+
+def test_a_plain_web_server_is_asked_for_a_commit_without_a_mirror(
+    repository: Repository, web: str, tmp_path: Path
+) -> None:
+    mirror = mirror_of(f"{web}/{on_the_web(repository)}", tmp_path)
+
+    assert mirror.remote_commit_of("0.1.0", LIMIT) == repository.git("rev-parse", "0.1.0")
+    assert not mirror.directory.exists()
+
+
+# Settings of the user and the host
+
+
+def test_a_checkout_is_as_the_project_has_it_whatever_the_user_has_set(
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "attributes").write_text("* eol=crlf ident\n")
+    sparse = tmp_path / "template" / "info"
+    sparse.mkdir(parents=True)
+    (sparse / "sparse-checkout").write_text("/nothing\n")
+    for setting in (
+        "advice.detachedHead=true", "clone.defaultRemoteName=upstream", "clone.rejectShallow=true",
+        "color.ui=always", "column.ui=always", "core.autocrlf=true", "core.eol=crlf",
+        "core.quotePath=false", "core.sparseCheckout=true", "core.symlinks=false",
+        f"core.attributesFile={tmp_path}/attributes", "fetch.all=true", "fetch.prune=false",
+        "fetch.pruneTags=true", "fetch.recurseSubmodules=true", "fetch.unpackLimit=1",
+        "format.pretty=fuller", "gc.auto=1", f"init.templateDir={tmp_path}/template",
+        "init.defaultObjectFormat=sha256", "log.date=relative", "log.showSignature=true",
+        "safe.bareRepository=explicit", "submodule.active=none", "submodule.recurse=true",
+        "tag.gpgSign=true", "tag.sort=-v:refname", "transfer.fsckObjects=true",
+        f"url.ssh://nowhere/.insteadOf={tmp_path}/deploy/", "protocol.file.allow=never",
+    ):  # fmt: skip
+        git("config", "--file", str(environment), *setting.split("=", 1))
+    for name, value in {
+        "GIT_DEFAULT_HASH": "sha256", "GIT_LITERAL_PATHSPECS": "1", "GIT_TRACE": "1",
+        "GIT_TEMPLATE_DIR": f"{tmp_path}/template", "GIT_ALLOW_PROTOCOL": "https",
+        "GIT_CEILING_DIRECTORIES": "/",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    plain = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_DEFAULT_HASH": "sha1"}
+    (repository.directory / "link").symlink_to("file")
+    (repository.directory / "text").write_text("one\ntwo\n")
+    (repository.directory / ".gitattributes").write_text("text text\n")
+    for words in (["add", "."], ["commit", "-qm", "Add a link"], ["tag", "-am", "x", "0.1.2"]):
+        subprocess.run(["git", *words], cwd=repository.directory, env=plain, check=True)
+
+    mirror.fetch(log, LIMIT)
+    mirror.fetch(log, LIMIT)
+    commit = mirror.commit_of("0.1.2")
+    mirror.check_out(commit, tmp_path / "checkout", log, LIMIT)
+
+    assert (tmp_path / "checkout/file").read_bytes() == b"second\n"
+    assert (tmp_path / "checkout/text").read_bytes() == b"one\ntwo\n"
+    assert (tmp_path / "checkout/link").is_symlink()
+    done = subprocess.run(
+        ["git", "describe", "--dirty"], cwd=tmp_path / "checkout", env=plain,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "0.1.2\n"
+    commits = mirror.commits_between(mirror.commit_of("0.1.0"), commit)
+    assert commits is not None
+    assert [each.partition(" ")[2] for each in commits.subjects] == ["Add a link", "second"]
+    assert mirror.remote_commit_of("0.1.2", LIMIT) == commit
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["transfer.hideRefs=refs/tags", "uploadpack.hideRefs=refs/tags", "uploadpack.packObjectsHook=false",
+     "url.ssh://nowhere/.insteadOf=/", "clone.rejectShallow=true", "protocol.allow=never"],
+)  # fmt: skip
+def test_a_checkout_of_the_mirror_is_no_business_of_settings_for_other_repositories(
+    fetched: Mirror, log: IO[bytes], tmp_path: Path, environment: Path, setting: str
+) -> None:
+    git("config", "--file", str(environment), *setting.split("=", 1))
+
+    fetched.check_out(fetched.commit_of("0.1.1"), tmp_path / "checkout", log, LIMIT)
+
+    environment.unlink()
+    assert git("-C", str(tmp_path / "checkout"), "describe", "--tags") == "0.1.1"
+
+
+def test_settings_for_the_remote_count_in_a_fetch_and_without_a_mirror(
+    repository: Repository, log: IO[bytes], tmp_path: Path, environment: Path
+) -> None:
+    git("config", "--file", str(environment), f"url.{tmp_path}/.insteadOf", "https://example.org/")
+    mirror = mirror_of("https://example.org/repository", tmp_path)
+
+    assert sorted(mirror.remote_tags(LIMIT)) == ["0.1.0", "0.1.1"]
+    mirror.fetch(log, LIMIT)
+    assert mirror.tags() == ["0.1.0", "0.1.1"]
+
+
+def test_settings_for_the_mirror_alone_count_when_the_remote_is_asked(
+    repository: Repository, log: IO[bytes], tmp_path: Path, environment: Path
+) -> None:
+    for_it = tmp_path / "for-the-mirror"
+    git("config", "--file", str(for_it), f"url.{tmp_path}/.insteadOf", "https://example.org/")
+    git("config", "--file", str(environment), "includeIf.gitdir:mirror.git/.path", str(for_it))
+    mirror_of(str(repository.directory), tmp_path).fetch(log, LIMIT)
+
+    mirror = mirror_of("https://example.org/repository", tmp_path)
+    mirror.fetch(log, LIMIT)
+
+    assert sorted(mirror.remote_tags(LIMIT)) == ["0.1.0", "0.1.1"]
+
+
+# Signs of life
+
+
+def ssh_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    """An ssh command that is a script, with the remote's command line in $last."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/bash\nfor last; do :; done\n{does}\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
+    monkeypatch.setenv("GIT_SSH_VARIANT", "simple")
+
+
+def test_a_server_that_is_busy_packing_has_not_stalled(
+    repository: Repository,
+    fetched: Mirror,
+    log: IO[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It sends keep-alives, of which git shows nothing."""
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\nsleep 3\nexec "$@"\n')
+    slow.chmod(0o755)
+    serving = f"git -c uploadpack.keepAlive=1 -c uploadpack.packObjectsHook={slow} upload-pack"
+    ssh_that(tmp_path, monkeypatch, f"{serving} {repository.directory}")
+    repository.commit("third", "0.1.2")
+    busy = mirror_of("host:x", tmp_path)
+
+    busy.fetch(log, LIMIT, silence=2)
+
+    assert "0.1.2" in busy.tags()
+
+
+def test_that_ssh_is_alive_is_no_sign_of_the_git_behind_it(
+    log: IO[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh_that(tmp_path, monkeypatch, "while head -c 99 /dev/zero >/dev/null; do sleep 0.05; done")
+
+    failed = failure(mirror_of("host:x", tmp_path), log, silence=0.5)
+
+    assert "nothing heard for 0.5 s" in failed.message
+
+
+def test_an_ssh_connection_that_stays_keeps_nobody_waiting(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    stays = f"setsid sh -c 'echo $$ >{pid}; exec sleep 1000' &\n"
+    ssh_that(tmp_path, monkeypatch, f"{stays} until [ -s {pid} ]; do sleep 0.01; done; eval $last")
+
+    started = time.monotonic()
+    try:
+        tags = mirror_of(f"host:{repository.directory}", tmp_path).remote_tags(LIMIT)
+        assert time.monotonic() - started < LIMIT
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert sorted(tags) == ["0.1.0", "0.1.1"]
+
+
+def test_the_ssh_command_is_asked_for_once_and_only_where_it_is_used(
+    repository: Repository, fetched: Mirror, log: IO[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    capture = shell.capture
+
+    def noted(words: list[str], **rest: Any) -> shell.Answer:
+        asked.append(words[-1])
+        return capture(words, **rest)
+
+    monkeypatch.setattr(shell, "capture", noted)
+
+    fetched.commits_between(fetched.commit_of("0.1.0"), fetched.commit_of("0.1.1"))
+    assert asked == []
+
+    fetched.remote_tags(LIMIT)
+    fetched.recreate(log, LIMIT)
+    assert asked == ["core.sshCommand"]
+
+
+# A clock that was ahead
+
+
+@pytest.mark.parametrize("old", ["2030-01-01T000000.000000Z-9", "12-2030-01-01T000000.000000Z-9"])
+def test_the_newest_checkouts_are_kept_also_after_the_clock_was_set_back(
+    checkouts: Path, old: str
+) -> None:
+    for number in range(3):
+        (checkouts / f"{old}{number}").mkdir()
+    newest = new_directory(checkouts, "0.1.0")
+    newest.mkdir()
+
+    keep_last_failed(checkouts)
+
+    assert newest in checkouts.iterdir()
+    assert len(list(checkouts.iterdir())) == 3
+    assert newest.name.rpartition("-")[2] == "0.1.0"
+
+
+def test_the_tenth_checkout_comes_after_the_ninth(checkouts: Path) -> None:
+    made = []
+    for _ in range(12):
+        made.append(new_directory(checkouts, "0.1.0"))
+        made[-1].mkdir()
+
+    keep_last_failed(checkouts)
+
+    assert sorted(checkouts.iterdir()) == sorted(made[-3:])

@@ -214,6 +214,22 @@ def test_a_repository_that_is_not_there_is_an_error(light_host: LittleHost, tmp_
     assert "git ls-remote failed" in result.stderr
 
 
+def test_a_tag_that_is_no_commit_is_refused_as_in_earnest(
+    light_host: LittleHost, tmp_path: Path
+) -> None:
+    host = light_host
+    git = ["git", "-C", str(tmp_path / "another")]
+    subprocess.run(["git", "clone", "-q", host.repository_url, git[-1]], check=True)
+    subprocess.run([*git, "tag", "2-tree", f"{SECOND}^{{tree}}"], check=True)
+    host.repository_url = git[-1]
+    host.write_config()
+    pretended = host.run("2-tree", "--dry-run")
+    real = host.run("2-tree", "--yes")
+    assert pretended.returncode == real.returncode == 1
+    for result in (pretended, real):
+        assert "error: the tag 2-tree names a tree, not a commit" in result.stderr
+
+
 def test_while_a_run_is_at_work_it_is_refused(light_host: LittleHost) -> None:
     host = light_host
     host.have(SECOND)

@@ -67,7 +67,7 @@ def _login_shell() -> Findings:
 def _remote(host: Host) -> Finding:
     url = host.config.repository
     try:
-        names = checkout.remote_tags(url, SECONDS)
+        names = checkout.Mirror(host.deploy / "mirror.git", url, "").remote_tags(SECONDS)
     except checkout.Stalled as error:
         return Finding(error.message, True, "is the network up?")
     except DeployError as error:

@@ -277,18 +277,26 @@ class RehearsedSource(Source):
 
     def fetch(self) -> str:
         config, mirror = self._run.host.config, self._mirror.directory
+        commit = self._mirror.remote_commit_of(self._run.version, config.build.timeout)
         if not mirror.is_dir():
-            self._write(_command("git", "init", "--bare", mirror))
+            format = ["--object-format=sha256"] if len(commit) == 64 else []
+            self._write(_command("git", "init", "--bare", *format, mirror))
         tags = "+refs/tags/*:refs/tags/*"
         self._write(_command("git", "-C", mirror, "fetch", "--prune", config.repository, tags))
-        return checkout.remote_commit_of(config.repository, self._run.version, config.build.timeout)
+        return commit
 
     @contextmanager
     def checked_out(self, commit: str) -> Iterator[Path]:
         checkouts, mirror = self._run.host.deploy / "checkouts", self._mirror.directory
         directory = checkout.new_directory(checkouts, self._run.version)
         self._write(_command("git", "clone", "--shared", "--no-checkout", mirror, directory))
+        self._write(
+            _command("git", "-C", directory, "remote", "set-url", "origin", self._mirror.origin)
+        )
         self._write(_command("git", "-C", directory, "checkout", "--detach", commit))
+        self._write(
+            _command("git", "-C", directory, "submodule", "update", "--init", "--recursive")
+        )
         yield directory
         self._write(_command("rm", "-r", directory))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -11,8 +13,11 @@ from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
+from urllib.parse import urlsplit
 
 # GitPython looks for git when it is imported and raises if there is none: preflight says it.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -23,29 +28,41 @@ from deploy_clojars.errors import DeployError
 from deploy_clojars.machine import shell, signals
 from deploy_clojars.machine.processes import RUN_VARIABLE
 
-# A repository's configuration and a user's may name programs to run; none is run here.
+# The configuration of the host, the user or the mirror may say anything. What it says for the remote
+# counts: url.insteadOf, credentials, the ssh command, proxies. For what is local, this does; no program
+# that it names is run.
 SAFE = (
-    "core.hooksPath=/dev/null",
+    "clone.defaultRemoteName=origin",
+    "core.attributesFile=/dev/null",
+    "core.autocrlf=false",
+    "core.eol=lf",
     "core.fsmonitor=false",
-    "protocol.ext.allow=never",
-    # The mirror is this tool's own; a host may forbid this for repositories of others.
-    "protocol.file.allow=always",
-    "core.askPass=",
-    "log.showSignature=false",
+    "core.hooksPath=/dev/null",
+    "core.symlinks=true",
     "gc.auto=0",
+    "log.showSignature=false",
+    "protocol.ext.allow=never",
+    # The submodules of a repository on this host are on it, too, and git refuses those by default.
+    "protocol.file.allow=always",
+    "safe.bareRepository=all",
+    "submodule.active=.",
+    "submodule.recurse=false",
 )
-# A stalled server: less than 1,000 bytes a second for 30 s, or no word at all for 60 s.
-SLOWEST, SLOW_SECONDS, SILENT_SECONDS = 1000, 30, 60.0
+SILENT_SECONDS = 60.0  # after which a server that says nothing at all has stalled
 FAILED_TO_KEEP = 3
 SUBJECTS = 12  # commits listed in the question
 
-# Those name a repository of their own, or a program, and none of them is meant for this one.
-UNWANTED = (
-    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
-    "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT", "GIT_EXTERNAL_DIFF", "GIT_SSH", "SSH_ASKPASS",
-    "GIT_ALLOW_PROTOCOL", "GIT_PROTOCOL_FROM_USER",
+# git's variables that are meant for the remote, or for no repository in particular. All others name a
+# repository of the caller's, a program, or how this one is to be read.
+WANTED = (
+    "GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM",
+    "GIT_CONFIG_SYSTEM", "GIT_CURL_VERBOSE", "GIT_EXEC_PATH", "GIT_HTTP_", "GIT_PROXY_",
+    "GIT_PYTHON_", "GIT_SSH", "GIT_SSL_", "GIT_TRACE",
 )  # fmt: skip
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+
+REMOTE_TAG = re.compile(r"^([0-9a-f]{40}(?:[0-9a-f]{24})?)\trefs/tags/(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -59,11 +76,10 @@ class Commits:
 
 def environment(run_id: str) -> dict[str, str]:
     """git's environment: never a prompt, messages in English, the run's id."""
-    inherited = {key: value for key, value in os.environ.items() if key not in UNWANTED}
     return {
-        **inherited,
-        # A connection that stays would keep its starter's pipe open.
-        "GIT_SSH_COMMAND": f"{_ssh()} -o BatchMode=yes -o ControlMaster=no",
+        **{name: value for name, value in os.environ.items() if not _is_unwanted(name)},
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_DEFAULT_REF_FORMAT": "files",  # which a shell's completion reads
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "",
         "LC_ALL": "C",
@@ -71,13 +87,9 @@ def environment(run_id: str) -> dict[str, str]:
     }
 
 
-def _ssh() -> str:
-    """What git would use for ssh; the environment would overrule a configured command."""
-    configured = ""
-    with suppress(OSError, shell.TookTooLong):
-        words = ["git", "-C", "/", "config", "--get", "core.sshCommand"]
-        configured = shell.capture(words, timeout=10).out.strip()
-    return os.environ.get("GIT_SSH_COMMAND") or configured or "ssh"
+def _is_unwanted(name: str) -> bool:
+    """Whether git must not inherit the variable."""
+    return name == "SSH_ASKPASS" or (name.startswith("GIT_") and not name.startswith(WANTED))
 
 
 class Mirror:
@@ -86,6 +98,8 @@ class Mirror:
     def __init__(self, directory: Path, url: str, run_id: str) -> None:
         self.directory = directory
         self._url = url
+        # A password in the URL stays out of the checkout and of what git prints about it.
+        self.origin, self._credentials = _without_credentials(url)
         self._environment = environment(run_id)
 
     def fetch(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> bool:
@@ -94,28 +108,25 @@ class Mirror:
         `timeout` is in seconds. Raises DeployError: no network, no such repository, a password
         asked for, a stalled server.
         """
-        if not self._is_a_repository():
-            was_there = self.directory.exists()
-            self.recreate(log, timeout, silence)
-            return was_there
-        try:
-            self._fetch(log, timeout, silence)
-            return False
-        except Stalled:
-            raise
-        except DeployError:
-            # The mirror or the remote: if the remote answers, it is the mirror.
-            if not self._remote_answers(log, timeout, silence):
+        was_there = self.directory.exists()
+        if self._is_a_repository():
+            try:
+                self._fetch(log, timeout, silence)
+                return False
+            except Stalled:
                 raise
+            except DeployError:
+                pass  # the mirror or the remote: if the remote answers, it is the mirror
         self.recreate(log, timeout, silence)
-        return True
+        return was_there
 
     def recreate(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> None:
         """Replaces the mirror by a new one, once that is complete. Raises DeployError as `fetch`."""
         successor = copy(self)
         successor.directory = self.directory.with_name(f"{self.directory.name}.new")
         try:
-            successor._make()
+            _remove_whatever(successor.directory)
+            successor._make(successor.remote_tags(timeout, silence).values())
             successor._fetch(log, timeout, silence)
             _remove_whatever(self.directory)
             successor.directory.rename(self.directory)
@@ -123,6 +134,43 @@ class Mirror:
             raise DeployError(f"the mirror {self.directory} cannot be made: {error}") from None
         finally:
             remove(successor.directory)
+
+    def remote_commit_of(self, tag: str, timeout: float) -> str:
+        """The tag's commit, asked of the remote; no mirror is needed, and none is changed.
+
+        Raises DeployError as `fetch` and `commit_of`.
+        """
+        tags = self.remote_tags(timeout)
+        if tag not in tags:
+            raise _no_tag(tag, self.origin, tags)
+        # The remote says which object a tag names, but not whether that is a commit.
+        with _scratch() as directory, Path(directory, "log").open("ab") as log:
+            only_this = copy(self)
+            only_this.directory = Path(directory, "mirror.git")
+            only_this._make(tags.values())
+            try:
+                only_this._fetch(log, timeout, SILENT_SECONDS, tag, "--depth=1")
+            except Stalled:
+                raise
+            except DeployError:  # a plain web server has no part of a history
+                only_this._fetch(log, timeout, SILENT_SECONDS, tag)
+            return only_this.commit_of(tag)
+
+    def remote_tags(self, timeout: float, silence: float = SILENT_SECONDS) -> dict[str, str]:
+        """What the remote's tags name; `TAG^{}` is what an annotated one leads to.
+
+        Asked as `fetch` does. Raises DeployError as `fetch`.
+        """
+        with _scratch() as directory, Path(directory, "answer").open("ab") as answer:
+            words = ["ls-remote", "--tags", "--", self._url]
+            self._run(words, answer, timeout, silence, self._directory_to_ask_from)
+            text = Path(answer.name).read_text(encoding="utf-8", errors="replace")
+        return {name: commit for commit, name in REMOTE_TAG.findall(text)}
+
+    @property
+    def _directory_to_ask_from(self) -> Path:
+        """The mirror; without one, not the repository that the operator happens to be in."""
+        return self.directory if self._is_a_repository() else Path("/")
 
     def _is_a_repository(self) -> bool:
         if self.directory.is_symlink():
@@ -135,62 +183,82 @@ class Mirror:
         except configparser.Error:
             return False  # of GitPython's own reader
 
-    def _make(self) -> None:
+    def _make(self, objects: Iterable[str]) -> None:
+        """Makes the mirror, for such names of objects as the remote has."""
         try:
-            _remove_whatever(self.directory)
             self.directory.parent.mkdir(parents=True, exist_ok=True)
-            self._git(self.directory.parent).init("--bare", "--quiet", "--", str(self.directory))
+            self._git(self.directory.parent).init(
+                "--bare", *_init_options(next(iter(objects), "")), "--", str(self.directory)
+            )
         except (OSError, git.GitCommandError) as error:
             raise DeployError(f"the mirror {self.directory} cannot be made: {error}") from None
 
-    def _fetch(self, log: IO[bytes], timeout: float, silence: float) -> None:
+    def _fetch(
+        self, log: IO[bytes], timeout: float, silence: float, tag: str = "*", *options: str
+    ) -> None:
         # The tags and nothing else: a version is never a branch. A tag that was moved or deleted
         # on the server is so here, too.
-        words = ["fetch", "--progress", "--prune", "--no-auto-gc", "--no-write-fetch-head"]
-        self._remote([*words, "--", self._url, "+refs/tags/*:refs/tags/*"], log, timeout, silence)
+        words = [
+            "fetch",
+            "--progress",
+            "--prune",
+            "--no-auto-gc",
+            "--no-write-fetch-head",
+            *options,
+        ]
+        tags = f"+refs/tags/{tag}:refs/tags/{tag}"
+        self._run([*words, "--", self._url, tags], log, timeout, silence, self.directory)
 
-    def _remote_answers(self, log: IO[bytes], timeout: float, silence: float) -> bool:
-        try:
-            words = ["ls-remote", "--tags", "--", self._url]
-            # Not in the mirror, which may be what keeps git from answering.
-            self._remote(words, log, timeout, silence, self.directory.parent)
-        except DeployError:
-            return False
-        return True
-
-    def _remote(
+    def _run(
         self,
         words: list[str],
         log: IO[bytes],
         timeout: float,
-        silence: float,
-        cwd: Path | None = None,
+        silence: float | None,
+        directory: Path,
+        settings: Iterable[str] = (),
     ) -> None:
+        """Runs git where it may ask the remote, with a time limit. Raises DeployError, Interrupted."""
         start = os.fstat(log.fileno()).st_size
-        slow = (f"http.lowSpeedLimit={SLOWEST}", f"http.lowSpeedTime={SLOW_SECONDS}")
-        options = [part for setting in (*SAFE, *slow) for part in ("-c", setting)]
+        options = [part for setting in (*SAFE, *settings) for part in ("-c", setting)]
         try:
             status = shell.stream(
                 ["git", *options, *words],
-                log=log, cwd=cwd or self.directory, env=self._environment,
+                log=log, cwd=directory, env={**self._environment, "GIT_SSH_COMMAND": self._ssh},
                 timeout=timeout, silence=silence,
             )  # fmt: skip
         except OSError as error:
             raise DeployError(f"git: {error.strerror}") from None
         except (shell.TookTooLong, shell.Silent) as error:
-            raise Stalled(f"{self._url}: the server has stalled: {error}") from None
+            raise Stalled(f"{self.origin}: the server has stalled: {error}") from None
         if status != 0:
             said = shell.last_lines(Path(log.name), start, lines=5)
             raise DeployError(
-                f"{self._url}: git {words[0]} failed (exit status {status})",
+                f"{self.origin}: git {words[0]} failed (exit status {status})",
                 detail=said,
                 remedy=_hint(said),
             )
 
+    @cached_property
+    def _ssh(self) -> str:
+        """What git would use for ssh; the variable with which it is told more overrules all else."""
+        configured = ""
+        with suppress(OSError, shell.TookTooLong):
+            words = ["git", "-C", str(self._directory_to_ask_from), "config", "core.sshCommand"]
+            configured = shell.capture(words, timeout=10, env=self._environment).out.strip()
+        program = os.environ.get("GIT_SSH")
+        command = (
+            os.environ.get("GIT_SSH_COMMAND")
+            or configured
+            or (shlex.quote(program) if program else "ssh")
+        )
+        # A connection that stays is not for this tool to begin.
+        return f"{command} -o BatchMode=yes -o ControlMaster=no"
+
     def _git(self, directory: Path) -> git.Git:
-        for name in UNWANTED:
+        for name in filter(_is_unwanted, list(os.environ)):
             # GitPython adds to the process's own environment and cannot take from it.
-            os.environ.pop(name, None)
+            del os.environ[name]
         command = git.Git(str(directory))
         command.update_environment(**self._environment)
         command.set_persistent_git_options(c=list(SAFE))
@@ -214,29 +282,98 @@ class Mirror:
         except git.GitCommandError as error:
             if error.status != 1:
                 raise Broken(f"the tag {tag} cannot be looked up: {_words(error)}") from None
-            raise _no_tag(tag, self._url, self.tags()) from None
+            raise _no_tag(tag, self.origin, self.tags()) from None
         try:
             return str(command.rev_parse("--verify", "--end-of-options", f"{reference}^{{commit}}"))
         except git.GitCommandError as error:
+            with suppress(git.GitCommandError):
+                kind = command.cat_file("-t", f"{reference}^{{}}")
+                if kind != "commit":
+                    raise DeployError(f"the tag {tag} names a {kind}, not a commit") from None
             raise Broken(f"the tag {tag} leads to no commit: {_words(error)}") from None
 
-    def check_out(self, commit: str, directory: Path) -> None:
-        """Makes `directory` with a real `.git` at the commit. Raises Broken, DeployError."""
+    def check_out(self, commit: str, directory: Path, log: IO[bytes], timeout: float) -> list[str]:
+        """Makes `directory` with a real `.git` at the commit, with its submodules and LFS files.
+
+        Returns warnings of what the project's own settings leave out. Raises Broken, DeployError,
+        Interrupted.
+        """
         try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            self._git(directory.parent).clone(
-                "--shared", "--no-checkout", "--quiet", "--", str(self.directory), str(directory)
-            )
-            self._git(directory).checkout("--quiet", "--detach", commit)
+            self._make_checkout(commit, directory)
+            try:
+                # Files in LFS come from the remote, and say nothing on their way.
+                words = ["checkout", "--quiet", "--detach", commit]
+                self._run(words, log, timeout, None, directory, self._credentials)
+            except Stalled:
+                raise
+            except DeployError as error:
+                signals.check()
+                why = (error.detail.splitlines() or [error.message])[-1]
+                raise Broken(
+                    f"{commit[:10]} cannot be checked out: {why}", remedy=error.remedy
+                ) from None
+            command = self._git(directory)
             # A file whose content is lost is left out, and git's exit status is 0.
-            lost = str(self._git(directory).ls_files("--deleted")).splitlines()
+            lost = str(command.ls_files("--deleted")).splitlines()
+            if lost:
+                raise Broken(f"{commit[:10]} cannot be checked out: {len(lost)} files are lost")
+            if "\n160000 " not in f"\n{command.ls_files('--stage')}":
+                return self._lfs_files_left_out([directory])
+            words = ["submodule", "update", "--init", "--recursive", "--", "."]
+            self._run(words, log, timeout, SILENT_SECONDS, directory, self._credentials)
+            lines = str(command.submodule("status", "--recursive")).splitlines()
+            empty = [line.split(" ", 1)[1] for line in lines if line.startswith("-")]
+            inner = str(command.submodule("--quiet", "foreach", "--recursive", "pwd")).splitlines()
+            return [
+                *(f"the submodule {name} is empty: its settings leave it out" for name in empty),
+                *self._lfs_files_left_out([directory, *map(Path, inner)]),
+            ]
         except git.GitCommandError as error:
             signals.check()  # Ctrl-C reaches git, too: its end says nothing of the mirror
             raise Broken(f"{commit[:10]} cannot be checked out: {_words(error)}") from None
         except OSError as error:
             raise DeployError(f"{directory} cannot be made: {error.strerror}") from None
-        if lost:
-            raise Broken(f"{commit[:10]} cannot be checked out: {len(lost)} files are lost")
+
+    def _make_checkout(self, commit: str, directory: Path) -> None:
+        """An empty repository with the mirror's objects and tags, as of a `clone --shared`.
+
+        git's own clone asks the mirror as it would a stranger's repository: by the settings for
+        URLs, protocols and servers, none of which is meant for it. Raises OSError, GitCommandError.
+        """
+        directory.mkdir(parents=True)
+        command = self._git(directory)
+        command.init(*_init_options(commit))
+        objects = directory / ".git/objects/info/alternates"
+        objects.write_bytes(os.fsencode(self.directory / "objects") + b"\n")
+        tags = self._git(self.directory).for_each_ref(
+            "refs/tags", format="%(objectname) %(refname)", stdout_as_string=False
+        )
+        (directory / ".git/packed-refs").write_bytes(tags + b"\n" if tags else b"")
+        command.remote("add", "--", "origin", self.origin)
+
+    def _lfs_files_left_out(self, repositories: Iterable[Path]) -> list[str]:
+        """A warning if files in Git LFS are pointers only. Raises DeployError without git-lfs."""
+        pointers = []
+        for each in repositories:
+            names = str(self._git(each).ls_files("-z", ":(attr:filter=lfs)")).split("\0")
+            pointers += [each / name for name in names if name and _is_lfs_pointer(each / name)]
+        if not pointers:
+            return []
+        what = f"{len(pointers)} files in Git LFS, {pointers[0].name} among them,"
+        if shutil.which("git-lfs") is None or not self._has_lfs_filter:
+            raise DeployError(
+                f"{what} cannot be fetched: git-lfs is not set up",
+                remedy="install git-lfs, then as this user: git lfs install",
+            )
+        return [f"{what} are not there: the settings of git-lfs leave them out"]
+
+    @property
+    def _has_lfs_filter(self) -> bool:
+        with suppress(git.GitCommandError):  # nothing is configured
+            return bool(
+                self._git(Path("/")).config("--get-regexp", r"^filter\.lfs\.(smudge|process)$")
+            )
+        return False
 
     def commits_between(self, old: str, new: str) -> Commits | None:
         """The commits between two releases, or None if one of them is not in the mirror."""
@@ -256,38 +393,38 @@ class Mirror:
         return Commits(count, backwards, subjects)
 
 
-def remote_commit_of(url: str, tag: str, timeout: float) -> str:
-    """The tag's commit, asked of the remote; no mirror is needed, and none is changed.
-
-    Raises DeployError as `fetch` and `commit_of`.
-    """
-    commits = remote_tags(url, timeout)
-    if tag not in commits:
-        raise _no_tag(tag, url, commits)
-    return commits.get(f"{tag}^{{}}", commits[tag])  # what an annotated tag leads to
-
-
-def remote_tags(url: str, timeout: float) -> dict[str, str]:
-    """What the remote's tags name; `TAG^{}` is what an annotated one leads to.
-
-    Asked with the settings of a fetch. Raises DeployError as `fetch`.
-    """
-    options = [part for setting in SAFE for part in ("-c", setting)]
-    # Not in the repository that the operator happens to be in.
-    words = ["git", "-C", "/", *options, "ls-remote", "--tags", "--", url]
+def _scratch() -> TemporaryDirectory[str]:
+    """A directory that is removed again. Raises DeployError."""
     try:
-        answer = shell.capture(words, timeout=timeout, env=environment(""))
+        return TemporaryDirectory()
     except OSError as error:
-        raise DeployError(f"git: {error.strerror}") from None
-    except shell.TookTooLong as error:
-        raise Stalled(f"{url}: the server has stalled: {error}") from None
-    if answer.status != 0:
-        raise DeployError(
-            f"{url}: git ls-remote failed (exit status {answer.status})",
-            detail=answer.err, remedy=_hint(answer.err),
-        )  # fmt: skip
-    lines = (line.partition("\t") for line in answer.out.splitlines())
-    return {name.removeprefix("refs/tags/"): commit for commit, _, name in lines}
+        raise DeployError(f"no temporary directory can be made: {error.strerror}") from None
+
+
+def _init_options(an_object: str) -> list[str]:
+    """Of `git init`, for a repository whose objects have such names, whatever the user's defaults."""
+    is_sha256 = len(an_object) == 64
+    return ["--quiet", "--template=", f"--object-format={'sha256' if is_sha256 else 'sha1'}"]
+
+
+def _without_credentials(url: str) -> tuple[str, tuple[str, ...]]:
+    """The URL without user and password, and the setting with which git puts them back."""
+    parts = urlsplit(url)
+    credentials, _, host = parts.netloc.rpartition("@")
+    if parts.scheme not in ("http", "https") or not credentials:
+        return url, ()
+    base = f"{parts.scheme}://{host}/"
+    # In `git -c`, the first = ends the name.
+    full = f"{parts.scheme}://{credentials.replace('=', '%3D')}@{host}/"
+    return parts._replace(netloc=host).geturl(), (f"url.{full}.insteadOf={base}",)
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    """Whether the file is what git has in the place of one in Git LFS."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _no_tag(tag: str, url: str, tags: Iterable[str]) -> DeployError:
@@ -317,19 +454,30 @@ def _hint(said: str) -> str:
 
 
 def new_directory(checkouts: Path, version: str) -> Path:
-    """A name that no checkout had before."""
+    """A name that no checkout had before, and whose number is higher than that of any there."""
+    number = 1 + max((_number(each) for each in _directories(checkouts)), default=0)
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
-    return checkouts / f"{stamp}-{version}"
+    return checkouts / f"{number}-{stamp}-{version}"
 
 
 def keep_last_failed(checkouts: Path, keep: int = FAILED_TO_KEEP) -> None:
-    """Removes all but the newest failed checkouts; their names are in the order of time."""
-    try:
-        directories = sorted(path for path in checkouts.iterdir() if not path.is_symlink())
-    except OSError:
-        return
+    """Removes all but the newest failed checkouts, by their numbers: a clock may be set back."""
+    directories = sorted(_directories(checkouts), key=lambda each: (_number(each), each.name))
     for directory in directories[: max(0, len(directories) - keep)]:
         remove(directory)
+
+
+def _directories(checkouts: Path) -> list[Path]:
+    try:
+        return [path for path in checkouts.iterdir() if not path.is_symlink()]
+    except OSError:
+        return []
+
+
+def _number(directory: Path) -> int:
+    """What a checkout's name begins with: its number, or the year if it is from before 0.2."""
+    number = directory.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def remove(directory: Path) -> None:

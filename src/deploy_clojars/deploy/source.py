@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from deploy_clojars.deploy import build, checkout
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
 from deploy_clojars.errors import Interrupted, NotReady
 from deploy_clojars.run.run import Run, make_directory
+
+T = TypeVar("T")
 
 
 class Source:
@@ -26,15 +29,18 @@ class Source:
     def fetch(self) -> str:
         """Brings the mirror up to date; returns the tag's commit. Raises DeployError (1)."""
         run, mirror = self._run, self._mirror
-        log, timeout = run.console.log, run.host.config.build.timeout
         with run.step("fetch", run.host.config.repository) as becomes:
-            if mirror.fetch(log, timeout):
+            if mirror.fetch(run.console.log, run.host.config.build.timeout):
                 becomes("the mirror was broken and has been recreated")
-            try:
-                return mirror.commit_of(run.version)
-            except checkout.Broken:
-                mirror.recreate(log, timeout)
-                return mirror.commit_of(run.version)
+            return self._of_the_mirror(lambda: mirror.commit_of(run.version))
+
+    def _of_the_mirror(self, use: Callable[[], T]) -> T:
+        """What `use` returns, called again with a new mirror if this one turns out to be broken."""
+        try:
+            return use()
+        except checkout.Broken:
+            self._mirror.recreate(self._run.console.log, self._run.host.config.build.timeout)
+            return use()
 
     @contextmanager
     def checked_out(self, commit: str) -> Iterator[Path]:
@@ -50,12 +56,9 @@ class Source:
         directory = checkout.new_directory(checkouts, run.version)
         try:
             with run.step("check out", f"{run.version} is {commit[:10]}"):
-                try:
-                    self._mirror.check_out(commit, directory)
-                except checkout.Broken:
-                    checkout.remove(directory)
-                    self._mirror.recreate(run.console.log, run.host.config.build.timeout)
-                    self._mirror.check_out(commit, directory)
+                warnings = self._of_the_mirror(lambda: self._checked_out(commit, directory))
+            for warning in warnings:
+                run.console.warn(warning)
             yield directory
         except Interrupted:
             checkout.remove(directory)
@@ -64,6 +67,11 @@ class Source:
             checkout.keep_last_failed(checkouts)
             raise
         checkout.remove(directory)
+
+    def _checked_out(self, commit: str, directory: Path) -> list[str]:
+        checkout.remove(directory)  # what a broken mirror has left there
+        timeout = self._run.host.config.build.timeout
+        return self._mirror.check_out(commit, directory, self._run.console.log, timeout)
 
     def test(self, directory: Path) -> None:
         """Runs the tests. Raises BuildFailed (5), Interrupted."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psutil
 
@@ -183,6 +184,19 @@ def command_of(pid: int) -> str:
         process = psutil.Process(pid)
         return " ".join(process.cmdline()) or process.name()
     return ""
+
+
+def bytes_read(pid: int, name: str) -> int:
+    """How much a process and its descendants whose names begin so have read, from files too."""
+    total, pids = 0, [pid]
+    while pids:
+        each = pids.pop()
+        with contextlib.suppress(OSError, ValueError):  # it ended meanwhile
+            process = Path(f"/proc/{each}")
+            pids += map(int, (process / f"task/{each}/children").read_text().split())
+            if (process / "comm").read_text().startswith(name):
+                total += int((process / "io").read_text().split()[1])  # rchar: proc(5)
+    return total
 
 
 def is_suspended(pid: int) -> bool:

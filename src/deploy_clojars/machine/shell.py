@@ -32,7 +32,7 @@ class TookTooLong(DeployError):
 
 
 class Silent(DeployError):
-    """The program printed nothing for longer than allowed and was ended."""
+    """The program printed and received nothing for longer than allowed and was ended."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ def stream(
     """Runs a long command in a new session and returns its exit status (-N: killed by signal N).
 
     Its output goes straight into `log`, without a copy through this process. It gets no input.
-    `timeout` and `silence` (no new output) are in seconds and raise TookTooLong and Silent; a
-    signal raises Interrupted. However the call ends, no process of the command's group is left.
+    `timeout` and `silence` (no new output, and nothing that the program or its helpers of such a
+    name have read) are in seconds and raise TookTooLong and Silent; a signal raises Interrupted.
+    However the call ends, no process of the command's group is left.
     `watch` is called every TICK.
     Raises FileNotFoundError if there is no such program, OSError if it cannot be started.
     """
@@ -153,7 +154,7 @@ def stream(
             raise OSError(0, f"cannot be started: {last}", argv[0]) from None
     try:
         with _end_of(running.pid) as end:
-            _wait_for_end(running, end, log, timeout, silence, watch)
+            _wait_for_end(running, end, log, timeout, silence, watch, argv[0])
     finally:
         processes.end_group(running.pid, GRACE)
     with suppress(sh.ErrorReturnCode):
@@ -185,10 +186,11 @@ def _wait_for_end(
     timeout: float,
     silence: float | None,
     watch: Callable[[], None] | None,
+    program: str,
 ) -> None:
     process = running.process  # type: ignore[attr-defined] # sh has no public type for it
-    started = last_output = time.monotonic()
-    size = os.fstat(log.fileno()).st_size
+    started = last_heard = time.monotonic()
+    heard = (0, 0)
     if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
         silence = None  # without a log, nobody knows what was printed
     while True:
@@ -199,10 +201,15 @@ def _wait_for_end(
             watch()
         if now - started > timeout:
             raise TookTooLong(f"not done within {timeout:g} s")
-        size_now = os.fstat(log.fileno()).st_size
-        if size_now != size:
-            size, last_output = size_now, now
-        elif silence is not None and now - last_output > silence:
+        if silence is None:
+            continue
+        # A server that is still at work may send nothing but a sign of life, which git does not
+        # show. Those of ssh's own do not count: its server may live while git's hangs.
+        read = processes.bytes_read(process.pid, os.path.basename(program))
+        heard_now = (os.fstat(log.fileno()).st_size, read)
+        if heard_now != heard:
+            heard, last_heard = heard_now, now
+        elif now - last_heard > silence:
             raise Silent(f"nothing heard for {silence:g} s")
         signals.wait(TICK, *end)
 
