@@ -65,6 +65,12 @@ def test_what_its_libraries_say_is_not_what_a_jar_says(make_jar: MakeJar) -> Non
     assert facts_of(jar, NAME) == JarFacts("0.1.0", None)
 
 
+def test_the_case_of_an_attributes_name_does_not_matter(make_jar: MakeJar) -> None:
+    jar = make_jar(**{MANIFEST: "manifest-version: 1.0\r\nMAIN-CLASS: clojars.main\r\n\r\n"})
+
+    assert facts_of(jar, NAME) == JarFacts()
+
+
 def test_a_zipapp_is_a_program_too(make_jar: MakeJar) -> None:
     assert facts_of(make_jar(**{"__main__.py": "print()"}), NAME) == JarFacts()
 
@@ -78,6 +84,8 @@ def test_a_zipapp_is_a_program_too(make_jar: MakeJar) -> None:
         {MANIFEST: "X-Main-Class: clojars.main\n"},
         {"lib/__main__.py": ""},
         {"META-INF/manifest.txt": "Main-Class: clojars.main\n"},
+        {MANIFEST.lower(): "Main-Class: clojars.main\n"},  # java does not find it
+        {MANIFEST: "Manifest-Version: 1.0\n\nName: clojars/\nMain-Class: clojars.main\n"},
     ],
 )
 def test_a_jar_that_nothing_can_run_is_refused(make_jar: MakeJar, entries: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import lzma
 import zipfile
 import zlib
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from deploy_clojars.errors import DeployError
@@ -56,10 +57,12 @@ def facts_of(jar: Path, name: str, *, sound: bool = True) -> JarFacts:
 
 
 def _has_main_class(archive: zipfile.ZipFile, names: list[str]) -> bool:
+    """As java looks for it: in the first section, under a name whose case does not matter."""
     manifest = "META-INF/MANIFEST.MF"
     if manifest not in names:
         return False
-    return any(line.startswith(b"Main-Class:") for line in archive.read(manifest).splitlines())
+    lines = archive.read(manifest).splitlines()
+    return any(line.lower().startswith(b"main-class:") for line in takewhile(bool, lines))
 
 
 def _pom_facts(archive: zipfile.ZipFile, names: list[str], artifact: str) -> JarFacts:
