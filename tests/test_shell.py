@@ -19,12 +19,14 @@ import pytest
 from system import lives
 
 from deploy_clojars import config
+from deploy_clojars.checks import user
 from deploy_clojars.deploy import build
-from deploy_clojars.errors import Interrupted
+from deploy_clojars.errors import Interrupted, NotReady
 from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.machine.processes import RUN_VARIABLE
 from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, stream
+from deploy_clojars.run import lock
 
 DEADLINE = 15.0  # seconds that anything may take on a busy machine
 
@@ -578,6 +580,46 @@ def test_the_build_always_carries_its_runs_id_and_a_user() -> None:
 
     assert inner[RUN_VARIABLE] == "run-1"
     assert inner["USER"] == pwd.getpwuid(os.geteuid()).pw_name
+
+
+@pytest.fixture
+def nobodys_number(monkeypatch: pytest.MonkeyPatch) -> int:
+    """This process's user has a number that is not in the password database."""
+    number = 4_000_000_000
+    monkeypatch.setattr(os, "geteuid", lambda: number)
+    with pytest.raises(KeyError):
+        pwd.getpwuid(number)
+    return number
+
+
+def test_a_user_without_an_entry_has_the_home_of_the_environment(nobodys_number: int) -> None:
+    inner = environment((), "run-1", {"HOME": "/srv/app"})
+
+    assert inner["HOME"] == "/srv/app"
+    assert "USER" not in inner
+
+
+def test_a_user_without_an_entry_and_a_home_is_refused(
+    nobodys_number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.refuse_a_user_without_a_home()
+
+    monkeypatch.delenv("HOME")
+    with pytest.raises(NotReady, match=f"user {nobodys_number} is not in the password database"):
+        build.refuse_a_user_without_a_home()
+
+
+def test_a_user_without_an_entry_is_told_how_to_open_the_lock(
+    nobodys_number: int, tmp_path: Path
+) -> None:
+    with pytest.raises(NotReady) as refused, lock.held(tmp_path / "no" / "lock", lock.Holder()):
+        pass
+
+    assert refused.value.remedy == f"as root: chown -R {nobodys_number} {tmp_path}/no"
+
+
+def test_a_user_without_an_entry_has_no_login_shell_to_check(nobodys_number: int) -> None:
+    assert list(user.login_shell()) == []
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -37,7 +37,7 @@ def as_the_production_user(site: Site) -> Findings:
         )  # fmt: skip
         return
     yield from _sudo(site)
-    yield from _login_shell()
+    yield from login_shell()
     yield _remote(host)
 
 
@@ -53,8 +53,12 @@ def _sudo(site: Site) -> Findings:
         yield Finding("sudo allows what is needed")
 
 
-def _login_shell() -> Findings:
-    shell = pwd.getpwuid(os.geteuid()).pw_shell or "/bin/sh"
+def login_shell() -> Findings:
+    """Another program of the tool's name that a login shell finds first."""
+    try:
+        shell = pwd.getpwuid(os.geteuid()).pw_shell or "/bin/sh"
+    except KeyError:
+        return  # who is not in the password database does not log in
     lines = said_by(shell, "-lc", "command -v deploy-clojars").split()
     found = lines[-1] if lines else ""
     # How it was found now: a wrapper in the way of a login shell is the same program.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from deploy_clojars import config
-from deploy_clojars.errors import BuildFailed, DeployError
+from deploy_clojars.errors import BuildFailed, DeployError, NotReady
 from deploy_clojars.host import manifest
 from deploy_clojars.machine import shell
 from deploy_clojars.machine.environment import environment
@@ -48,6 +49,18 @@ def _is_there(program: str) -> bool:
     if shutil.which(program) is not None:
         return True
     return shell.capture(["/bin/sh", "-c", 'command -v "$0"', program], timeout=10).status == 0
+
+
+def refuse_a_user_without_a_home() -> None:
+    """Raises NotReady (4) if neither the password database nor the environment names one."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        if "HOME" not in os.environ:
+            raise NotReady(
+                f"user {os.geteuid()} is not in the password database, and HOME is not set",
+                remedy="set HOME: the tests and the build need it",
+            ) from None
 
 
 class Builder:

@@ -45,6 +45,7 @@ def check_deploy(run: Run) -> Look:
         missing = ["git", *missing]
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}")
+    build.refuse_a_user_without_a_home()
     refuse_a_full_disk(host)
     if not run.request.force:
         _refuse_a_flag_that_cannot_be_set(host)

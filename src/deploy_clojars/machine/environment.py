@@ -19,7 +19,6 @@ def environment(
     allowed: tuple[str, ...], run_id: str, outer: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """The environment of the tests and the build, from the tool's own; `allowed` adds names."""
-    user = pwd.getpwuid(os.geteuid())
     inner = {
         name: value
         for name, value in outer.items()
@@ -28,8 +27,12 @@ def environment(
         or name.startswith(LET_THROUGH_PREFIXES)
         or name.endswith(LET_THROUGH_SUFFIXES)
     }
-    inner["HOME"] = user.pw_dir
-    inner.setdefault("USER", user.pw_name)
+    try:
+        user = pwd.getpwuid(os.geteuid())
+        inner["HOME"] = user.pw_dir
+        inner.setdefault("USER", user.pw_name)
+    except KeyError:  # as in a container; a deploy without $HOME is refused
+        inner["HOME"] = outer.get("HOME", "/")
     if os.geteuid() == 0:
         inner.setdefault("LEIN_ROOT", "1")  # upstream's script asks otherwise
     inner[RUN_VARIABLE] = run_id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pwd
 import shlex
 import struct
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from deploy_clojars.errors import Locked, NotReady
+from deploy_clojars.host.users import user_name
 from deploy_clojars.machine import processes
 from deploy_clojars.machine.files import NO_ROOM
 
@@ -74,8 +74,8 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
         elif error.errno in NO_ROOM:
             remedy = "make room on the disk (see df and df -i)"
         else:
-            user = pwd.getpwuid(os.geteuid()).pw_name
-            remedy = f"as root: {shlex.join(['chown', '-R', user, str(file.parent)])}"
+            words = ["chown", "-R", user_name(), str(file.parent)]
+            remedy = f"as root: {shlex.join(words)}"
         raise NotReady(
             f"the lock {file} cannot be opened: {error.strerror}", remedy=remedy
         ) from None
