@@ -180,15 +180,18 @@ def group() -> None:
 @click.option("--force", is_flag=True,
               help="Restart even the only instance that serves, and continue if the drain does not end in "
               "time or its flag cannot be set: requests are lost.")  # fmt: skip
+@click.option("--rebuild", is_flag=True,
+              help="Build the release again if it is there and was never promoted.")  # fmt: skip
 @dry_run_option
 @common_options
 @click.pass_obj
-def deploy(settings: Settings, tag: str, yes: bool, force: bool, dry_run: bool) -> None:
+def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool,
+           dry_run: bool) -> None:  # fmt: skip
     """Test, build and install TAG, try it on the backup, ask, and promote it."""
     from deploy_clojars.deploy import pipeline
     from deploy_clojars.run.run import Request
 
-    request = Request("deploy", versions.checked(tag), yes=yes, force=force)
+    request = Request("deploy", versions.checked(tag), yes=yes, force=force, rebuild=rebuild)
     _carry_out(settings, pipeline.deploy, request, dry_run)
 
 

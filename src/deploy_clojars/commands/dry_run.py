@@ -229,7 +229,7 @@ class RehearsedReleases(Releases):
         return self._current
 
     def has(self, version: str) -> bool:
-        return version in self._added or super().has(version)
+        return version in self._added or (version not in self._removed and super().has(version))
 
     def size(self, version: str) -> int | None:
         return 0 if version in self._added else super().size(version)
@@ -261,6 +261,7 @@ class RehearsedReleases(Releases):
             f"{_command('ln', temporary, self.path(version))} && {_command('rm', temporary)}"
         )
         self._added.add(version)
+        self._removed.discard(version)
         return ""
 
     def remove(self, version: str) -> None:

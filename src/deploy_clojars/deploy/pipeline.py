@@ -6,7 +6,6 @@ while the question is open must not break the revert.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -14,11 +13,11 @@ from rich.filesize import decimal
 from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
+from deploy_clojars.deploy.reuse import is_reused
 from deploy_clojars.deploy.revert import reverted_on_failure
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
-from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
-from deploy_clojars.host import manifest
+from deploy_clojars.errors import HalfDone, NotHealthy
 from deploy_clojars.host.health import Observation
 from deploy_clojars.run.run import Run
 
@@ -28,7 +27,7 @@ def deploy(run: Run, source: Source | None = None) -> None:
     source = source or Source(run)
     preflight.prepare(run)
     commit = source.fetch()
-    if not is_installed(run, commit):
+    if not is_reused(run, commit):
         with source.checked_out(commit) as checkout:
             source.test(checkout)
             jar = source.build(checkout, commit)
@@ -50,37 +49,11 @@ def deploy(run: Run, source: Source | None = None) -> None:
 # --- the steps of a deploy ----------------------------------------------------------------------
 
 
-def is_installed(run: Run, commit: str) -> bool:
-    """Whether the release is there; it is reused if it was built from the tag's commit.
-
-    There is no rebuild in place: a release never changes. Raises DeployError (1).
-    """
-    host, version = run.host, run.version
-    if not host.releases.has(version):
-        return False
-    path = host.releases.path(version)
-    with run.step("reuse", path.name):
-        facts = manifest.facts_of(path, host.config.name)
-    known = host.journal.history().commits.get(version) or facts.revision
-    if known == commit:
-        return True
-    look = host.look()
-    users = [each.job for each in look.instances if version in each.open_releases]
-    used = f"run by {' and '.join(users)}" if users else "run by no instance"
-    removable = not users and version not in (look.current.version, look.approved)
-    removal = f"{shlex.join(['mv', str(path), f'{path}.old'])}, and deploy again"
-    raise DeployError(
-        f"release {version} was built from {known[:10] if known else 'an unknown commit'}, "
-        f"the tag is at {commit[:10]} now; the release is {used}",
-        remedy="give the new commit a new tag"
-        + (f", or {removal}" if removable else "")
-        + f"\nto use the release that is there: {host.command('rollback', version)}",
-    )
-
-
 def install(run: Run, jar: Path, commit: str) -> None:
     """Copies the jar in as the release."""
     releases, version = run.host.releases, run.version
+    if releases.has(version):  # it was never promoted, and is built again
+        prune.remove(run, [version])
     with run.step("install", releases.path(version).name) as becomes:
         run.record("install", version=version, commit=commit)
         digest = releases.install(jar, version)

@@ -134,6 +134,22 @@ def bare_rollback_target(
     return history.previous
 
 
+def rebuild_obstacle(history: History, version: str, in_use: Collection[str] | None) -> str | None:
+    """Why a release that is there must not be built again; `in_use` is None if that is not known.
+
+    One that was in production once may be wanted back as it was.
+    """
+    if in_use is None:
+        return "it is not known what the instances run"
+    if version in in_use:
+        return "it is current, approved, previous or running"
+    if version in history.promoted or version in history.stack:
+        return "it was in production"
+    if version not in history.installed:
+        return "it was not built by this tool, and may have been in production"
+    return None
+
+
 def prunable(
     there: Collection[str],
     installed: Iterable[str],

@@ -75,11 +75,12 @@ class RolledBack(msgspec.Struct, frozen=True):
 
 
 class Installed(msgspec.Struct, frozen=True):
-    """When a release was installed, from which commit, and its size."""
+    """When a release was installed, from which commit, its size and its SHA-256."""
 
     at: str
     commit: str | None
     bytes: int | None
+    sha256: str | None = None
 
 
 class Restarted(msgspec.Struct, frozen=True):
@@ -222,7 +223,9 @@ class HistoryBuilder:
                 self._adopted, self._stack = True, Stack([version] if version else [])
             case "installed" if version:
                 self._installed.pop(version, None)  # it goes to the end of the order
-                self._installed[version] = Installed(event.at, event.commit, event.bytes)
+                self._installed[version] = Installed(
+                    event.at, event.commit, event.bytes, event.sha256
+                )
             case "promoted" if version:
                 self._is_approved(version, event)
                 self._stack.push(version)

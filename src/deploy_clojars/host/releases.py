@@ -256,6 +256,16 @@ class Releases:
         except OSError:
             return None
 
+    def sha256(self, version: str) -> str:
+        """The SHA-256 of the release's content in hexadecimal. Raises DeployError."""
+        import hashlib
+
+        try:
+            with self.path(version).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DeployError(f"release {version} cannot be read: {error.strerror}") from error
+
     def remove(self, version: str) -> None:
         """Removes the release and syncs the directory. Raises DeployError."""
         if self.current().version == version:

@@ -38,6 +38,7 @@ class Request:
     version: str | None = None
     yes: bool = False
     force: bool = False
+    rebuild: bool = False
     why: str | None = None
 
 
