@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from deploy_clojars import config
-from deploy_clojars.config import Config, file_named, load, parse
+from deploy_clojars.config import Config, HealthUrl, file_named, load, parse
 from deploy_clojars.errors import Status, UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "etc" / "deploy-clojars.toml"
@@ -514,3 +514,41 @@ def test_a_named_file_that_is_missing_is_not_replaced_by_the_hosts(
 
 def test_the_refusal_of_a_key_that_breaks_lines_is_one_line() -> None:
     assert refusal('[build]\n"\\n" = 1').startswith('site.toml: build."\\n": unknown key; known: ')
+
+
+# Health URLs with more than an address
+
+
+def test_a_health_url_may_be_a_table() -> None:
+    toml = """[instances.backup]
+health = [{ url = "https://u:p%40@127.0.0.1/", host = "clojars.org", ca = "/etc/a.pem" }, "tcp://127.0.0.1:1"]
+"""
+    backup = parsed(toml).instances.backup
+    assert backup.asked == (
+        HealthUrl("https://u:p%40@127.0.0.1/", "clojars.org", "/etc/a.pem"),
+        HealthUrl("tcp://127.0.0.1:1"),
+    )
+    assert backup.health_urls == ("https://u:p%40@127.0.0.1/", "tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('{ host = "a" }', "instances.primary.health[0]: object missing required field `url`"),
+        ('{ url = "http://a/", hots = "a" }', "health[0].hots: unknown key; did you mean"),
+        ('{ url = "http://a/", host = "a b" }', "health[0].host: must be the name of a host"),
+        ('{ url = "http://a/", ca = "/a" }', "health[0].ca: must be with https"),
+        ('{ url = "https://a/", ca = "a" }', "health[0].ca: expected an absolute path"),
+        ('{ url = "tcp://a:1", host = "a" }', "health[0].host: must be with http or https"),
+        ('{ url = "ftp://a/" }', "health[0].url: must be a URL that"),
+        ('{ url = 1 }', "health[0].url: expected `str`"),
+    ],
+)  # fmt: skip
+def test_a_table_for_a_health_url_that_cannot_be_is_refused(table: str, said: str) -> None:
+    assert said in refusal(f"[instances.primary]\nhealth = [{table}]")
+
+
+def test_one_url_cannot_be_of_both_instances_in_a_table_either() -> None:
+    url = 'health = [{ url = "http://127.0.0.1:1/", host = "'
+    toml = f'[instances.primary]\n{url}a" }}]\n[instances.backup]\n{url}b" }}]\n'
+    assert "health URLs of their own" in refusal(toml)

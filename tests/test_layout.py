@@ -20,7 +20,7 @@ FLOORS = [
     {"host", "screen"},
     {"machine"},
     {"config", "versions"},
-    {"errors"},
+    {"errors", "masking"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

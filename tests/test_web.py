@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
+from deploy_clojars.config import HealthUrl
 from deploy_clojars.host import health
 from deploy_clojars.machine import web
 
@@ -109,11 +110,10 @@ def test_whatever_is_slow_the_limit_is_for_all_of_it(
     "slow", [a_name_server_that_does_not_answer, three_addresses_that_do_not_answer]
 )
 def test_a_tcp_health_url_has_the_same_limit(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "CHECK_SECONDS", LIMIT)
     with ExitStack() as stack:
         url = slow(monkeypatch, stack).replace("http:", "tcp:").rstrip("/")
         started = time.monotonic()
-        check = health.check(url)
+        check = health.check(HealthUrl(url), LIMIT)
         assert time.monotonic() - started < 2 * LIMIT
     assert (check.ok, check.detail) == (False, "timed out")
 

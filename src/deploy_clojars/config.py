@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from deploy_clojars import masking
 from deploy_clojars.errors import UsageError
 
 DEFAULT_FILE = Path("/etc/deploy-clojars.toml")
@@ -38,19 +39,40 @@ Repository = Annotated[str, Meta(pattern=r"^[^-\x00-\x20\x7f][^\x00-\x1f\x7f]*\Z
 HOST = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:.]+"
 
 
-def _why_not_a_health_url(url: str) -> str | None:
+def _why_not_a_url(url: str) -> str | None:
+    """What keeps its host, user and password from being found in it; never with a part of it."""
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        return f"must hold URLs ({error})"
+        authority = urlsplit(url).netloc
+        urlsplit(url).port  # noqa: B018 # raises
+    except ValueError:
+        return "a host and port that can be told apart"
+    login, at, _ = authority.rpartition("@")
+    # A `/` in a password ends what is before the host, and its rest would be shown as the path.
+    is_plain = at or not authority or "@" not in url
+    if is_plain and re.fullmatch(r"[\w.~!$&'()*+,;=:%-]*", login, re.ASCII):
+        return None
+    return "every special character of a user or password written as %XX, and of a path its @"
+
+
+def _shown(url: str) -> str:
+    """A URL for an error message; in one that cannot be read all is masked that may be a password."""
+    return repr(re.sub(r"//.*@", f"//{masking.MASK}@", url, flags=re.DOTALL))
+
+
+def _why_not_a_health_url(url: str) -> str | None:
+    why = _why_not_a_url(url)
+    if why:
+        return f"must hold URLs with {why}"
+    parts = urlsplit(url)
+    port = parts.port
     if parts.scheme not in ("http", "https", "tcp"):
         return "must hold URLs that start with http://, https:// or tcp://"
     if not parts.hostname or not re.fullmatch(HOST, parts.hostname):
         return "must hold URLs with a host"
     if port == 0 or not re.fullmatch(r"[!-~]+", url):
         return "must hold URLs with a port over 0, in ASCII and without blanks"
-    if parts.scheme == "tcp" and (port is None or parts.path or parts.query):
+    is_bare = parts.netloc.rpartition("@")[0] == parts.path == parts.query == ""
+    if parts.scheme == "tcp" and (port is None or not is_bare):
         return "must hold tcp URLs of the form tcp://HOST:PORT"
     return None
 
@@ -90,18 +112,54 @@ class Services(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`username` must be a name without a colon")
 
 
+class HealthUrl(Struct, frozen=True, forbid_unknown_fields=True):
+    """A health URL, and what a server wants to be asked with."""
+
+    url: Text
+    host: Text | None = None  # the Host header, and the name that the certificate is for
+    ca: AbsolutePath | None = None  # the file of the certificates to trust, or of that one
+
+    def __post_init__(self) -> None:
+        why = _why_not_a_health_url(self.url)
+        if why:
+            why = why.replace("hold URLs", "be a URL")
+            raise ValueError(f"`url` {why}, got {_shown(self.url)}")
+        if self.host is not None and not re.fullmatch(HOST, self.host):
+            raise ValueError(f"`host` must be the name of a host, got {self.host!r}")
+        scheme = urlsplit(self.url).scheme
+        if self.host is not None and scheme == "tcp":
+            raise ValueError("`host` must be with http or https: with tcp nothing is sent")
+        if self.ca is not None and scheme != "https":
+            raise ValueError("`ca` must be with https: there is no other certificate")
+
+
 class Instance(Struct, frozen=True, forbid_unknown_fields=True):
     """One instance of the application."""
 
     job: JobName
     url: Text
-    health: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    health: Annotated[tuple[Text | HealthUrl, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         for url in self.health:
-            why = _why_not_a_health_url(url)
+            why = _why_not_a_health_url(url) if isinstance(url, str) else None
             if why:
-                raise ValueError(f"`health` {why}, got {url!r}")
+                raise ValueError(f"`health` {why}, got {_shown(str(url))}")
+        why = _why_not_a_url(self.url)
+        if why:
+            raise ValueError(f"`url` must be a URL with {why}, got {_shown(self.url)}")
+
+    @property
+    def asked(self) -> tuple[HealthUrl, ...]:
+        """The health URLs, those that are only a text, too."""
+        return tuple(
+            each if isinstance(each, HealthUrl) else HealthUrl(each) for each in self.health
+        )
+
+    @property
+    def health_urls(self) -> tuple[str, ...]:
+        """Their URLs alone."""
+        return tuple(each.url for each in self.asked)
 
 
 Role = Literal["primary", "backup"]  # as the tables in `[instances]` are named
@@ -126,10 +184,10 @@ class Instances(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.primary.job == self.backup.job:
             raise ValueError(f"primary and backup must be two jobs, got {self.primary.job!r} twice")
-        for url in self.primary.health:
-            if url in self.backup.health:
+        for url in self.primary.health_urls:
+            if url in self.backup.health_urls:
                 raise ValueError(
-                    f"primary and backup must have health URLs of their own, got {url!r} twice"
+                    f"primary and backup must have health URLs of their own, got {_shown(url)} twice"
                 )
 
 
@@ -138,6 +196,7 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True):
 
     timeout: Seconds = 120
     interval: Seconds = 0.2
+    answer_timeout: Seconds = 5
     settle: Annotated[float, Meta(ge=0, le=A_YEAR)] = 3
 
 
@@ -154,7 +213,8 @@ class Drain(Struct, frozen=True, forbid_unknown_fields=True):
         if why is None and urlsplit(self.probe).scheme != "http":
             why = "must be a URL that starts with http://"
         if why:
-            raise ValueError(f"`probe` {why.replace('hold URLs', 'be a URL')}, got {self.probe!r}")
+            why = why.replace("hold URLs", "be a URL")
+            raise ValueError(f"`probe` {why}, got {_shown(self.probe)}")
         if self.flag.endswith("/"):
             raise ValueError(f"`flag` must be the path of a file, got {self.flag!r}")
         if self.quiet >= self.timeout:
@@ -187,7 +247,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
             # git would look for it in another directory at each of its calls.
             raise ValueError(
                 "`repository` must be a URL, HOST:PATH or an absolute path, "
-                f"got {self.repository!r}"
+                f"got {_shown(self.repository)}"
+            )
+        why = _why_not_a_url(self.repository) if "://" in self.repository else None
+        if why:
+            raise ValueError(
+                f"`repository` must be a URL with {why}, got {_shown(self.repository)}"
             )
         for role, instance in (
             ("primary", self.instances.primary),
@@ -198,6 +263,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
                     f"`instances.{role}.job` must be a job of {self.services.manager}, and only "
                     f"supervisord has GROUP:PROGRAM, got {instance.job!r}"
                 )
+
+    @property
+    def logins(self) -> tuple[tuple[str, str], ...]:
+        """Every user with a password in it, as URLs have them."""
+        both = (self.instances.primary, self.instances.backup)
+        of_instances = (url for each in both for url in (each.url, *each.health_urls))
+        urls = (self.repository, self.drain.probe, *of_instances)
+        parts = (urlsplit(url) for url in urls if "://" in url)
+        found = [(self.services.username, self.services.password)]
+        found += ((each.username, each.password) for each in parts)
+        return tuple((user or "", password) for user, password in found if password)
 
     @property
     def deploy_directory(self) -> Path:
@@ -259,17 +335,23 @@ def load(file: Path | None) -> Config:
 
 
 def parse(data: dict[str, Any], source: str) -> Config:
-    """Turns TOML tables into a configuration. Raises UsageError (2), which names `source`."""
+    """Turns TOML tables into a configuration. Raises UsageError (2), which names `source`.
+
+    From then on the passwords in it are masked wherever text leaves this program.
+    """
     defaults = msgspec.to_builtins(Config())
     _refuse_unknown_keys(data, defaults, source)
     try:
-        return msgspec.convert(_merged(defaults, data), Config)
+        config = msgspec.convert(_merged(defaults, data), Config)
     except msgspec.ValidationError as error:
         if "services.manager" in _with_key_first(str(error)):
             raise UsageError(
                 f'{source}: services.manager: expected "upstart" or "supervisor"'
             ) from None
         raise UsageError(f"{source}: {_with_key_first(str(error))}") from None
+    for user, password in config.logins:
+        masking.hide(password, user)
+    return config
 
 
 def _merged(defaults: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +361,9 @@ def _merged(defaults: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         both_tables = isinstance(default, dict) and isinstance(value, dict)
         merged[key] = _merged(default, value) if both_tables else value
     return merged
+
+
+HEALTH_URL = dict.fromkeys(HealthUrl.__struct_fields__)
 
 
 def _refuse_unknown_keys(
@@ -296,6 +381,9 @@ def _refuse_unknown_keys(
             raise UsageError(f"{source}: {path}{shown}: unknown key; {expected}")
         if isinstance(value, dict) and isinstance(known[key], dict):
             _refuse_unknown_keys(value, known[key], source, f"{path}{key}.")
+        if isinstance(value, list):  # those that hold tables are of health URLs
+            for number, table in enumerate(each for each in value if isinstance(each, dict)):
+                _refuse_unknown_keys(table, HEALTH_URL, source, f"{path}{key}[{number}].")
 
 
 def _with_key_first(message: str) -> str:

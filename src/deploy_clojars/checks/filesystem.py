@@ -35,6 +35,11 @@ def directories(site: Site) -> Findings:
         if writer == site.owner and writer != 0 and os.geteuid() != writer:
             remedy = by_root(f"chown root {shlex.quote(str(host.file))}")
             yield Finding(f"{host.file} belongs to the production user", True, remedy)
+        if host.config.logins and host.file.stat().st_mode & stat.S_IROTH:
+            quoted = shlex.quote(str(host.file))
+            remedy = by_root(f"chgrp {site.group()} {quoted} && chmod o-rwx {quoted}")
+            what = f"{host.file} holds a password, and every user can read it"
+            yield Finding(what, True, remedy)
 
 
 def _missing(site: Site, directory: Path) -> Finding:

@@ -17,16 +17,17 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
-from urllib.parse import urlsplit
 
 # GitPython looks for git when it is imported and raises if there is none: preflight says it.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import git
 
+from deploy_clojars.deploy.git_login import login_of
 from deploy_clojars.errors import DeployError
 from deploy_clojars.machine import shell, signals
 from deploy_clojars.machine.processes import RUN_VARIABLE
+from deploy_clojars.masking import masked
 
 # The configuration of the host, the user or the mirror may say anything. What it says for the remote
 # counts: url.insteadOf, credentials, the ssh command, proxies. For what is local, this does; no program
@@ -97,9 +98,9 @@ class Mirror:
 
     def __init__(self, directory: Path, url: str, run_id: str) -> None:
         self.directory = directory
-        self._url = url
         # A password in the URL stays out of the checkout and of what git prints about it.
-        self.origin, self._credentials = _without_credentials(url)
+        self._login = login_of(url)
+        self.origin = self._login.url
         self._environment = environment(run_id)
 
     def fetch(self, log: IO[bytes], timeout: float, silence: float = SILENT_SECONDS) -> bool:
@@ -162,7 +163,7 @@ class Mirror:
         Asked as `fetch` does. Raises DeployError as `fetch`.
         """
         with _scratch() as directory, Path(directory, "answer").open("ab") as answer:
-            words = ["ls-remote", "--tags", "--", self._url]
+            words = ["ls-remote", "--tags", "--", self.origin]
             self._run(words, answer, timeout, silence, self._directory_to_ask_from)
             text = Path(answer.name).read_text(encoding="utf-8", errors="replace")
         return {name: commit for commit, name in REMOTE_TAG.findall(text)}
@@ -198,16 +199,10 @@ class Mirror:
     ) -> None:
         # The tags and nothing else: a version is never a branch. A tag that was moved or deleted
         # on the server is so here, too.
-        words = [
-            "fetch",
-            "--progress",
-            "--prune",
-            "--no-auto-gc",
-            "--no-write-fetch-head",
-            *options,
-        ]
+        words = ["fetch", "--progress", "--prune", "--no-auto-gc", "--no-write-fetch-head"]
         tags = f"+refs/tags/{tag}:refs/tags/{tag}"
-        self._run([*words, "--", self._url, tags], log, timeout, silence, self.directory)
+        words = [*words, *options, "--", self.origin, tags]
+        self._run(words, log, timeout, silence, self.directory)
 
     def _run(
         self,
@@ -216,23 +211,30 @@ class Mirror:
         timeout: float,
         silence: float | None,
         directory: Path,
-        settings: Iterable[str] = (),
     ) -> None:
         """Runs git where it may ask the remote, with a time limit. Raises DeployError, Interrupted."""
-        start = os.fstat(log.fileno()).st_size
-        options = [part for setting in (*SAFE, *settings) for part in ("-c", setting)]
-        try:
-            status = shell.stream(
-                ["git", *options, *words],
-                log=log, cwd=directory, env={**self._environment, "GIT_SSH_COMMAND": self._ssh},
-                timeout=timeout, silence=silence,
-            )  # fmt: skip
-        except OSError as error:
-            raise DeployError(f"git: {error.strerror}") from None
-        except (shell.TookTooLong, shell.Silent) as error:
-            raise Stalled(f"{self.origin}: the server has stalled: {error}") from None
+        options = [part for setting in SAFE for part in ("-c", setting)]
+        login = self._login
+        # Not straight into the log: git may say a token that stands in the URL in place of a user.
+        with open(os.memfd_create("git"), "w+b", buffering=0) as output:
+            try:
+                status = shell.stream(
+                    ["git", *options, *login.options, *words],
+                    log=output, cwd=directory,
+                    env={**self._environment, **login.environment, "GIT_SSH_COMMAND": self._ssh},
+                    timeout=timeout, silence=silence,
+                )  # fmt: skip
+            except OSError as error:
+                raise DeployError(f"git: {error.strerror}") from None
+            except (shell.TookTooLong, shell.Silent) as error:
+                raise Stalled(f"{self.origin}: the server has stalled: {error}") from None
+            finally:
+                output.seek(0)
+                said = masked(output.read().decode("utf-8", "replace"))
+                with suppress(OSError):
+                    log.write(said.encode())
         if status != 0:
-            said = shell.last_lines(Path(log.name), start, lines=5)
+            said = "\n".join(said.splitlines()[-5:])
             raise DeployError(
                 f"{self.origin}: git {words[0]} failed (exit status {status})",
                 detail=said,
@@ -303,7 +305,7 @@ class Mirror:
             try:
                 # Files in LFS come from the remote, and say nothing on their way.
                 words = ["checkout", "--quiet", "--detach", commit]
-                self._run(words, log, timeout, None, directory, self._credentials)
+                self._run(words, log, timeout, None, directory)
             except Stalled:
                 raise
             except DeployError as error:
@@ -320,7 +322,7 @@ class Mirror:
             if "\n160000 " not in f"\n{command.ls_files('--stage')}":
                 return self._lfs_files_left_out([directory])
             words = ["submodule", "update", "--init", "--recursive", "--", "."]
-            self._run(words, log, timeout, SILENT_SECONDS, directory, self._credentials)
+            self._run(words, log, timeout, SILENT_SECONDS, directory)
             lines = str(command.submodule("status", "--recursive")).splitlines()
             empty = [line.split(" ", 1)[1] for line in lines if line.startswith("-")]
             inner = str(command.submodule("--quiet", "foreach", "--recursive", "pwd")).splitlines()
@@ -405,18 +407,6 @@ def _init_options(an_object: str) -> list[str]:
     """Of `git init`, for a repository whose objects have such names, whatever the user's defaults."""
     is_sha256 = len(an_object) == 64
     return ["--quiet", "--template=", f"--object-format={'sha256' if is_sha256 else 'sha1'}"]
-
-
-def _without_credentials(url: str) -> tuple[str, tuple[str, ...]]:
-    """The URL without user and password, and the setting with which git puts them back."""
-    parts = urlsplit(url)
-    credentials, _, host = parts.netloc.rpartition("@")
-    if parts.scheme not in ("http", "https") or not credentials:
-        return url, ()
-    base = f"{parts.scheme}://{host}/"
-    # In `git -c`, the first = ends the name.
-    full = f"{parts.scheme}://{credentials.replace('=', '%3D')}@{host}/"
-    return parts._replace(netloc=host).geturl(), (f"url.{full}.insteadOf={base}",)
 
 
 def _is_lfs_pointer(file: Path) -> bool:

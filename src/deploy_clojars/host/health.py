@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from deploy_clojars.config import Role
+from deploy_clojars.config import HealthUrl, Role
 from deploy_clojars.errors import reason
 from deploy_clojars.host.services import State
 from deploy_clojars.machine import connections, processes, sockets
 
-CHECK_SECONDS = 5.0  # for one health URL to answer
+CHECK_SECONDS = 5.0  # for a name server, or for a URL that is not of the configuration
 
 WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
 ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
@@ -141,30 +141,31 @@ class Observation:
         return self.why_not_healthy_on(version) is None
 
 
-def check(url: str) -> Check:
-    """Asks one health URL: it is ok if http answers 2xx or 3xx, or tcp connects."""
+def check(asked: HealthUrl, timeout: float) -> Check:
+    """Asks a health URL, for `timeout` seconds at most: http answers 2xx or 3xx, tcp connects."""
     started = time.monotonic()
-    ok, detail = _connects(url) if urlsplit(url).scheme == NAILGUN_SCHEME else _answers(url)
+    asks = _connects if urlsplit(asked.url).scheme == NAILGUN_SCHEME else _answers
+    ok, detail = asks(asked, timeout)
     seconds = time.monotonic() - started
-    if not ok and seconds >= CHECK_SECONDS:
+    if not ok and seconds >= timeout:
         detail = "timed out"
-    return Check(url, ok, round(seconds * 1000, 1), detail)
+    return Check(asked.url, ok, round(seconds * 1000, 1), detail)
 
 
-def _connects(url: str) -> tuple[bool, str]:
+def _connects(asked: HealthUrl, timeout: float) -> tuple[bool, str]:
     try:
-        with sockets.connect(*address_of(url), CHECK_SECONDS):
+        with sockets.connect(*address_of(asked.url), timeout):
             return True, "connected"
     except OSError as error:
         return False, reason(error)
 
 
-def _answers(url: str) -> tuple[bool, str]:
+def _answers(asked: HealthUrl, timeout: float) -> tuple[bool, str]:
     # Imported in the thread that asks, while the main one waits for the service manager: this
     # saves a quarter of the time that `status` takes.
     from deploy_clojars.machine import web
 
-    answer = web.get(url, CHECK_SECONDS)
+    answer = web.get(asked.url, timeout, host=asked.host, ca=asked.ca)
     return answer.status is not None and 200 <= answer.status < 400, str(answer)
 
 
@@ -206,7 +207,7 @@ def address_of(url: str) -> tuple[str, int]:
 def addresses_of(urls: Iterable[str]) -> list[connections.Address]:
     """What the health URLs name, every address of each; a name that is not found has none.
 
-    Takes as long as one health check at most.
+    Takes as long as one name may take at most.
     """
     found = []
     deadline = time.monotonic() + CHECK_SECONDS

@@ -35,7 +35,8 @@ class Instance:
         self.role = role
         self.job = settings.job
         self.url = settings.url
-        self._urls = settings.health
+        self._asked = settings.asked
+        self._urls = settings.health_urls
         self._health = limits
         self._services = services
         self._releases = releases
@@ -66,7 +67,8 @@ class Instance:
 
     def observe(self) -> health.Observation:
         """Looks at the instance now, and meanwhile asks its health URLs."""
-        checks = [threads.started(partial(health.check, url)) for url in self._urls]
+        limit = self._health.answer_timeout
+        checks = [threads.started(partial(health.check, url, limit)) for url in self._asked]
         job = self.status()
         try:
             tree = processes.tree(job.pid) if job.pid is not None else None

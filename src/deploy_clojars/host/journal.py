@@ -17,6 +17,7 @@ import msgspec
 from deploy_clojars.errors import Status
 from deploy_clojars.host.lines import TailedFile, lines_backwards
 from deploy_clojars.machine.files import sync
+from deploy_clojars.masking import masked
 
 FORMAT = 1
 
@@ -343,6 +344,9 @@ def event_in(line: bytes) -> Event | None:
 
 
 def _as_line(event: Event) -> bytes:
+    # Every user may read the journal, and git's words are in the reason of a failure.
+    if event.why is not None:
+        event = msgspec.structs.replace(event, why=masked(event.why))
     try:
         return msgspec.json.encode(event) + b"\n"
     except UnicodeEncodeError:

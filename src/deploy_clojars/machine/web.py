@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 import time
+from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from deploy_clojars.errors import reason
 from deploy_clojars.machine import sockets
@@ -29,34 +31,60 @@ class Answer:
         return self.said if self.status is None else f"{self.status} {self.said}".strip()
 
 
-def get(url: str, timeout: float, max_body: int = 0) -> Answer:
+def get(
+    url: str, timeout: float, max_body: int = 0, *, host: str | None = None, ca: str | None = None
+) -> Answer:
     """Requests a URL, and reads up to `max_body` bytes of the answer's body.
 
+    The user and the password in it are sent. `host` is the server's name if the URL has only its
+    address: what it is asked for, and what its certificate is for. `ca` is a file of certificates:
+    the server's own, or those it must be signed by instead of the system's.
     All of it takes `timeout` seconds at most: the name server, each address, TLS, and a server
     that sends a byte now and then.
     """
     parts = urlsplit(url)
     secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port)
+    address, port = parts.hostname or "", parts.port or (443 if secure else 80)
+    connection = http.client.HTTPConnection(address, port)
     try:
         used: sockets.Limited
-        used = connection.sock = sockets.connect(connection.host, connection.port, timeout)
+        used = connection.sock = sockets.connect(address, port, timeout)
         if secure:
-            used = connection.sock = _in_tls(connection.sock, connection.host)
+            used = connection.sock = _in_tls(connection.sock, host or address, ca)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"User-Agent": "deploy-clojars"})
-        response = connection.getresponse()
-        body = response.read(max_body)
-        with suppress(OSError, http.client.HTTPException):
-            _read_on(response, used)
+        connection.request("GET", path, headers=_headers(parts, host))
+        with _final_response(connection.sock) as response:
+            body = response.read(max_body)
+            with suppress(OSError, http.client.HTTPException):
+                _read_on(response, used)
         return Answer(response.status, response.reason, body)
     except TimeoutError:
         return Answer(None, "timed out")
+    except ssl.SSLCertVerificationError as error:
+        return Answer(None, f"its certificate is not accepted: {error.verify_message}")
     except (OSError, http.client.HTTPException) as error:
         return Answer(None, reason(error))
     finally:
         connection.close()
+
+
+def _headers(parts: SplitResult, host: str | None) -> dict[str, str]:
+    named = host or parts.netloc.rpartition("@")[2]
+    headers = {"Host": named, "User-Agent": "deploy-clojars"}
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+    return headers
+
+
+def _final_response(connection: socket.socket) -> http.client.HTTPResponse:
+    """The answer: a 1xx before it, such as 103 with hints, is none. http.client skips 100 alone."""
+    response = http.client.HTTPResponse(connection, method="GET")
+    response.begin()
+    while 100 <= response.status < 200 and response.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+        response.headers = None  # type: ignore[assignment] # as before the first call
+        response.begin()
+    return response
 
 
 def _read_on(response: http.client.HTTPResponse, connection: sockets.Limited) -> None:
@@ -74,11 +102,17 @@ class _InTLS(sockets.Limited, ssl.SSLSocket):
     """A socket in TLS."""
 
 
-def _in_tls(connection: sockets.Socket, host: str) -> _InTLS:
-    context = ssl.create_default_context()
+def _in_tls(connection: sockets.Socket, name: str, ca: str | None) -> _InTLS:
+    """Raises OSError, ssl.SSLCertVerificationError."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise OSError(f"its `ca` {ca}: {reason(error)}") from None
+    # The server's own certificate will do as `ca`, whoever has signed it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.sslsocket_class = _InTLS
     connection.settimeout(connection.left())  # the handshake keeps it as a whole
-    secured = context.wrap_socket(connection, server_hostname=host)
+    secured = context.wrap_socket(connection, server_hostname=name)
     assert isinstance(secured, _InTLS)
     secured.deadline = connection.deadline
     return secured

@@ -14,6 +14,7 @@ from signal import SIGKILL, SIGTERM
 
 import psutil
 
+from deploy_clojars.config import HealthUrl
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host import health
 from deploy_clojars.host.services.supervisor import Supervisor
@@ -174,8 +175,9 @@ def _client(sandbox: Sandbox) -> Supervisor:
 
 def _wait_until_all_answer(sandbox: Sandbox) -> None:
     deadline = time.monotonic() + 5
-    ports = (sandbox.ports.primary.web, sandbox.ports.backup.web)
-    while not all(health.check(f"http://127.0.0.1:{port}/").ok for port in ports):
+    pairs = (sandbox.ports.primary, sandbox.ports.backup)
+    urls = [HealthUrl(f"http://127.0.0.1:{pair.web}/") for pair in pairs]
+    while not all(health.check(url, 5).ok for url in urls):
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)

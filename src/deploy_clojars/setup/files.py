@@ -181,7 +181,7 @@ def refuse_collisions(values: Values) -> None:
 
 
 def _address(instance: Instance, role: str, scheme: str) -> str:
-    for url in instance.health:
+    for url in instance.health_urls:
         parts = urlsplit(url)
         if parts.scheme == scheme:
             return f"{_bracketed(parts.hostname or '')}:{parts.port or 80}"
