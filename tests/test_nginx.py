@@ -15,7 +15,7 @@ from typing import Any
 
 import crossplane
 import pytest
-from front import running_nginx
+from front import newer_nginx, running_nginx
 from little_host import free_ports, wait_for
 
 from deploy_clojars.config import parse
@@ -28,6 +28,16 @@ class Web(http.server.BaseHTTPRequestHandler):
     """An instance of the application that says which one it is, and counts what it was sent."""
 
     server: Instance
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.add(self.connection)
+        if self.server.keeps_connections:
+            self.protocol_version = "HTTP/1.1"
+
+    def finish(self) -> None:
+        super().finish()
+        self.server.connections.discard(self.connection)
 
     def do_GET(self) -> None:
         self._answer(self.server.role)
@@ -44,6 +54,7 @@ class Web(http.server.BaseHTTPRequestHandler):
     do_PUT = do_POST
 
     def _answer(self, text: str) -> None:
+        self.server.asked_to_close.append(self.headers["Connection"])
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -59,8 +70,11 @@ class Instance(http.server.ThreadingHTTPServer):
     daemon_threads = True
     dies_on_upload = False
 
-    def __init__(self, role: str, port: int) -> None:
+    def __init__(self, role: str, port: int, keeps_connections: bool = False) -> None:
         self.role = role
+        self.keeps_connections = keeps_connections
+        self.connections: set[socket.socket] = set()  # that are open
+        self.asked_to_close: list[str | None] = []  # the header of each request
         self.uploads: list[int] = []
         super().__init__(("127.0.0.1", port), Web)
 
@@ -110,10 +124,10 @@ class Site:
         )
         self._running: dict[str, list[socketserver.TCPServer]] = {}
 
-    def start(self, role: str) -> Instance:
+    def start(self, role: str, *, keeps_connections: bool = False) -> Instance:
         """Starts an instance that is down."""
         web, nailgun = self.ports[role]
-        servers = [Instance(role, web), Nailgun(role, nailgun)]
+        servers = [Instance(role, web, keeps_connections), Nailgun(role, nailgun)]
         for server in servers:
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         self._running[role] = list(servers)
@@ -153,7 +167,7 @@ class Site:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Site]:
+def serving(directory: Path, program: str | None = None, for_all_sites: str = "") -> Iterator[Site]:
     """A site whose two instances are up."""
     site = Site(directory)
     (directory / "home/repo/a").mkdir(parents=True)
@@ -162,7 +176,7 @@ def serving(directory: Path) -> Iterator[Site]:
     for role in site.ports:
         site.start(role)
     try:
-        with running_nginx(directory, site.values, site.drain):
+        with running_nginx(directory, site.values, site.drain, program, for_all_sites):
             yield site
     finally:
         for role in site.ports:
@@ -238,6 +252,30 @@ def test_an_upload_that_was_sent_once_is_never_sent_again(site: Site) -> None:
     assert primary.uploads == [4]
 
 
+KEEPS = 'proxy_http_version 1.1; proxy_set_header Connection "";'
+OTHERWISE = "proxy_request_buffering off; proxy_next_upstream off; proxy_intercept_errors on;"
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_each_request_has_a_connection_of_its_own_whatever_the_default_is(
+    tmp_path: Path, newer: bool
+) -> None:
+    """nginx from 1.29.7 on keeps them, and another one may be told to for all sites."""
+    program = newer_nginx() if newer else None
+    with serving(tmp_path, program, f"{KEEPS} {OTHERWISE}") as site:
+        site.stop("primary")
+        primary = site.start("primary", keeps_connections=True)
+        wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 5)
+        for method in ("GET", "POST", "GET", "GET"):
+            assert site.request(method, "/", b"x" if method == "POST" else None)[0] == 200
+        wait_for(lambda: not primary.connections, "nginx closes each after its request", 5)
+        assert set(primary.asked_to_close) == {"close"}
+        # The other settings for all sites do not count here either.
+        primary.dies_on_upload = True
+        status, page = site.request("PUT", "/repo/a/b.jar", b"once")
+        assert (status, page.split()[0]) == (200, "backup")
+
+
 def directives(text: str, path: Path) -> list[dict[str, Any]]:
     """All directives of a configuration, inner ones too."""
     path.write_text(text)
@@ -259,8 +297,16 @@ def test_the_policy_holds(tmp_path: Path) -> None:
     for name in ("clojars", "clojars-nailgun.conf"):
         found = directives((etc / name).read_text(), tmp_path / name)
         words = {each["directive"] for each in found}
-        assert not words & {"keepalive", "worker_shutdown_timeout", "proxy_next_upstream_timeout",
-                            "proxy_next_upstream", "proxy_request_buffering"}  # fmt: skip
+        assert not words & {"keepalive", "worker_shutdown_timeout"}
+        # Written out, since another version's default or nginx.conf may be another.
+        said = {(each["directive"], *each["args"]) for each in found}
+        assert {("proxy_next_upstream_timeout", "0"), ("proxy_next_upstream_tries", "0")} <= said
+        if name == "clojars":
+            assert {("proxy_next_upstream", "error", "timeout"), ("proxy_request_buffering", "on"),
+                    ("proxy_http_version", "1.0"), ("proxy_set_header", "Connection", "close"),
+                    ("proxy_intercept_errors", "off")} <= said  # fmt: skip
+        else:
+            assert {("proxy_next_upstream", "on"), ("proxy_timeout", "10m")} <= said
         assert all("non_idempotent" not in each["args"] for each in found)
         upstreams = {each["args"][0]: each["block"] for each in found if each["directive"] == "upstream"}  # fmt: skip
         for pool, servers in upstreams.items():

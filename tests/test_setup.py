@@ -241,7 +241,7 @@ def test_the_message_of_the_day_names_a_file_that_the_environment_chose(
 ) -> None:
     root = tmp_path / "root"
     assert run_setup("--root", str(root), DEPLOY_CLOJARS_CONFIG=str(other)).returncode == 0
-    motd = (root / "etc/update-motd.d/60-deploy-clojars").read_text()
+    motd = (root / "etc/update-motd.d/60-deploy-shop-a").read_text()
     assert f"sudo -iu shop deploy-clojars -c {other} TAG" in motd
 
 
@@ -274,8 +274,8 @@ def test_other_ports_names_and_paths_reach_every_file(tmp_path: Path, other: Pat
         "etc/init/shop-b.conf",
         "etc/nginx/modules-enabled/90-shop-a-nailgun.conf",
         "etc/nginx/sites-available/shop-a",
-        "etc/sudoers.d/deploy-clojars",
-        "etc/update-motd.d/60-deploy-clojars",
+        "etc/sudoers.d/deploy-shop-a",
+        "etc/update-motd.d/60-deploy-shop-a",
         "var/www/shop-a/503.html",
     }
     for name, content in text.items():
@@ -285,10 +285,10 @@ def test_other_ports_names_and_paths_reach_every_file(tmp_path: Path, other: Pat
     for word in ("127.0.0.1:9101", "127.0.0.1:9102", "127.0.0.1:9300", "= /first",
                  "-f /run/shop/prefer-b", "root /srv/shop;", "server_name shop.example;"):  # fmt: skip
         assert word in site
-    assert "/opt/upstart/sbin/restart shop-b" in text["etc/sudoers.d/deploy-clojars"]
+    assert "/opt/upstart/sbin/restart shop-b" in text["etc/sudoers.d/deploy-shop-a"]
     assert "/srv/shop/releases/shop-current.jar" in text["etc/init/shop-b.conf"]
     assert "setuid shop" in text["etc/init/shop-b.conf"]
-    assert f"sudo -iu shop deploy-clojars -c {other} TAG" in text["etc/update-motd.d/60-deploy-clojars"]  # fmt: skip
+    assert f"sudo -iu shop deploy-clojars -c {other} TAG" in text["etc/update-motd.d/60-deploy-shop-a"]  # fmt: skip
 
 
 def test_the_two_instances_differ_in_four_lines() -> None:

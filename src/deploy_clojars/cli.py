@@ -316,14 +316,14 @@ def check(settings: Settings) -> None:
 )
 @click.option(
     "--nailgun",
-    type=click.Choice(["nginx", "balance"]),
+    type=click.Choice(["nginx", "balance", "none"]),
     help="What serves the nailgun port (default: what does now, or nginx if it has the stream module).",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing.")
 @common_options
 @click.pass_obj
 def setup(settings: Settings, root: str | None, user: str | None,
-          nailgun: Literal["nginx", "balance"] | None, dry_run: bool) -> None:  # fmt: skip
+          nailgun: Literal["nginx", "balance", "none"] | None, dry_run: bool) -> None:  # fmt: skip
     """Create the user, directories and files that a host needs. Overwrites nothing."""
     from pathlib import Path
 

@@ -8,13 +8,17 @@ import pwd
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from deploy_clojars.errors import UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
+from deploy_clojars.setup import validation
 from deploy_clojars.setup.files import Values, values_of
+from deploy_clojars.setup.nginx_conf import Configuration
+from deploy_clojars.setup.validation import InstalledNginx
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,28 @@ class Site:
         return self.host.config.services.manager == "upstart"
 
     @cached_property
+    def nginx(self) -> InstalledNginx | None:
+        """The nginx of this machine."""
+        return validation.nginx()
+
+    @cached_property
+    def _located(self) -> tuple[Values | None, Configuration | None]:
+        try:
+            values = values_of(self.host.config, self.host.words, self.user)
+        except UsageError:
+            return None, None
+        is_asked = self.is_upstarts and os.geteuid() == 0 and Path("/etc/init").is_dir()
+        return validation.located(values, self.nginx) if is_asked else (values, None)
+
+    @property
     def values(self) -> Values | None:
         """The values of the files that `setup` installs; None for a host that cannot have them."""
-        try:
-            return values_of(self.host.config, self.host.words, self.user)
-        except UsageError:
-            return None
+        return self._located[0]
+
+    @property
+    def nginx_conf(self) -> Configuration | None:
+        """All that nginx reads, where Upstart runs the instances and root asks."""
+        return self._located[1]
 
     @property
     def setup(self) -> str:

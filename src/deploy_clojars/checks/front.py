@@ -12,7 +12,10 @@ from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host import nginx
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST
 from deploy_clojars.host.users import user_name
-from deploy_clojars.setup import in_the_way, validation
+from deploy_clojars.machine import web
+from deploy_clojars.setup import in_the_way, nginx_conf, validation
+from deploy_clojars.setup.files import Values
+from deploy_clojars.setup.nginx_conf import Configuration
 
 
 def drain(site: Site) -> Findings:
@@ -36,21 +39,32 @@ def drain(site: Site) -> Findings:
         yield Finding(
             f"nginx ignores the drain flag {flag}: it answers {answer}",
             True,
-            f"{by_root('service nginx reload')}, and its user must be able to enter {flag.parent}",
+            f"{by_root(f'service {_service(site)} reload')}, and its user must be able to enter {flag.parent}",
         )
     else:
         yield Finding(f"nginx prefers the {answer}")
 
 
+def _service(site: Site) -> str:
+    return site.nginx.service if site.nginx is not None else "nginx"
+
+
 def _answers(site: Site) -> str:
     """What makes nginx answer: `reload` does nothing for one that does not run."""
     verb = "reload" if nginx.own_processes().uids else "start"
-    service = f"service nginx {verb}"
+    service = f"service {_service(site)} {verb}"
     if not site.is_upstarts:
         return by_root(service)
-    installed = site.values and Path(f"/etc/nginx/sites-enabled/{site.values.site}").exists()
-    made = "" if installed else f"{site.host.command('setup')} && "
+    made = "" if _is_installed(site) else f"{site.host.command('setup')} && "
     return by_root(f"{made}{service}")
+
+
+def _is_installed(site: Site, root: Path = Path("/")) -> bool:
+    """Whether the site of `setup` is where nginx reads it."""
+    values = site.values
+    if values is None:
+        return False
+    return (root / (values.site_link or values.site_file).lstrip("/")).exists()
 
 
 def flag_directory(site: Site, directory: Path) -> Finding:
@@ -83,15 +97,41 @@ def flag_directory(site: Site, directory: Path) -> Finding:
 
 def sites(site: Site, root: Path = Path("/")) -> Findings:
     """Whether nginx uses the site of `setup`, or another of the same name; `root` stands for /."""
-    values = site.values
+    values, conf = site.values, site.nginx_conf if root == Path("/") else None
     if not site.is_upstarts or values is None:
         return
-    for obstacle in in_the_way.other_sites(values, root):
+    for obstacle in in_the_way.other_sites(values, root, conf):
         yield Finding(obstacle.what, True, by_root(obstacle.remedy))
-    installed = (root / f"etc/nginx/sites-enabled/{values.site}").exists()
-    if root == Path("/") and installed and os.geteuid() == 0:
-        verdict = validation.of_whole_host(validation.nginx())
-        if verdict.refused_by is not None:
-            shown = (verdict.said.splitlines() or [""])[0]
-            test = "visudo -c" if verdict.refused_by == "sudo" else "nginx -t"
-            yield Finding(f"{verdict.refused_by} refuses its configuration: {shown}", True, f"fix it until `{test}` passes")  # fmt: skip
+    if conf is not None and site.nginx is not None:
+        for fault in nginx_conf.faults(conf, values, site.nginx.version):
+            yield Finding(fault.what, True, _mended(site, values, conf, fault))
+    if root == Path("/") and _is_installed(site):
+        yield from _in_use(site, values)
+
+
+def _mended(site: Site, values: Values, conf: Configuration, fault: nginx_conf.Fault) -> str:
+    reload = f"service {values.front} reload"
+    if fault.wanted:
+        return by_root(f"put this into that server, then {reload}: {fault.wanted}")
+    if _is_installed(site) and not nginx_conf.reads(conf, values):
+        return by_root(nginx_conf.remedy_for_unread(conf, values))
+    return by_root(f"{site.host.command('setup')} && {reload}")
+
+
+def _in_use(site: Site, values: Values) -> Findings:
+    """Whether sudo and nginx accept their files, and users get an answer."""
+    verdict = validation.of_whole_host(site.nginx) if os.geteuid() == 0 else validation.Verdict()
+    if verdict.refused_by is not None:
+        shown = (verdict.said.splitlines() or [""])[0]
+        test = "visudo -c" if verdict.refused_by == "sudo" else f"{values.front} -t"
+        yield Finding(f"{verdict.refused_by} refuses its configuration: {shown}", True, f"fix it until `{test}` passes")  # fmt: skip
+    url = f"http://127.0.0.1:{values.listen}/"
+    answer = web.get(url, nginx.PROBE_SECONDS, host=values.server_name)
+    if answer.status is None:
+        what = f"the site does not answer at {url}: {answer}"
+        yield Finding(what, True, by_root(f"service {values.front} start"))
+    elif answer.status >= 500 and site.look.primary.serving:
+        what = f"the site answers {answer} at {url}, though {site.look.primary.job} serves"
+        yield Finding(what, True, "nginx's error log says why")
+    else:
+        yield Finding(f"the site answers at {url}")

@@ -52,7 +52,8 @@ def versions() -> Findings:
     if nginx is None:
         yield Finding("nginx is not installed", True, by_root("apt-get install nginx"))
         return
-    yield judged("nginx", ".".join(map(str, nginx.version)), NGINX_SINCE)
+    name = "nginx" if nginx.service == "nginx" else f"{nginx.service}, made of nginx"
+    yield judged(name, ".".join(map(str, nginx.version)), NGINX_SINCE)
 
 
 def of_the_build(site: Site) -> Findings:
@@ -75,7 +76,7 @@ def upstart(site: Site, root: Path = Path("/")) -> Findings:
         yield judged("Upstart", said_by(f"{services.bin}/status", "--version"), UPSTART_SINCE)
     if root_program("balance"):
         return
-    nginx = validation.nginx()
+    nginx = site.nginx
     if site.values is not None and in_the_way.nailgun_there(site.values, root) == "balance":
         job = f"{site.values.site}-balance"
         yield Finding(

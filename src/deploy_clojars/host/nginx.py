@@ -15,6 +15,9 @@ from deploy_clojars.errors import DeployError, NotDrained
 from deploy_clojars.machine import processes
 from deploy_clojars.machine.connections import Visitor
 
+# nginx, and those that are made of it: their program, their processes and their service.
+NAMES = ("nginx", "angie", "openresty", "freenginx", "tengine")
+
 PROBE_SECONDS = 3.0
 
 # What the probe answers: who gets new requests first.
@@ -85,13 +88,18 @@ class Processes:
     visible: bool = False  # whether all of their sockets are
 
 
+def names_running() -> set[str]:
+    """Which of the names have a process."""
+    return {process.info["name"] for process in psutil.process_iter(["name"])}.intersection(NAMES)
+
+
 def own_processes() -> Processes:
     """Finds nginx's processes; a reload starts new ones, so ask again each time."""
     uids: set[int] = set()
     sockets: set[int] = set()
     visible = True
     for process in psutil.process_iter(["name"]):
-        if process.info["name"] != "nginx":
+        if process.info["name"] not in NAMES:
             continue
         with suppress(psutil.Error):
             uids.add(process.uids().effective)

@@ -44,6 +44,10 @@ logfile = %(here)s/logs/supervisord.log
 logfile_maxbytes = 1MB
 logfile_backups = 1
 nocleanup = true
+nodaemon = false
+umask = 022
+minfds = 1024
+minprocs = 200
 
 [unix_http_server]
 ; Through the working directory, which is the sandbox: the kernel takes 107 bytes at most.
@@ -68,6 +72,7 @@ autostart = {autostart}
 autorestart = true
 startsecs = 1
 startretries = 2
+stopsignal = TERM
 stopwaitsecs = 10
 stopasgroup = true
 killasgroup = true
@@ -82,9 +87,12 @@ NGINX = """
 [program:nginx]
 command = {nginx} -p ./ -c nginx.conf -e logs/nginx.log
 directory = %(here)s
+autostart = true
 autorestart = true
 startsecs = 0
+startretries = 3
 stopsignal = QUIT
+stopwaitsecs = 10
 stopasgroup = true
 killasgroup = true
 redirect_stderr = true

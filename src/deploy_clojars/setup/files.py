@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from deploy_clojars.config import BACKUP, HOST, PRIMARY, Config, Instance
 from deploy_clojars.errors import UsageError
 
-Nailgun = Literal["nginx", "balance"]
+Nailgun = Literal["nginx", "balance", "none"]
 
 # What no shell, no sudoers file, no job file and no nginx.conf takes for more than a character.
 PLAIN = re.compile(r"[A-Za-z0-9._/+-]+")
@@ -78,6 +78,17 @@ class Values:
     listen: str = "80"
     nailgun_host: str = "127.0.0.1"
     nailgun_port: str = "7600"
+    # Where nginx reads them; those of Debian stand here.
+    site_file: str = ""
+    site_link: str | None = None
+    nailgun_file: str = ""
+    front: str = "nginx"  # what `service` calls it
+    has_place_for_stream: bool = True  # whether nginx reads any file outside its http block
+
+    @property
+    def tool_file(self) -> str:
+        """The name of what is of the tool itself, for each site its own: sudo skips one with a dot."""
+        return f"deploy-{re.sub(r'[^A-Za-z0-9_-]', '_', self.site)}"
 
     @property
     def flag_directory(self) -> str:
@@ -151,6 +162,9 @@ def values_of(
         probe_path=probe.path,
         command=shlex.join(words),
         pages=f"{PAGES}/{site}",
+        site_file=f"/etc/nginx/sites-available/{site}",
+        site_link=f"/etc/nginx/sites-enabled/{site}",
+        nailgun_file=f"/etc/nginx/modules-enabled/90-{site}-nailgun.conf",
     )
 
 
@@ -198,19 +212,17 @@ def files(values: Values, *, upstart: bool = True, sudo: bool = True) -> list[Fi
     """All files of the host, the nailgun port's in both ways."""
     site = values.site
     found = [
-        File(f"/etc/nginx/sites-available/{site}", f"nginx/{site}", render("site", values),
-             link=f"/etc/nginx/sites-enabled/{site}"),
-        File(f"/etc/nginx/modules-enabled/90-{site}-nailgun.conf", f"nginx/{site}-nailgun.conf",
-             render("nailgun.conf", values)),
+        File(values.site_file, f"nginx/{site}", render("site", values), link=values.site_link),
+        File(values.nailgun_file, f"nginx/{site}-nailgun.conf", render("nailgun.conf", values)),
         File(f"{values.pages}/503.html", "nginx/503.html", render("503.html", values)),
-        File("/etc/update-motd.d/60-deploy-clojars", "update-motd.d/60-deploy-clojars",
+        File(f"/etc/update-motd.d/60-{values.tool_file}", f"update-motd.d/60-{values.tool_file}",
              render("motd", values), mode=0o755),
     ]  # fmt: skip
     if upstart:
         found += _upstart_files(values)
     if upstart and sudo:
         found.append(
-            File("/etc/sudoers.d/deploy-clojars", "sudoers.d/deploy-clojars",
+            File(f"/etc/sudoers.d/{values.tool_file}", f"sudoers.d/{values.tool_file}",
                  render("sudoers", values), mode=0o440)
         )  # fmt: skip
     return found
@@ -248,8 +260,8 @@ def render(template: str, values: Values, **more: str) -> str:
 
 def is_for_other_nailgun(file: File, values: Values, nailgun: Nailgun) -> bool:
     """Whether the file serves the nailgun port in the way that is not wanted."""
-    unwanted = f"{values.site}-balance.conf" if nailgun == "nginx" else "-nailgun.conf"
-    return file.etc.endswith(unwanted)
+    ways = {"balance": f"{values.site}-balance.conf", "nginx": f"{values.site}-nailgun.conf"}
+    return any(file.etc.endswith(name) for way, name in ways.items() if way != nailgun)
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy_clojars.setup import validation
 from deploy_clojars.setup.files import Nailgun, Values, files, is_for_other_nailgun
+from deploy_clojars.setup.nginx_conf import Configuration
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,22 @@ def other_tools(home: Path) -> Iterator[Obstacle]:
             )
 
 
-def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
-    """nginx takes the first of two sites with one name, and only warns of the other."""
-    nginx = root / "etc/nginx"
-    usual = sorted([*nginx.glob("sites-enabled/*"), *nginx.glob("conf.d/*.conf")])
-    own = nginx / "sites-enabled" / values.site
-    # Asking nginx makes its logs and directories, so only where its site is ours.
-    asked = root == Path("/") and own.exists()
-    read = validation.files_read_by(validation.nginx()) if asked else []
-    for file in read or [nginx / "nginx.conf", *usual]:
+def other_sites(
+    values: Values, root: Path, conf: Configuration | None = None
+) -> Iterator[Obstacle]:
+    """nginx takes the first of two sites with one name, and only warns of the other.
+
+    Looks at the files that nginx reads (`conf`), or else at those that it usually does.
+    """
+    main = Path(conf.files[0]) if conf else root / "etc/nginx/nginx.conf"
+    nginx = main.parent
+    usual = [
+        file
+        for pattern in ("sites-enabled/*", "conf.d/*.conf", "http.d/*.conf")
+        for file in sorted(nginx.glob(pattern))
+    ]
+    own = root / (values.site_link or values.site_file).lstrip("/")
+    for file in map(Path, conf.files) if conf else [main, *usual]:
         if file == own:
             continue
         try:
@@ -58,7 +65,7 @@ def other_sites(values: Values, root: Path) -> Iterator[Obstacle]:
                 removed = f"remove that server from {file}"
             yield Obstacle(
                 f"{file} is another site for {values.server_name}, and nginx uses only one",
-                f"{removed} && service nginx reload",
+                f"{removed} && service {values.front} reload",
             )
 
 
@@ -94,11 +101,10 @@ def other_nailgun(values: Values, nailgun: Nailgun, root: Path) -> Iterator[Obst
         if is_for_other_nailgun(file, values, nailgun) and os.path.lexists(path):
             removed = shlex.join(["rm", str(path)])
             balance = f"{values.site}-balance"
-            command = (
-                f"{values.bin}/stop {balance}; {removed}"
-                if nailgun == "nginx"
-                else f"{removed} && service nginx reload && {values.bin}/start {balance}"
-            )
-            yield Obstacle(
-                f"{path} also serves the nailgun port, which {nailgun} should serve", command
-            )
+            if file.path.startswith("/etc/init/"):
+                command = f"{values.bin}/stop {balance}; {removed}"
+            else:
+                command = f"{removed} && service {values.front} reload"
+                command += f" && {values.bin}/start {balance}" if nailgun == "balance" else ""
+            who = f", which {nailgun} should serve" if nailgun != "none" else ""
+            yield Obstacle(f"{path} also serves the nailgun port{who}", command)

@@ -21,7 +21,7 @@ from deploy_clojars.config import Config
 from deploy_clojars.errors import DeployError, NotReady, UsageError
 from deploy_clojars.host.services.upstart import Upstart
 from deploy_clojars.machine.shell import TookTooLong, capture, root_program
-from deploy_clojars.setup import in_the_way, validation
+from deploy_clojars.setup import in_the_way, nginx_conf, validation
 from deploy_clojars.setup.files import (
     HALF_CLOSED,
     File,
@@ -32,6 +32,7 @@ from deploy_clojars.setup.files import (
     refuse_collisions,
     values_of,
 )
+from deploy_clojars.setup.nginx_conf import Configuration
 
 Say = Callable[[str], None]
 
@@ -108,10 +109,14 @@ def setup(
     if root is None:
         values = with_real_group(values)
     nginx = validation.nginx()
+    if root is None and os.geteuid() == 0:
+        values, conf = validation.located(values, nginx)
+        _refuse_what_another_site_has(values, conf)
+    by_nginx = nginx is None or (nginx.has_stream and values.has_place_for_stream)
     nailgun = (
         nailgun
         or in_the_way.nailgun_there(values, root or Path("/"))
-        or ("nginx" if nginx is None or nginx.has_stream else "balance")
+        or ("nginx" if by_nginx else "balance")
     )
     wanted = [
         file
@@ -130,7 +135,8 @@ def setup(
             work.make_directory(directory)
         for each in planned:
             work.make_file(each)
-        work.find_what_is_in_the_way(nailgun)
+        _, conf = validation.located(values, nginx) if work.on_this_host else (values, None)
+        work.find_what_is_in_the_way(nailgun, conf)
         if root is None and not dry_run:
             work.refuse_what_the_whole_host_refuses(nginx)
             work.have_upstart_read(config, wanted)
@@ -157,6 +163,15 @@ def with_real_group(values: Values) -> Values:
     except KeyError:
         return values
     return dataclasses.replace(values, group=group)
+
+
+def _refuse_what_another_site_has(values: Values, conf: Configuration | None) -> None:
+    """Raises UsageError (2): both sites would be drained at once, or nobody knew whose answer it is."""
+    for key, file in nginx_conf.taken_by_others(conf, values) if conf else ():
+        raise UsageError(
+            f"{key}: {file}, another site, has the same; nothing was changed",
+            remedy=f"set {key} in the configuration of this site to something of its own",
+        )
 
 
 def _refuse_what_is_refused_already(nginx: validation.InstalledNginx | None) -> None:
@@ -337,11 +352,21 @@ class _Work:
             self._say(f"          init-checkconf /etc/init/{job}.conf")
             self.attention.append(job)
 
-    def find_what_is_in_the_way(self, nailgun: Nailgun) -> None:
+    @property
+    def on_this_host(self) -> bool:
+        """Whether nginx can be asked what it reads."""
+        return self._root is None and os.geteuid() == 0
+
+    def find_what_is_in_the_way(self, nailgun: Nailgun, conf: Configuration | None) -> None:
         """What was there before and would keep the files from having their effect."""
         root = self._root or Path("/")
+        if conf is not None and not self._dry_run and not nginx_conf.reads(conf, self._values):
+            site = self._values.site_link or self._values.site_file
+            self._say(f"FOUND     nginx does not read {site}")
+            self._say(f"          {nginx_conf.remedy_for_unread(conf, self._values)}")
+            self.attention.append(site)
         for obstacle in (
-            *in_the_way.other_sites(self._values, root),
+            *in_the_way.other_sites(self._values, root, conf),
             *in_the_way.other_nailgun(self._values, nailgun, root),
         ):
             self._say(f"FOUND     {obstacle.what}")
@@ -437,7 +462,7 @@ def _say_what_is_left(words: Iterable[str], values: Values, nailgun: Nailgun, sa
         say(
             f"next: install balance, then {values.bin}/start {values.site}-balance  # {HALF_CLOSED}"
         )
-    say("next: service nginx reload, or start if it does not run")
+    say(f"next: service {values.front} reload, or start if it does not run")
     # As root: what a login shell of the user would find first may be another program.
     say(f"next: sudo {command} check")
     say(f"next: sudo -iu {user} {command} TAG")

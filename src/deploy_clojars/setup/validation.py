@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy_clojars.errors import NotReady
+from deploy_clojars.host.nginx import NAMES, names_running
 from deploy_clojars.machine.shell import Answer, TookTooLong, capture, root_program
+from deploy_clojars.setup import nginx_conf
 from deploy_clojars.setup.files import HALF_CLOSED, File, Nailgun, Values, render
+from deploy_clojars.setup.nginx_conf import Configuration
 
 SECONDS = 30.0  # for visudo and nginx -t
 
 # `proxy_half_close`, without which a client that has sent all never gets its answer.
 STREAM_SINCE = (1, 21, 4)
+
+ANGIE = (1, 23, 4)  # what it began with
 
 MAIN = """\
 {modules}daemon off;
@@ -47,16 +52,29 @@ class InstalledNginx:
     stream: str | None  # the directive that loads the module; empty if it is built in
 
     @property
+    def service(self) -> str:
+        """What `service` calls it."""
+        return Path(self.program).name
+
+    @property
     def has_stream(self) -> bool:
         """Whether it can serve the nailgun port."""
         return self.stream is not None and self.version >= STREAM_SINCE
 
 
 def nginx() -> InstalledNginx | None:
-    """The nginx that is installed, or None."""
-    path = root_program("nginx")
-    if path is None:
-        return None
+    """The nginx that is installed, or what is made of it: of several the one that runs, or None."""
+    running = names_running()
+    for name in sorted(NAMES, key=lambda name: name not in running):
+        path = root_program(name)
+        found = nginx_at(path) if path is not None else None
+        if found is not None:
+            return found
+    return None
+
+
+def nginx_at(path: str) -> InstalledNginx | None:
+    """The nginx with this program, or None if it does not run."""
     try:
         said = capture([path, "-V"], timeout=SECONDS).err
     except (TookTooLong, OSError):
@@ -68,6 +86,8 @@ def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> Installe
     """Reads what `nginx -V` says; `exists` tells whether a module's file is there."""
     version = re.search(r"nginx version: \S+?/([\d.]+)", said)
     numbers = tuple(int(part) for part in version[1].strip(".").split(".")) if version else ()
+    if "Angie version: " in said:
+        numbers = ANGIE  # it counts from 1.0 again
     stream = None
     if re.search(r"--with-stream(?=\s|$)", said):
         stream = ""
@@ -76,6 +96,15 @@ def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> Installe
         module = f"{modules[1]}/ngx_stream_module.so"
         stream = f"load_module {module};\n" if exists(module) else None
     return InstalledNginx(path, numbers, stream)
+
+
+def located(values: Values, nginx: InstalledNginx | None) -> tuple[Values, Configuration | None]:
+    """The values for this host's nginx, and all that it reads, if it says that (to us)."""
+    if nginx is None:
+        return values, None
+    # Asking makes its logs and directories.
+    conf = nginx_conf.read(_asked([nginx.program, "-T"]).out)
+    return dataclasses.replace(nginx_conf.located(values, conf), front=nginx.service), conf
 
 
 def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: bool) -> None:
@@ -107,6 +136,12 @@ def of_nginx(
         raise NotReady(
             "this nginx cannot serve the nailgun port",
             remedy="apt-get install libnginx-mod-stream (nginx 1.21.4 or newer), "
+            f"or --nailgun balance ({HALF_CLOSED})",
+        )
+    if nailgun == "nginx" and not values.has_place_for_stream:
+        raise NotReady(
+            "nginx reads no file outside its http block, where the nailgun port's server belongs",
+            remedy="add this to the top of its main file: include modules-enabled/*.conf;\n"
             f"or --nailgun balance ({HALF_CLOSED})",
         )
     with tempfile.TemporaryDirectory() as name:
@@ -153,20 +188,13 @@ def of_whole_host(nginx: InstalledNginx | None) -> Verdict:
     return Verdict()
 
 
-def files_read_by(nginx: InstalledNginx | None) -> list[Path]:
-    """The files of the host's whole nginx configuration; none where nginx does not say (to us)."""
-    dumped = _asked([nginx.program, "-T"]).out if nginx is not None else ""
-    return [
-        Path(name) for name in re.findall(r"^# configuration file (.+):$", dumped, re.MULTILINE)
-    ]
-
-
 def remedy_for(said: str) -> str:
     """What to do about a refusal of nginx that the nailgun port's file is in."""
     if '"stream" directive is duplicate' in said:
         return (
             "this nginx already has a stream block: put the nailgun port's server into it by "
-            f"hand, or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
+            f"hand, and: deploy-clojars setup --nailgun none\n"
+            f"or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
         )
     if 'unknown directive "stream"' in said:
         return (
