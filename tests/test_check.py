@@ -100,6 +100,18 @@ def test_a_stale_flag_is_found_and_may_be_removed(light_host: LittleHost, flag: 
     assert result.stdout.endswith("1 finding\n"), result.stdout
 
 
+def test_a_lock_that_cannot_be_held_is_found(light_host: LittleHost, flag: Path) -> None:
+    lock = light_host.deploy / "lock"
+    lock.mkdir(parents=True)
+    with probe(flag, with_drain(light_host, flag)):
+        result = light_host.run("check", "-q")
+        assert result.returncode == 11
+        assert f"!!  the lock {lock} cannot be opened: Is a directory" in result.stdout
+        assert f"      mv {lock} {lock}.old\n1 finding\n" in result.stdout
+        lock.rmdir()
+        assert light_host.run("check", "-q").stdout == "ready\n"
+
+
 def test_an_nginx_that_does_not_see_the_flag_is_found(light_host: LittleHost, flag: Path) -> None:
     with probe(flag, with_drain(light_host, flag), blind=True):
         flag.touch()

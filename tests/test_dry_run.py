@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from front import in_front_of
 from little_host import LittleHost, wait_for
+
+from deploy_clojars.commands.dry_run import RehearsedReleases, rehearse
+from deploy_clojars.config import load
+from deploy_clojars.deploy import pipeline
+from deploy_clojars.host import health
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.releases import Releases
+from deploy_clojars.run.run import Request
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 
@@ -102,6 +112,65 @@ def test_the_commands_of_a_deploy_do_it(light_host: LittleHost) -> None:
     subprocess.run(["sh", "-e"], input="\n".join(lines), text=True, check=True, capture_output=True)
     assert host.current == f"clojars-web-{SECOND}-standalone.jar"
     wait_for(lambda: host.versions == (SECOND, SECOND), "both serve the release")
+
+
+def test_the_jar_is_copied_from_where_the_configuration_says_however_that_is_written(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    tag = "$(cat resources/clojars/version.txt)"
+    host.write_config(
+        build=f'test = "true"\n'
+        f"uberjar = \"mkdir 'the $target' && cp {host.jars}/*-{tag}-* 'the $target'\"\n"
+        'jar = "./the $target//[!x]*-standalone.ja?"'
+    )
+    lines = dry(host, SECOND)
+    subprocess.run(["sh", "-e"], input="\n".join(lines), text=True, check=True, capture_output=True)
+    assert host.current == f"clojars-web-{SECOND}-standalone.jar"
+    assert host.jar(SECOND).read_bytes() == host.link.read_bytes()
+
+
+def test_a_release_that_was_pruned_is_not_there_any_more(light_host: LittleHost) -> None:
+    written: list[str] = []
+    real = Releases(light_host.releases, "clojars-web")
+    releases = RehearsedReleases(real, written.append, "*.jar")
+    assert releases.has(FIRST)
+    releases.remove(FIRST)
+    assert (releases.has(FIRST), releases.size(FIRST), releases.versions()) == (False, None, [])
+    assert real.has(FIRST)
+    assert written == [f"rm {real.path(FIRST)}"]
+
+
+@pytest.mark.parametrize("words", [(SECOND,), ("rollback", SECOND), ("restart",)])
+def test_with_yes_nothing_is_asked(light_host: LittleHost, words: tuple[str, ...]) -> None:
+    light_host.have(SECOND)
+    assert not any("?" in line for line in dry(light_host, *words, "--yes"))
+    assert [line for line in dry(light_host, *words) if line.endswith("?")]
+
+
+def test_an_instance_that_stalls_for_seconds_is_waited_for_as_in_earnest(
+    light_host: LittleHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = light_host
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.2)
+    pid = host.pid("backup") or 0
+    os.kill(pid, signal.SIGSTOP)
+    goes_on = threading.Timer(3, os.kill, (pid, signal.SIGCONT))
+    goes_on.start()
+    try:
+        shown = rehearse(Host(load(host.config)), Request("deploy", SECOND), pipeline.deploy)
+    finally:
+        goes_on.join()
+    assert f"{host.upstart.bin}/restart clojars-backup" in shown.splitlines()
+
+
+def test_a_lock_that_cannot_be_held_is_refused_as_in_earnest(light_host: LittleHost) -> None:
+    lock = light_host.deploy / "lock"
+    lock.mkdir(parents=True)
+    for words in ((SECOND, "--dry-run"), (SECOND, "--yes")):
+        refused = light_host.run(*words)
+        assert refused.returncode == 4
+        assert f"the lock {lock} cannot be opened: Is a directory\n  mv {lock} " in refused.stderr
 
 
 def test_the_drain_is_shown_with_its_waits_and_a_flag_that_was_left(

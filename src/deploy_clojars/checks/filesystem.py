@@ -12,9 +12,10 @@ from pathlib import Path
 from deploy_clojars.checks import running
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.deploy import preflight
-from deploy_clojars.errors import DeployError
+from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host import decisions
 from deploy_clojars.host.users import user_name
+from deploy_clojars.run import lock
 from deploy_clojars.setup import in_the_way
 from deploy_clojars.setup.files import File, Values, files
 
@@ -82,6 +83,11 @@ def _the_tools_own(site: Site) -> Findings:
         whose = user_name(os.lstat(foreign[0]).st_uid)
         remedy = by_root(f"chown -R {site.user} {shlex.quote(str(deploy))}")
         yield Finding(f"of {whose} and not of {site.user}: {named}", True, remedy)
+    elif os.geteuid() in (0, site.owner):  # for others it is not to be opened
+        try:
+            lock.refuse_one_that_cannot_be_held(site.host.lock_file)
+        except NotReady as error:
+            yield Finding(error.message, True, site.by_user(error.remedy))
 
 
 def disk(site: Site) -> Findings:

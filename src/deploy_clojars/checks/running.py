@@ -47,7 +47,9 @@ def _known_again(site: Site, observation: Observation) -> str:
     """What to do about a job whose state is unknown."""
     if site.is_upstarts:
         return site.setup
-    return site.host.instances[observation.role].status().remedy or START
+    of_supervisord = site.host.config.services.manager == "supervisor"
+    said = site.host.instances[observation.role].status().remedy
+    return said or (START if of_supervisord else "")
 
 
 def _health(site: Site, observation: Observation, approved: str) -> Finding:

@@ -6,8 +6,9 @@ be, and each step sees the host as the steps before it would have left it.
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, Nginx
 from deploy_clojars.host.releases import UNFINISHED, Current, Releases
 from deploy_clojars.host.services import Job, State
 from deploy_clojars.host.users import refuse_the_wrong_user
-from deploy_clojars.host.visits import Visits
+from deploy_clojars.host.visits import Doors
 from deploy_clojars.run import lock
 from deploy_clojars.run.run import Request, Run
 from deploy_clojars.screen.console import Console
@@ -44,13 +45,13 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
     holder = lock.holder_of(host.lock_file)
     if holder is not None:
         raise lock.locked_by(holder)
+    lock.refuse_one_that_cannot_be_held(host.lock_file)
     if not host.deploy.is_dir() and not os.access(host.home, os.W_OK | os.X_OK):
-        raise NotReady(f"{host.deploy} cannot be made: {os.strerror(13)}")
+        raise NotReady(f"{host.deploy} cannot be made: {os.strerror(errno.EACCES)}")
     lines: list[str] = []
     if not host.deploy.is_dir():
         lines.append(_command("mkdir", host.deploy))
-    asks = dataclasses.replace(request, yes=False)
-    run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), asks)
+    run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
     if request.command == "deploy":
         command(run, RehearsedSource(run, lines.append))
     else:
@@ -60,6 +61,14 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
 
 def _command(*words: str | Path) -> str:
     return shlex.join(map(str, words))
+
+
+def _for_the_shell(pattern: str) -> str:
+    """The pattern, quoted but for what the shell replaces."""
+    parts = re.split(r"(\*+|\?|\[[^\]]*\])", pattern)  # every second one is such a thing
+    return "".join(
+        part if number % 2 or not part else shlex.quote(part) for number, part in enumerate(parts)
+    )
 
 
 class RehearsedConsole(Console):
@@ -113,21 +122,15 @@ class RehearsedHost(Host):
     """The host, on which each change is written down; what follows takes it as made."""
 
     def __init__(self, host: Host, write: Write) -> None:
-        self._quiet = host.config.drain.quiet
-        drain = msgspec.structs.replace(host.config.drain, quiet=0)  # there is nothing to wait for
-        super().__init__(msgspec.structs.replace(host.config, drain=drain), host.words, host.file)
-        self._write = write
+        config, replace = host.config, msgspec.structs.replace
+        # Nothing was done whose effect would have to last.
+        drain, health = replace(config.drain, quiet=0), replace(config.health, settle=0)
+        super().__init__(replace(config, drain=drain, health=health), host.words, host.file)
         self.journal = RehearsedJournal(self.journal.file)
         self.releases = RehearsedReleases(self.releases, write, host.config.build.jar)
         self.nginx = RehearsedNginx(self.nginx, write, self.jobs[1])
         for role, instance in self.instances.items():
-            self.instances[role] = RehearsedInstance(instance, write)
-
-    def visits(self, instance: Instance) -> Visits:
-        self._write(
-            f"# wait until nginx has had no request in {instance.job} for {self._quiet:g} s"
-        )
-        return Visits()
+            self.instances[role] = RehearsedInstance(instance, write, config.drain.quiet)
 
 
 class RehearsedJournal(Journal):
@@ -147,9 +150,10 @@ class RehearsedJournal(Journal):
 class RehearsedInstance(Instance):
     """An instance whose restarts are written down, each of which makes it healthy."""
 
-    def __init__(self, real: Instance, write: Write) -> None:
+    def __init__(self, real: Instance, write: Write, quiet: float) -> None:
         vars(self).update(vars(real))
         self._write = write
+        self._quiet = quiet
         self._pretended: Observation | None = None
 
     def status(self) -> Job:
@@ -158,6 +162,10 @@ class RehearsedInstance(Instance):
 
     def observe(self) -> Observation:
         return super().observe() if self._pretended is None else self._pretended
+
+    def doors(self) -> Doors:
+        self._write(f"# wait until nginx has had no request in {self.job} for {self._quiet:g} s")
+        return Doors(frozenset(), frozenset())
 
     def restart(self) -> None:
         self._type("start" if self.status().state == "stopped" else "restart", "starting")
@@ -177,7 +185,9 @@ class RehearsedInstance(Instance):
     def wait_until_healthy(
         self, version: str, *, not_pid: int | None = None, timeout: float | None = None
     ) -> Observation:
-        if self.status().state == "starting":
+        if self._pretended is None:
+            return super().wait_until_healthy(version, not_pid=not_pid, timeout=timeout)
+        if self._pretended.state == "starting":
             self._write(f"# wait until {self.job} is healthy on {version}")
             self._pretended = Observation(
                 self.role, self.job, "running", "",
@@ -232,6 +242,8 @@ class RehearsedReleases(Releases):
         return version in self._added or (version not in self._removed and super().has(version))
 
     def size(self, version: str) -> int | None:
+        if not self.has(version):
+            return None
         return 0 if version in self._added else super().size(version)
 
     def versions(self) -> list[str]:
@@ -254,8 +266,9 @@ class RehearsedReleases(Releases):
 
     def install(self, jar: Path, version: str) -> str:
         temporary = self.directory / f"{UNFINISHED}new.jar"
-        directory = shlex.quote(str(jar).removesuffix(self._pattern))
-        copy = f"cp {directory}{self._pattern} {_command(temporary)}"
+        pattern = str(Path(self._pattern))  # as it is in the jar's path: without ./ and //
+        directory = shlex.quote(str(jar).removesuffix(pattern))
+        copy = f"cp {directory}{_for_the_shell(pattern)} {_command(temporary)}"
         self._write(_command("bash", "-O", "globstar", "-c", copy))  # ** is bash's, if it is asked
         self._write(
             f"{_command('ln', temporary, self.path(version))} && {_command('rm', temporary)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,19 +67,7 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
     F_OFD_GETLK `status` can read it without taking it, which would make a run that starts at that
     instant fail. Raises Locked (3), NotReady (4).
     """
-    try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        if file.is_dir() or file.is_symlink():
-            remedy = shlex.join(["mv", str(file), f"{file}.old"])
-        elif error.errno in NO_ROOM:
-            remedy = "make room on the disk (see df and df -i)"
-        else:
-            words = ["chown", "-R", user_name(), str(file.parent)]
-            remedy = f"as root: {shlex.join(words)}"
-        raise NotReady(
-            f"the lock {file} cannot be opened: {error.strerror}", remedy=remedy
-        ) from None
+    descriptor = _opened(file, os.O_CREAT)
     try:
         try:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, WRITE_LOCK)
@@ -96,10 +85,33 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
         os.close(descriptor)
 
 
+def refuse_one_that_cannot_be_held(file: Path) -> None:
+    """Finds it out without holding it, and makes no file. Raises NotReady (4)."""
+    if os.path.lexists(file):
+        os.close(_opened(file))
+
+
+def _opened(file: Path, more: int = 0) -> int:
+    try:
+        # O_NONBLOCK: a FIFO in its place must not hold up anybody.
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | more
+        return os.open(file, flags, 0o644)
+    except OSError as error:
+        if os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
+            remedy = shlex.join(["mv", str(file), f"{file}.old"])
+        elif error.errno in NO_ROOM:
+            remedy = "make room on the disk (see df and df -i)"
+        else:
+            user = user_name()
+            remedy = f"as root: {shlex.join(['chown', '-R', user, str(file.parent)])}"
+        raise NotReady(
+            f"the lock {file} cannot be opened: {error.strerror}", remedy=remedy
+        ) from None
+
+
 def holder_of(file: Path) -> Holder | None:
     """Who holds the lock now, or None if it is free."""
     try:
-        # O_NONBLOCK: a FIFO in its place must not hold up `status`.
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
