@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -505,6 +506,11 @@ HALF_ROLLED_BACK = run("rollback", "B", past_return=True, ended=True, status=Sta
         # A promotion that failed.
         (situation(run("deploy", "B", past_return=True, ended=True, status=8), current="B",
                    primary_ok=False), ("rollback", "A")),
+        # Where no release is left to roll back to, the tag is built again.
+        (replace(situation(current=None), way_back=None), ("deploy", "A")),
+        (replace(situation(CUT_OFF, current=None), way_back=None), ("deploy", "A")),
+        (replace(situation(), way_back=None, look=replace(
+            situation().look, current=Current(visible=False))), None),
         # The first deploy was cut off; nothing was approved before it.
         (situation(CUT_OFF, approved=None, primary_ok=False), ("deploy", "B")),
         (situation(CUT_OFF_PAST_RETURN, approved=None, primary_ok=False), ("deploy", "B")),

@@ -35,6 +35,101 @@ def second(light_host: LittleHost) -> LittleHost:
     return light_host
 
 
+# The releases
+
+
+def follow(host: LittleHost) -> list[str]:
+    """Types what `status` names until all is well; returns what was typed."""
+    typed: list[str] = []
+    while (following := host.status["next"]) is not None and len(typed) < 4:
+        answer = " --yes" if following.split()[1] in ("deploy", "rollback") else ""
+        path = f"{Path(host.command[0]).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["sh", "-c", following + answer],
+            env={**host.whole_environment, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (following, done.stderr)
+        typed.append(following.removeprefix("deploy-clojars "))
+    return typed
+
+
+def emptied(host: LittleHost, *, link: bool) -> None:
+    for jar in host.releases.glob("*-standalone.jar"):
+        jar.unlink()
+    if link:
+        host.link.unlink()
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_releases_that_were_all_removed_are_built_again(second: LittleHost, link: bool) -> None:
+    emptied(second, link=link)
+    refused = second.run("rollback", SECOND, "--yes")
+    assert (refused.returncode, f"deploy {SECOND}" in refused.stderr) == (
+        (1, True) if link else (4, False)
+    )
+    assert second.run("restart", "--yes").returncode == 4
+    assert follow(second) == [*([] if link else [f"rm {second.link}"]), f"deploy {SECOND}"]
+    assert second.versions == (SECOND, SECOND)
+    assert second.status["ok"]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_deploy_that_was_killed_before_all_releases_were_removed_is_no_dead_end(
+    second: LittleHost, link: bool
+) -> None:
+    with second.typing(THIRD) as terminal:
+        terminal.asked()
+        terminal.kill(signal.SIGKILL)
+        terminal.ends(137)
+    emptied(second, link=link)
+    for words in ((THIRD, "--yes"), ("prune",)):
+        assert second.run(*words).returncode in (0, 4)
+    assert follow(second)[-1] == f"deploy {SECOND}"
+    assert second.versions == (SECOND, SECOND)
+    assert second.status["ok"]
+
+
+def test_a_deploy_past_its_point_of_no_return_is_finished_though_all_releases_were_removed(
+    second: LittleHost,
+) -> None:
+    with second.typing(THIRD, "--yes") as terminal:
+        wait_for(lambda: second.is_at("primary"), "the primary is restarted")
+        terminal.kill(signal.SIGKILL)
+        terminal.ends(137)
+    emptied(second, link=True)
+    assert follow(second) == [f"deploy {THIRD}"]
+    assert second.versions == (THIRD, THIRD)
+
+
+def test_without_a_journal_and_without_a_release_a_first_deploy_leads_on(
+    light_host: LittleHost,
+) -> None:
+    emptied(light_host, link=True)
+    light_host.done(SECOND, "--yes")
+    assert light_host.versions == (SECOND, SECOND)
+    assert light_host.status["ok"]
+
+
+def test_a_previous_release_that_is_gone_is_said_with_the_way_further_back(
+    second: LittleHost,
+) -> None:
+    second.done(THIRD, "--yes")
+    gone = second.releases / f"clojars-web-{SECOND}-standalone.jar"
+    gone.unlink()
+    assert f"previous  {SECOND} (its jar is gone)\n" in second.run("status").stdout
+    assert second.status["previous"] == SECOND
+    refused = second.run("rollback", "--yes")
+    assert refused.returncode == 1
+    assert f"error: no release {SECOND} in {second.releases}\n" in refused.stderr
+    assert f"to go back further: deploy-clojars rollback {FIRST}\n" in refused.stderr
+    second.done("rollback", FIRST, "--yes")
+    assert second.status["ok"]
+
+
 # The journal
 
 

@@ -150,6 +150,20 @@ def test_without_upstart_the_state_is_unknown(new_light_host: NewHost, tmp_path:
     assert (document["ok"], document["next"], document["drift"]) == (False, None, False)
 
 
+def test_while_the_service_manager_cannot_be_reached_check_comes_next(
+    ready: LittleHost,
+) -> None:
+    config = ready.config.read_text(encoding="utf-8")
+    ready.config.write_text(
+        re.sub(r'^(bin|socket) = ".*"', r'\1 = "/nowhere"', config, flags=re.MULTILINE),
+        encoding="utf-8",
+    )
+    assert ready.status["next"] == "deploy-clojars check"
+    found = ready.run("check")
+    assert found.returncode == 11
+    assert "!!  job clojars: " in found.stdout
+
+
 def test_another_user_sees_what_is_public_and_no_drift(light_host: LittleHost) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody else")

@@ -68,7 +68,15 @@ def target_of_rollback(run: Run, look: Look) -> str:
     if target is None:
         raise DeployError("there is no previous release to roll back to", remedy=_listed(host))
     if not host.releases.has(target):
-        raise DeployError(f"no release {target} in {host.releases.directory}", remedy=_listed(host))
+        ways = [_listed(host)]
+        if not run.version:
+            further = host.first_there(reversed(look.history.stack[:-1]))
+            ways += [f"to go back further: {host.command('rollback', further)}"] if further else []
+        if look.approved == target:
+            ways.append(f"to build it again: {host.command('deploy', target)}")
+        raise DeployError(
+            f"no release {target} in {host.releases.directory}", remedy="\n".join(ways)
+        )
     manifest.facts_of(host.releases.path(target), host.config.name)
     return target
 

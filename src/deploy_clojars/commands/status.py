@@ -34,6 +34,7 @@ class Report:
     situation: Situation
     holder: lock.Holder | None
     next: str | None
+    previous_is_gone: bool  # its jar, as far as this user can see
 
     @property
     def ok(self) -> bool:
@@ -48,7 +49,12 @@ def report(host: Host) -> Report:
     # A run may have begun, or ended, between the two.
     holder = holder or lock.holder_of(host.lock_file)
     situation = host.situation(look, locked=holder is not None)
-    return Report(look, situation, holder, host.next_command(look, situation))
+    following = host.next_command(look, situation)
+    if following is not None and situation.unclear:
+        following = host.command("check")  # every other command would be refused
+    previous = look.history.previous
+    gone = look.current.visible and previous is not None and not host.releases.has(previous)
+    return Report(look, situation, holder, following, gone)
 
 
 def as_json(report: Report) -> str:
@@ -85,7 +91,8 @@ def as_text(report: Report) -> str:
     """The report for people: where things are, then what is wrong, then what to type."""
     look = report.look
     names = ("current", "approved", "previous")
-    values = (look.current.version, look.approved, look.history.previous)
+    previous = f"{look.history.previous or 'none'}{' (its jar is gone)' * report.previous_is_gone}"
+    values = (look.current.version, look.approved, previous)
     lines = [f"{name:<9} {value or 'none'}" for name, value in zip(names, values, strict=True)]
     for observation in report.look.instances:
         lines.append(f"{observation.role:<9} {_instance_line(observation)}")

@@ -52,7 +52,7 @@ def check_deploy(run: Run) -> Look:
     look = ready_to_restart(host)
     if look.journal_error:
         raise DeployError(look.journal_error)
-    _refuse_a_host_without_a_way_back(host, look)
+    _refuse_a_host_without_a_way_back(host, look, run.version)
     _refuse_an_instance_that_does_not_answer(host, look)
     why = decisions.deploy_obstacle(look.history, run.version, look.drifted)
     situation = host.situation(look, locked=False)
@@ -183,15 +183,23 @@ def _refuse_a_flag_that_cannot_be_set(host: Host) -> None:
         )
 
 
-def _refuse_a_host_without_a_way_back(host: Host, look: Look) -> None:
-    """A revert needs the approved release, and needs to know that users get a release at all."""
+def _refuse_a_host_without_a_way_back(host: Host, look: Look, version: str) -> None:
+    """A revert needs the approved release, and needs to know that users get a release at all.
+
+    Raises NotReady (4), unless this deploy is the way back: it builds the approved release again,
+    or finishes what was cut off, or there is no release at all.
+    """
     if look.approved is not None and not host.releases.has(look.approved):
+        cut_off = look.history.unfinished
+        if version in (look.approved, cut_off.version if cut_off is not None else None):
+            return
         raise NotReady(
             f"the approved release {look.approved} is not in {host.releases.directory}: "
             "there would be nothing to revert to",
             remedy=f"put it back, or approve another release: {host.command_back(look)}",
         )
-    if look.primary.serving and look.primary.visible and not look.primary.open_releases:
+    serves_no_release = look.primary.serving and not look.primary.open_releases
+    if serves_no_release and look.primary.visible and host.releases.versions():
         raise NotReady(
             f"{look.primary.job} serves {look.primary.running or 'no jar that it keeps open'}, "
             "which is not a release, so a revert could not bring it back",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from deploy_clojars.config import BACKUP, PRIMARY, Config, Role
 from deploy_clojars.errors import NotReady
-from deploy_clojars.host import decisions
+from deploy_clojars.host import decisions, releases
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.instances import Instance
 from deploy_clojars.host.journal import History, Journal
@@ -117,20 +118,29 @@ class Host:
 
         Never one that nobody approved.
         """
-        once_approved = (look.approved, *reversed(look.history.stack))
-        there = (each for each in once_approved if each is not None and self.releases.has(each))
+        return self.first_there((look.approved, *reversed(look.history.stack)))
+
+    def first_there(self, versions: Iterable[str | None]) -> str | None:
+        """The first one of them whose jar is there."""
+        there = (each for each in versions if each is not None and self.releases.has(each))
         return next(there, None)
 
     def command_back(self, look: Look) -> str:
-        """The rollback to the way back; VERSION stands in it where there is none."""
-        return self.command("rollback", self.way_back(look) or "VERSION")
+        """The rollback to the way back, or if there is none the deploy that builds it again.
+
+        VERSION stands in it where no release was ever approved.
+        """
+        way_back = self.way_back(look)
+        if way_back is None and look.approved is not None:
+            return self.command("deploy", look.approved)
+        return self.command("rollback", way_back or "VERSION")
 
     def refuse_a_broken_link(self, look: Look) -> None:
         """Raises NotReady (4) with the command that mends the link."""
         if look.current.broken:
             way_back = self.way_back(look)
             remedy = self.releases.mended_by(look.current, way_back)
-            if way_back is None and remedy:
+            if releases.RELEASE in remedy:
                 remedy += f"\nRELEASE is one of: {self.releases.some() or 'none'}"
             raise NotReady(look.current.broken, remedy=remedy)
 

@@ -290,7 +290,12 @@ class Releases:
                 path.unlink()
 
     def mended_by(self, current: Current, version: str | None) -> str:
-        """The command that repairs a broken link; RELEASE stands in it if `version` is None."""
+        """The command that repairs a broken link; RELEASE stands in it if `version` is None.
+
+        Where there is no release it removes the link.
+        """
+        if RELEASE in current.mend and not self.versions():
+            return shlex.join(["rm", str(self.link)])
         name = self.path(version).name if version else RELEASE
         return shlex.join(name if word == RELEASE else word for word in current.mend)
 

@@ -42,6 +42,16 @@ class Situation:
         return last.past_return and (not last.ended or last.status != Status.DONE)
 
     @property
+    def unclear(self) -> bool:
+        """A state is unknown, as where the service manager cannot be reached.
+
+        Nothing is restarted then, unless nothing serves and the other one's state is known.
+        """
+        unknown = [each for each in self.look.instances if each.state == "unknown"]
+        nothing_serves = not any(each.serving for each in self.look.instances)
+        return bool(unknown) and not (nothing_serves and len(unknown) == 1)
+
+    @property
     def ok(self) -> bool:
         """Nothing needs a person."""
         if not _serves(self.look.primary, self.look.approved):
@@ -84,6 +94,8 @@ class Situation:
             return "rollback", last.version
         if self.way_back is not None:
             return "rollback", self.way_back
+        if self.look.approved is not None and self.look.current.visible:
+            return "deploy", self.look.approved  # its jar is gone: the tag is built again
         if (
             last is not None
             and last.version
