@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -272,3 +273,47 @@ def test_a_defect_outside_a_run_does_not_claim_that_nothing_was_changed_where_it
     assert "a defect of deploy-clojars: TypeError(" in done.stderr
     assert f"  {said}" in done.stderr
     assert ("nothing was changed" in done.stderr) == ("nothing was changed" in said)
+
+
+# Runs the program with a SIGINT to itself at the import of a module, or at its very end.
+PRESSES_CTRL_C = """
+import gc, importlib.metadata, os, signal, sys
+
+def press(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == sys.argv[0]:
+            press()
+
+[program] = importlib.metadata.entry_points(group="console_scripts", name="deploy-clojars")
+sys.argv.pop(0)
+if sys.argv[0] == "the end":
+    gc.freeze = press
+else:
+    sys.meta_path.insert(0, Finder())
+program.load()()
+"""
+
+
+@pytest.mark.parametrize(
+    ("instant", "status"),
+    [
+        ("click", -signal.SIGINT),
+        ("deploy_clojars.versions", -signal.SIGINT),
+        ("deploy_clojars.config", 130),
+        ("deploy_clojars.host.host", 130),
+        ("the end", 11),
+    ],
+)
+def test_ctrl_c_shows_no_traceback_however_early_or_late_it_comes(
+    tmp_path: Path, instant: str, status: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRESSES_CTRL_C, instant, "status"],
+        env={**os.environ, "DEPLOY_CLOJARS_CONFIG": "", "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert done.stderr.strip() == ""

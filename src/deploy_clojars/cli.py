@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -443,17 +444,19 @@ def _no_output(error: OSError) -> DeployError:
 
 def main() -> None:
     """The program. Ends with the exit status of the contract."""
-    # What a run makes lives as long as it does: with Python's own 700 the collector looks again and
-    # again, and for nothing, through the modules that are being imported.
-    gc.set_threshold(50_000)
-    _open_what_is_closed()
     settings = Settings()
     try:
+        # What a run makes lives as long as it does: with Python's own 700 the collector looks again
+        # and again, and for nothing, through the modules that are being imported.
+        gc.set_threshold(50_000)
+        _open_what_is_closed()
         status = group.main(standalone_mode=False, obj=settings)
     except click.ClickException as error:
         _show_usage_error(error)
         status = Status.USAGE
-    except click.Abort:
+    except SystemExit as end:  # of `status` and `check`
+        status = end.code
+    except (click.Abort, KeyboardInterrupt):
         status = 130
     except DeployError as error:
         _show(error)
@@ -504,7 +507,11 @@ def _defect(error: Exception, command: str | None) -> int:
 
 
 def _leave(status: int) -> None:
-    """Ends the process; a terminal or a pipe that is gone does not change the exit status."""
+    """Ends the process; nothing changes the exit status any more.
+
+    Not a terminal or a pipe that is gone, and not a Ctrl-C in the last milliseconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
