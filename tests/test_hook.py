@@ -18,7 +18,7 @@ from clojure_repository import ClojureRepository as Tags
 from little_host import ETC, LittleHost, wait_for
 from programs import require_program
 
-from deploy_clojars.run.hook import variables
+from deploy_clojars.run.hook import MOST_OUTPUT, variables
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 TELLS = 'env | grep -a ^DEPLOY_ | sort >> "$HOOK_FILE"; echo >> "$HOOK_FILE"'
@@ -128,6 +128,20 @@ def test_a_hook_that_fails_is_a_warning_and_leaves_nothing(
     if "broken" in command:
         log = min((light_host.deploy / "logs").iterdir())
         assert "broken" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["yes", "yes | head -c 3000000", "setsid yes & sleep 1000"])
+def test_a_hook_that_prints_without_end_leaves_a_megabyte(
+    light_host: LittleHost, command: str
+) -> None:
+    with_hook(light_host, command, timeout=60)
+    result = light_host.done("rollback", FIRST, "--yes")
+    warning = "the hook failed: it printed more than 1.0 MB; its output: "
+    assert f"warning: {warning}" in result.stderr
+    [log] = (light_host.deploy / "logs").iterdir()
+    assert MOST_OUTPUT < log.stat().st_size < MOST_OUTPUT + 5000
+    assert warning in log.read_text(encoding="utf-8").splitlines()[-1]
+    assert light_host.processes_of_runs() == []
 
 
 def test_a_signal_does_not_end_it_and_does_not_change_the_status(light_host: LittleHost) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.filesize import decimal
 
 from deploy_clojars.config import Config
+from deploy_clojars.errors import DeployError
 from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.screen.console import Console
 from deploy_clojars.screen.text import printable
 
 LONGEST = 4000  # characters of one variable; the kernel takes no more than 128 KiB
+MOST_OUTPUT = 1_000_000  # bytes in the log
 
 # `previous` is the release that `rollback` would go to now, `approved` the one that is approved
 # now and `approved_before` when the run began; a run that was killed has no `status`.
@@ -36,8 +42,8 @@ def _one_line(value: str | int | None) -> str:
 def call(config: Config, console: Console, run_id: str, variables: Mapping[str, str]) -> None:
     """Runs the hook and waits for its end; nothing that it does is more than a warning.
 
-    Its output goes into the log, and none of its processes survives it. A signal does not cut it
-    short: its time limit is short.
+    Its output goes into the log, and if that is more than MOST_OUTPUT it is ended. None of its
+    processes survives it. A signal does not cut it short: its time limit is short.
     """
     settings = config.hook
     if not settings.command:
@@ -47,21 +53,48 @@ def call(config: Config, console: Console, run_id: str, variables: Mapping[str, 
         console.warn(f"signal noted; waiting for the hook, up to {settings.timeout:g} s")
 
     try:
-        with signals.uninterruptible(noted), console.step("hook", settings.command):
+        with (
+            signals.uninterruptible(noted),
+            console.step("hook", settings.command),
+            _leaving_little(console.log.fileno(), run_id) as refuse_too_much,
+        ):
             status = shell.stream(
                 ["/bin/sh", "-c", settings.command],
                 log=console.log,
                 cwd=config.deploy_directory,
                 env={**environment(config.build.env, run_id), **variables},
                 timeout=settings.timeout,
+                watch=refuse_too_much,
             )
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
             _warn(console, how)
     except Exception as error:  # noqa: BLE001 # what is done is done, whatever the hook does
         _warn(console, str(error) or repr(error))
+
+
+@contextmanager
+def _leaving_little(log: int, run_id: str) -> Iterator[Callable[[], None]]:
+    """Ends what the block leaves running, and cuts what it leaves in the log.
+
+    The block gets a function that raises DeployError if that is too much.
+    """
+    end = os.fstat(log).st_size + MOST_OUTPUT
+
+    def is_too_much() -> bool:
+        return os.fstat(log).st_size > end
+
+    def refuse_too_much() -> None:
+        if is_too_much():
+            raise DeployError(f"it printed more than {decimal(MOST_OUTPUT)}")
+
+    try:
+        yield refuse_too_much
+        refuse_too_much()
     finally:
         processes.end_strays(run_id)
+        if is_too_much():
+            os.ftruncate(log, end)
 
 
 def _warn(console: Console, why: str) -> None:
