@@ -130,6 +130,30 @@ def test_a_hook_that_fails_is_a_warning_and_leaves_nothing(
         assert "broken" in log.read_text(encoding="utf-8")
 
 
+def test_the_next_run_calls_it_again_for_one_that_was_killed_in_it(light_host: LittleHost) -> None:
+    host = light_host
+    host.have(SECOND)
+    file = with_hook(
+        host, f'{TELLS}; [ "$DEPLOY_VERSION" = {FIRST} ] || exec sleep 1000', timeout=1000
+    )
+    with host.typing(SECOND, "--yes") as terminal:
+        wait_for(lambda: told(file), "the hook runs")
+        terminal.kill(9)
+        terminal.ends(128 + 9)
+    assert host.status["ok"]
+    with_hook(host, TELLS)
+    host.done("rollback", "--yes", "-m", "slow")
+    host.done("rollback", FIRST, "--yes")
+    assert host.processes_of_runs() == []
+    keys = ("OUTCOME", "VERSION", "STATUS", "WHY", "PREVIOUS")
+    assert [tuple(call[f"DEPLOY_{key}"] for key in keys) for call in told(file)] == [
+        ("promoted", SECOND, "0", "", FIRST),  # the one that was killed
+        ("promoted", SECOND, "0", "", ""),
+        ("rolled back", FIRST, "0", "slow", ""),
+        ("nothing to do", FIRST, "0", "", ""),
+    ]
+
+
 @pytest.mark.parametrize("command", ["yes", "yes | head -c 3000000", "setsid yes & sleep 1000"])
 def test_a_hook_that_prints_without_end_leaves_a_megabyte(
     light_host: LittleHost, command: str

@@ -40,6 +40,7 @@ class Lock:
     def __init__(self, descriptor: int, holder: Holder) -> None:
         self._descriptor = descriptor
         self._holder = holder
+        self.before = _read(descriptor)  # the last holder, as far as it came
         self._write()
 
     def at_step(self, step: str, version: str | None = None) -> None:

@@ -276,6 +276,7 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
         host.releases.clear_unfinished()
         host.releases.set_aside()
         run = Run(host, console, request, held.at_step)
+        killed = _killed_in_its_hook(host, held.before)
         status: int | None = None
         why = request.why
         try:
@@ -304,10 +305,26 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
         finally:
             processes.end_strays(run.id)
             if status is not None and host.config.hook.command:
-                _call_the_hook(run, held, status, why)
+                _call_the_hook(run, held, status, why, killed)
 
 
-def _call_the_hook(run: Run, held: lock.Lock, status: int, why: str | None) -> None:
+def _killed_in_its_hook(host: Host, before: lock.Holder) -> Event | None:
+    """The end of the last run, if that one was killed before its hook had ended."""
+    if before.step != "hook":
+        return None
+    end = None
+    with suppress(OSError):
+        lines = islice(host.journal.backwards(), LOOKED_BACK)
+        end = next((event for event in lines if event.event == "end"), None)
+    same = end is not None and (end.by, end.command, end.version or "") == (
+        before.user, before.command, before.version or "",
+    )  # fmt: skip
+    return end if same else None
+
+
+def _call_the_hook(
+    run: Run, held: lock.Lock, status: int, why: str | None, killed: Event | None
+) -> None:
     """The last thing of a run; under the lock, so that the hook hears of two runs in their order."""
     held.at_step("hook", run.version)
     history = History()
@@ -319,6 +336,11 @@ def _call_the_hook(run: Run, held: lock.Lock, status: int, why: str | None) -> N
         "log": str(run.console.log_file or ""),
     }
     ends: list[dict[str, str | int | None]] = []
+    if killed is not None:
+        ends.append({
+            "outcome": killed.outcome, "command": killed.command, "user": killed.by,
+            "version": killed.version, "status": killed.status, "why": killed.why, "log": None,
+        })  # fmt: skip
     if run.cut_off is not None:
         ends.append({
             "outcome": "interrupted", "command": run.cut_off.command, "user": run.cut_off.by,
@@ -330,7 +352,8 @@ def _call_the_hook(run: Run, held: lock.Lock, status: int, why: str | None) -> N
         "approved_before": run.before.approved if run.before is not None else None,
     })  # fmt: skip
     for end in ends:
-        hook.call(run.host.config, run.console, run.id, hook.variables(**now_known, **end))
+        hook.call(run.host.config, run.console, run.id, hook.variables(**{**now_known, **end}))
+    held.at_step("end")
 
 
 def _defect(run: Run, error: Exception) -> Defect:
