@@ -379,5 +379,9 @@ def test_a_backup_that_dies_during_a_rollbacks_drain_keeps_the_primary_from_bein
             shown = terminal.ends(6)
         assert request.result() == FIRST
     assert f"{host.backup} no longer serves, and {host.primary} serves alone" in shown
+    assert f"{host.backup} did not stay healthy on {SECOND}; current is {FIRST} as before" in shown
+    assert f"once the cause is fixed, run: deploy-clojars rollback {SECOND}" in shown
     assert host.pid("primary") == before
     assert host.current == f"clojars-web-{FIRST}-standalone.jar"
+    assert host.versions == (FIRST, FIRST)
+    assert host.status["ok"]

@@ -157,8 +157,46 @@ def test_a_first_instance_that_does_not_come_up_puts_current_back(three: LittleH
     result = three.run("rollback", "0.0.9", "--yes")
     assert result.returncode == 6
     assert "as before" in result.stderr
+    assert "once the cause is fixed, run: deploy-clojars rollback 0.0.9\n" in result.stderr
     assert (three.current, three.versions, three.pid("primary")) == before
     assert three.status["ok"]
+
+
+def test_current_goes_back_to_what_it_named_when_the_answer_came(three: LittleHost) -> None:
+    three.have("0.0.9", three.jar(FIRST))
+    three.does_not_start("0.0.9", "primary", "backup")
+    with three.typing("rollback", "0.0.9") as terminal:
+        terminal.asked()
+        three.link.unlink()
+        three.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
+        terminal.types("yes")
+        shown = terminal.ends(6)
+    assert f"current is {SECOND} as before" in shown
+    assert three.current == f"clojars-web-{SECOND}-standalone.jar"
+
+
+def test_with_both_down_at_the_answer_nothing_is_put_back(three: LittleHost) -> None:
+    three.does_not_start(FIRST, "primary", "backup")
+    with three.typing("rollback", FIRST) as terminal:
+        terminal.asked()
+        three.control("stop", three.primary)
+        three.control("stop", three.backup)
+        terminal.types("yes")
+        shown = terminal.ends(9)
+    assert f"to go back: deploy-clojars rollback {THIRD}" in shown
+
+
+def test_a_release_that_is_gone_at_the_answer_is_refused_before_anything_is_done(
+    three: LittleHost,
+) -> None:
+    with three.typing("rollback", FIRST) as terminal:
+        terminal.asked()
+        (three.releases / f"clojars-web-{FIRST}-standalone.jar").unlink()
+        terminal.types("yes")
+        shown = terminal.ends(1)
+    assert f"no release {FIRST} in" in shown
+    assert "begin" not in [event["event"] for event in three.events]
+    assert three.versions == (THIRD, THIRD)
 
 
 def test_a_second_instance_that_does_not_come_up_is_8_while_the_backup_serves(

@@ -45,7 +45,7 @@ def stop_and_start_each(run: Run) -> None:
                 restart(run, role, version, by_stop_and_start=True, checked=True)
         except NotHealthy as error:
             if run.stage is not Stage.NO_RETURN:
-                error.remedy = where_the_host_stands(host)
+                error.remedy = where_the_host_stands(run)
                 raise
             failed[role] = error
     after = host.look()

@@ -27,9 +27,7 @@ def rollback(run: Run) -> None:
     """Puts a release that is there back into production. Raises DeployError."""
     host = run.host
     drain.clear_stale_flag(run)
-    look = preflight.ready_to_restart(host, one_will_do=True)
-    refuse_an_unreadable_journal(run, look)
-    run.version = target_of_rollback(run, look)
+    look = look_and_choose(run)
     if look.history.unfinished is None and is_settled_on(look, run.version):
         if host.nginx.flag_is_set:
             raise DeployError(f"the drain flag {host.nginx.flag} is still there")
@@ -37,6 +35,7 @@ def rollback(run: Run) -> None:
         return
     restart_failed = host.situation(look, locked=False).failed_restart
     ask_to_roll_back(run, look)
+    look = look_and_choose(run)  # the question may have been open for long
     if host.way_back(look) == look.approved:
         look = revert_a_run_that_was_cut_off(run) or look
     signals.check()
@@ -50,12 +49,20 @@ def rollback(run: Run) -> None:
         )
 
 
+def look_and_choose(run: Run) -> Look:
+    """Looks at the host, and notes where the rollback goes. Raises NotReady (4), DeployError (1)."""
+    look = preflight.ready_to_restart(run.host, one_will_do=True)
+    refuse_an_unreadable_journal(run, look)
+    run.version = target_of_rollback(run, look)
+    return look
+
+
 def refuse_an_unreadable_journal(run: Run, look: Look) -> None:
     """Without the journal nobody knows where a bare rollback goes. Raises DeployError (1)."""
     if look.journal_error and not run.version:
         raise DeployError(look.journal_error, remedy="name the release to roll back to")
     if look.journal_error:
-        run.console.warn(look.journal_error)
+        run.warn_once(look.journal_error)
 
 
 def target_of_rollback(run: Run, look: Look) -> str:
@@ -104,7 +111,9 @@ def roll_back(run: Run, before: Look) -> None:
     if failed and neither_came_up and not nothing_served:
         raise put_back(run, before, failed)
     if after.primary.is_healthy_on(target):
-        previously = before.approved if before.approved != target else before.current.version
+        killed = run.cut_off.version if run.cut_off is not None else None
+        replaced = (before.approved, before.current.version, killed)
+        previously = next((each for each in replaced if each not in (None, target)), None)
         run.record("rolled back", version=target, previously=previously, why=run.request.why)
         drain.prefer_primary(run)  # where it needed no restart, and a run that was killed left it
     if not after.both_healthy_on(target):
@@ -119,24 +128,25 @@ def roll_back(run: Run, before: Look) -> None:
 
 def put_back(run: Run, before: Look, failed: dict[Role, NotHealthy]) -> DeployError:
     """After the first instance failed: current as it was, and the backup if it was restarted."""
-    (role, reason), *_ = failed.items()
+    reason = "; ".join(each.message for each in failed.values())
+    details = [each.detail for each in failed.values()]
     version = before.current.version
-    run.console.say(f"{reason.message}; putting current back", "bold")
+    run.console.say(f"{reason}; putting current back", "bold")
     try:
         if version is None:
             remove_link(run, "flip", "there was none", previously=run.version)
         else:
             flip(run, version)
-            if role == BACKUP:
+            if BACKUP in failed and not run.host.instances[BACKUP].observe().is_healthy_on(version):
                 restart(run, BACKUP, version)
     except DeployError as error:
         return HalfDone(
-            f"{reason.message}; and {version} could not be put back: {error.message}",
-            detail=reason.detail,
-            remedy=where_the_host_stands(run.host),
+            f"{reason}; and what was before could not be put back: {error.message}",
+            detail="\n".join(filter(None, (*details, error.detail))),
+            remedy=where_the_host_stands(run),
         )
     return NotHealthy(
-        f"{reason.message}; current is {version or 'absent'} as before",
-        detail=reason.detail,
-        remedy=where_the_host_stands(run.host),
+        f"{reason}; current is {version or 'absent'} as before",
+        detail="\n".join(filter(None, details)),
+        remedy=where_the_host_stands(run, run.host.command("rollback", run.version)),
     )

@@ -8,10 +8,18 @@ from contextlib import contextmanager, nullcontext, suppress
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain
 from deploy_clojars.deploy.steps import flip, half_done, remove_link, restart
-from deploy_clojars.errors import Declined, DeployError, HalfDone, Interrupted, NotHealthy, NotReady
+from deploy_clojars.errors import (
+    Declined,
+    Defect,
+    DeployError,
+    HalfDone,
+    Interrupted,
+    NotHealthy,
+    NotReady,
+)
 from deploy_clojars.host import decisions
 from deploy_clojars.host.look import Look
-from deploy_clojars.run.run import Run, Stage, where_the_host_stands
+from deploy_clojars.run.run import Run, Stage, known, where_the_host_stands
 
 # For an instance that runs the target of a revert or a rollback and does not answer; in seconds.
 PATIENCE = 15.0
@@ -35,7 +43,8 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
             remedy=f"first: {run.host.command_back(look)}",
         )
     what = f"the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off"
-    run.left = look.left()
+    # Of one that changed nothing only what it found counts: what has changed since is drift.
+    run.left = look.left() if cut_off.flipped else cut_off.left
     current = look.current.version
     if look.approved is None and current not in (None, cut_off.version):
         run.console.say(f"{what}; current has been {current} since, and stays")
@@ -68,8 +77,24 @@ def reverted_on_failure(run: Run) -> Iterator[None]:
                 raise  # current is the approved release: nothing has to be put back
             if isinstance(error, DeployError):
                 run.console.say(f"{error.message}; reverting", "bold")
-            revert(run, approved, run.version)
+            try:
+                revert(run, approved, run.version)
+            except Exception as failure:
+                if isinstance(error, Exception):
+                    raise _after(known(run, error), known(run, failure)) from failure
+                raise
             raise
+
+
+def _after(first: DeployError, failure: DeployError) -> DeployError:
+    """The failure of a revert, with all that is known of why there was one."""
+    kind = Defect if isinstance(failure, Defect) else HalfDone
+    remedy = dict.fromkeys([*first.remedy.splitlines(), *failure.remedy.splitlines()])
+    return kind(
+        f"{first.message}; {failure.message}",
+        detail="\n".join(filter(None, (first.detail, failure.detail))),
+        remedy="\n".join(remedy),
+    )
 
 
 def revert(run: Run, approved: str | None, attempted: str) -> None:
@@ -85,12 +110,14 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
             flip(run, approved)
         except DeployError as error:
             raise HalfDone(
-                f"the revert failed: {error.message}", remedy=where_the_host_stands(run.host)
+                f"the revert failed: {error.message}",
+                detail=error.detail,
+                remedy=where_the_host_stands(run),
             ) from None
         drain.prefer_primary(run)
         failed = restart_what_is_not_healthy(run, approved)
         if failed or not run.host.look().both_healthy_on(approved):
-            stands = where_the_host_stands(run.host)
+            stands = where_the_host_stands(run)
             raise half_done(run, f"the revert to {approved}", approved, failed, stands)
         run.now_left_with(current=approved, primary=approved, backup=approved)
         run.console.say(f"reverted: {approved} is current and runs on both instances")

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from itertools import islice
@@ -19,7 +19,7 @@ import msgspec
 
 from deploy_clojars.errors import Declined, Defect, DeployError, Interrupted, NotReady, Status
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.journal import Event, History, HostVersions, LastRun, now
+from deploy_clojars.host.journal import Event, History, HostVersions, LastRun, history_of, now
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import operator, refuse_the_wrong_user
 from deploy_clojars.machine import processes, signals
@@ -230,7 +230,9 @@ class Run:
         if self.stage is Stage.BEGUN and self.before is not None:
             primary = self.before.primary
             runs = primary.running or "no release"
-            return f"nothing that runs was changed; {primary.job} runs {runs} as before"
+            reverted = self.cut_off is not None and self.cut_off.flipped
+            but = "apart from the revert of the earlier run, " if reverted else ""
+            return f"{but}nothing that runs was changed; {primary.job} runs {runs} as before"
         was_stopped = isinstance(error, Declined | Interrupted)
         untouched = self.stage is Stage.PREPARING and self.cut_off is None
         return "nothing was changed" if untouched and was_stopped else ""
@@ -293,8 +295,7 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
         except Exception as error:
             status, why = Status.DEFECT, repr(error)
             run.end(status, why)
-            console.trace(traceback.format_exc())
-            defect = _defect(run, error)
+            defect = known(run, error)
             console.error(defect)
             raise defect from error
         else:
@@ -356,27 +357,34 @@ def _call_the_hook(
     held.at_step("end")
 
 
-def _defect(run: Run, error: Exception) -> Defect:
-    """The error that still says where the host stands and what to type."""
+def known(run: Run, error: Exception) -> DeployError:
+    """The error as the operator gets it. The traceback of a defect is in the log afterwards."""
+    if isinstance(error, DeployError):
+        return error
+    run.console.trace("".join(traceback.format_exception(error)))
     log = run.console.log_file
     remedy = f"the traceback: {log}" if log else ""
     with suppress(Exception):
-        remedy = "\n".join([remedy, where_the_host_stands(run.host)])
+        remedy = "\n".join([remedy, where_the_host_stands(run)])
     return Defect(f"a defect of deploy-clojars: {error!r}", remedy=remedy)
 
 
-def where_the_host_stands(host: Host) -> str:
-    """What both instances run, what is current, and the command to type next.
+def where_the_host_stands(run: Run, otherwise: str = "") -> str:
+    """What both instances run, what is current, and the command to type next, or `otherwise` that.
 
-    The lock is this run's own, so what counts is what holds when it is free.
+    The lock, and the run that the journal knows no end of, are this run's own: what counts is what
+    holds when it has ended.
     """
+    host = run.host
     look = host.look()
+    end = Event(event="end", run=run.id, left=run.left)
+    look = replace(look, history=history_of([end], look.history))
     lines = [
         f"{each.job}: {each.state}, runs {each.running or 'nothing'}" for each in look.instances
     ]
     lines.append(f"current: {look.current.version or 'none'}")
-    command = host.next_command(look, host.situation(look, locked=False))
-    if command is not None:
+    command = host.next_command(look, host.situation(look, locked=False)) or otherwise
+    if command:
         lines.append(f"once the cause is fixed, run: {command}")
     return "\n".join(lines)
 
