@@ -70,6 +70,27 @@ def test_the_first_deploy_ever_declined_leaves_nothing(new_light_host: NewHost) 
     assert host.status["approved"] is None
 
 
+@pytest.mark.parametrize("by_hand", [FIRST, SECOND])
+def test_before_any_release_was_approved_drift_is_refused_with_the_command_that_ends_it(
+    new_light_host: NewHost, by_hand: str
+) -> None:
+    host = new_light_host()
+    with host.typing(FIRST) as terminal:
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+    host.have(SECOND)
+    host.link.symlink_to(f"clojars-web-{by_hand}-standalone.jar")
+    assert host.status["next"] == f"deploy-clojars rollback {by_hand}"
+    for tag in (FIRST, SECOND):
+        result = host.run(tag, "--yes")
+        assert result.returncode == 4
+        assert f"first: deploy-clojars rollback {by_hand}\n" in result.stderr
+    host.done("rollback", by_hand, "--yes")
+    host.done(Tags.THIRD, "--yes")
+    assert host.status["ok"]
+
+
 def test_a_deploy_goes_from_the_old_release_to_the_new_one(
     host: LittleHost, clojure: Clojure
 ) -> None:

@@ -57,7 +57,8 @@ def check_deploy(run: Run) -> Look:
     why = decisions.deploy_obstacle(look.history, run.version, look.drifted)
     situation = host.situation(look, locked=False)
     if why is not None and not situation.ok:
-        raise NotReady(why, remedy=f"first: {host.next_command(look, situation)}")
+        command = host.next_command(look, situation) or host.command_back(look)
+        raise NotReady(why, remedy=f"first: {command}")
     return look
 
 

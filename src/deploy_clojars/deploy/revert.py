@@ -43,8 +43,7 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
             remedy=f"first: {run.host.command_back(look)}",
         )
     what = f"the {cut_off.what} by {cut_off.by}, {cut_off.at}, was cut off"
-    # Of one that changed nothing only what it found counts: what has changed since is drift.
-    run.left = look.left() if cut_off.flipped else cut_off.left
+    run.left = look.left()
     current = look.current.version
     if look.approved is None and current not in (None, cut_off.version):
         run.console.say(f"{what}; current has been {current} since, and stays")
@@ -53,6 +52,7 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
         revert(run, look.approved, cut_off.version or "")
     else:
         run.console.say(f"{what} before it changed anything that runs")
+        run.left = cut_off.left  # what has changed since then is drift
     run.close(cut_off)
     return run.host.look()
 

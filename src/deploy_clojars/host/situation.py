@@ -96,6 +96,8 @@ class Situation:
             return "rollback", self.way_back
         if self.look.approved is not None and self.look.current.visible:
             return "deploy", self.look.approved  # its jar is gone: the tag is built again
+        if self.drifted and self.look.current.version is not None:
+            return "rollback", self.look.current.version  # a deploy is refused while there is drift
         if (
             last is not None
             and last.version
