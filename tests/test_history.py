@@ -16,7 +16,7 @@ from little_host import LittleHost
 from deploy_clojars.commands import history
 from deploy_clojars.commands.history import Step, runs_of
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.journal import Event, Journal
+from deploy_clojars.host.journal import Event, History, Journal, history_of
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
@@ -115,6 +115,21 @@ def test_the_newest_run_comes_first_and_each_has_its_own_lines() -> None:
     assert [(run.id, [step.name for step in run.steps]) for run in runs] == [
         ("2", ["flip"]), ("1", ["test"]),
     ]  # fmt: skip
+
+
+def test_one_that_was_called_off_at_its_question_has_no_steps_and_took_nobody_knows_how_long() -> (
+    None
+):
+    called_off = line(
+        "called off", 9, command="rollback", version="A", outcome="declined", status=7, why="no"
+    )
+    [run] = runs_of([called_off])
+
+    assert (run.command, run.version, run.by) == ("rollback", "A", "ann")
+    assert (run.began, run.ended, run.seconds, run.steps) == (at(9), at(9), None, [])
+    row = history._row(run)
+    assert (row[3], row[4], row[6]) == ("", "declined (7)", "no")
+    assert history_of([called_off]) == History()
 
 
 def test_how_long_one_that_was_cut_off_took_is_not_known() -> None:

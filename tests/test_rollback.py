@@ -72,7 +72,32 @@ def test_no_changes_nothing(three: LittleHost) -> None:
         terminal.asked()
         terminal.types("no")
         terminal.ends(7)
-    assert (three.current, three.pid("primary"), three.pid("backup"), three.events) == before
+    *events, called_off = three.events
+    assert (three.current, three.pid("primary"), three.pid("backup"), events) == before
+    assert called_off["event"] == "called off"
+    assert not three.status["interrupted"]
+
+
+@pytest.mark.parametrize("command", ["rollback", "restart"])
+def test_who_said_no_and_who_pressed_ctrl_c_is_in_the_history(
+    three: LittleHost, command: str
+) -> None:
+    three.environment["SUDO_USER"] = "alice"
+    with three.typing(command) as terminal:
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+    with three.typing(command) as terminal:
+        terminal.asked()
+        terminal.presses("c")
+        terminal.ends(130)
+    interrupted, declined = json.loads(three.run("history", "--json", "-n", "2").stdout)["runs"]
+    asked_about = SECOND if command == "rollback" else THIRD
+    for run, outcome, status in ((declined, "declined", 7), (interrupted, "interrupted", 130)):
+        assert (run["command"], run["version"], run["by"]) == (command, asked_about, "alice")
+        assert (run["outcome"], run["status"]) == (outcome, status)
+    assert declined["why"] == f"the {command} was declined"
+    assert json.loads(three.run("history", "--json", "-n", "1").stdout)["more"]
 
 
 def test_ctrl_c_at_the_question_changes_nothing(three: LittleHost) -> None:

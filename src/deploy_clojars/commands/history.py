@@ -15,6 +15,10 @@ from deploy_clojars.run import lock
 from deploy_clojars.screen import tables
 from deploy_clojars.screen.tables import Column, Table
 
+# Of a run that was declined or interrupted at its question all that is known is when it ended.
+CALLED_OFF = "called off"
+BEGINNINGS = ("begin", CALLED_OFF)
+
 UNDER_WAY = "under way"
 CUT_OFF = "cut off"
 
@@ -70,7 +74,7 @@ def recent_runs(host: Host, count: int | None) -> RecentRuns:
     begun = 0
     try:
         for event in host.journal.backwards():
-            begun += event.event == "begin"
+            begun += event.event in BEGINNINGS
             if count is not None and begun > count:
                 break
             events.append(event)
@@ -98,9 +102,11 @@ def runs_of(events: Iterable[Event]) -> list[PastRun]:
     """
     runs: dict[str, PastRun] = {}
     for event in events:
-        if event.event == "begin":
+        if event.event in BEGINNINGS:
             command = event.command or ""
             runs[event.run] = PastRun(event.run, command, event.version, event.by, event.at or None)
+        if event.event == CALLED_OFF:
+            _end(runs[event.run], event)
         elif event.run in runs:
             _add(runs[event.run], event)
     return [*runs.values()][::-1]
@@ -127,13 +133,17 @@ def _add(run: PastRun, event: Event) -> None:
         case "pruned" if event.version:
             run.pruned.append(event.version)
         case "end":
-            run.ended, run.status = event.at, event.status
+            _end(run, event)
             if event.status is not None:
                 run.seconds = seconds_between(run.began, event.at)
-            run.outcome, run.why = event.outcome or "", event.why or run.why
-            if event.status is None:
+            else:
                 run.outcome = CUT_OFF
                 run.why = f"reverted by {event.by}"
+
+
+def _end(run: PastRun, event: Event) -> None:
+    run.ended, run.status = event.at, event.status
+    run.outcome, run.why = event.outcome or "", event.why or run.why
 
 
 def seconds_between(begin: str | None, end: str) -> float | None:

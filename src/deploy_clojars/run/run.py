@@ -26,6 +26,8 @@ from deploy_clojars.machine import processes, signals
 from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
+DECLINED, INTERRUPTED = "declined", "interrupted"  # outcomes
+
 WAITED_FOR = 0.5  # seconds; the summary leaves shorter steps out
 LOOKED_BACK = 500  # lines of the journal: some ten runs
 
@@ -202,12 +204,16 @@ class Run:
             self.console.warn(f"the journal cannot be written: {error.strerror}")
 
     def end(self, status: int, why: str | None) -> None:
-        """Writes the run's end, with what it leaves."""
+        """Writes the run's end, with what it leaves; of one that has not begun, that it was called off.
+
+        What was refused before it began is not written down.
+        """
+        how: dict[str, Any] = {"outcome": self.outcome, "status": status, "why": why}
+        what = {"version": self._version, "command": self.request.command}
         if self.has_begun:
-            self.record(
-                "end", outcome=self.outcome, status=status, why=why, version=self._version,
-                command=self.request.command, left=self.left, may_fail=True,
-            )  # fmt: skip
+            self.record("end", **how, **what, left=self.left, may_fail=True)
+        elif self.outcome in (DECLINED, INTERRUPTED):
+            self.record("called off", **how, **what, may_fail=True)
 
     def succeeded(self, outcome: str, message: str) -> None:
         """Notes and says that what was asked is so now."""
@@ -391,8 +397,8 @@ def where_the_host_stands(run: Run, otherwise: str = "") -> str:
 
 def _outcome_of(error: DeployError) -> str:
     if isinstance(error, Declined):
-        return "declined"
-    return "interrupted" if isinstance(error, Interrupted) else "failed"
+        return DECLINED
+    return INTERRUPTED if isinstance(error, Interrupted) else "failed"
 
 
 def make_directory(directory: Path) -> None:
