@@ -6,6 +6,7 @@ import os
 import signal
 import termios
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,79 @@ def test_a_primary_that_is_stopped_meanwhile_is_started_again_by_the_revert(
         terminal.ends(7)
     assert ready.versions == (FIRST, FIRST)
     assert ready.status["ok"]
+
+
+def test_what_is_wrong_with_the_backup_is_said_whatever_is_wrong_with_the_primary(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        host.control("stop", host.primary)
+        terminal.sees("clojars no longer serves")
+        host.control("stop", host.backup)
+        terminal.sees("clojars-backup is not running")
+        terminal.sees("a yes will be refused")
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+    assert host.status["ok"]
+
+
+def test_what_was_wrong_and_is_well_again_is_said_too(light_host: LittleHost) -> None:
+    host = light_host
+    link = host.link
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        link.rename(host.directory / "link")
+        terminal.sees("someone else has changed current")
+        (host.directory / "link").rename(link)
+        terminal.sees(f"current names {SECOND} again")
+        backup = host.pid("backup") or 0
+        os.kill(backup, signal.SIGSTOP)
+        terminal.sees("timed out; a yes will be refused")
+        os.kill(backup, signal.SIGCONT)
+        terminal.sees(f"clojars-backup is healthy on {SECOND} again")
+        terminal.asked()
+        terminal.types("yes")
+        terminal.ends(0)
+    assert host.versions == (SECOND, SECOND)
+
+
+def test_a_backup_that_is_another_process_now_is_said_before_the_answer(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        os.kill(host.pid("backup") or 0, signal.SIGKILL)
+        terminal.sees("clojars-backup died and was started again")
+        terminal.sees("a yes will be refused")
+        terminal.types("no")
+        terminal.ends(7)
+    assert host.status["ok"]
+
+
+def test_an_answer_does_not_wait_for_an_instance_that_hangs(light_host: LittleHost) -> None:
+    host = light_host
+    stopped = [host.pid("primary") or 0]
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        stopped.append(host.pid("backup") or 0)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            terminal.types("perhaps")  # after it both are looked at
+            terminal.asked()
+            typed = time.monotonic()
+            terminal.types("no")
+            terminal.sees(f"{SECOND} was declined")
+            assert time.monotonic() - typed < 3
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        terminal.ends(7)
+    assert host.status["ok"]
 
 
 def test_yes_is_refused_when_the_backup_died_meanwhile(ready: LittleHost) -> None:

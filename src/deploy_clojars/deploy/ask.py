@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
-from deploy_clojars.config import BACKUP, PRIMARY
+from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy.checkout import Commits, Mirror
 from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
@@ -55,8 +58,9 @@ def ask_to_promote(run: Run, backup: Observation) -> None:
                 pass
         else:
             run.at("ask")  # the question has its own page instead of a step's line
-            if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary)):
-                raise Declined(f"{version} was declined")
+            with QuestionWatch(run, look.primary, backup) as watch:
+                if not asked(run, f"Promote {version}?", watch):
+                    raise Declined(f"{version} was declined")
         run.record("approved", version=version, how="--yes" if yes else "question")
     refuse_a_backup_that_failed_meanwhile(run, backup)
 
@@ -68,11 +72,16 @@ def refuse_a_backup_that_failed_meanwhile(run: Run, backup: Observation) -> None
     """
     refuse_a_link_that_was_changed_meanwhile(run, run.version)
     now = run.host.instances[BACKUP].observe()
-    why = now.why_not_healthy_on(run.version)
-    if why is None and now.pid != backup.pid:
-        why = f"it died and was started again (PID {backup.pid}, now {now.pid})"
+    why = _why_not_as_tried(now, backup, run.version)
     if why is not None:
         raise NotHealthy(f"{now.job} did not stay healthy until the answer: {why}")
+
+
+def _why_not_as_tried(now: Observation, tried: Observation, version: str) -> str | None:
+    why = now.why_not_healthy_on(version)
+    if why is None and now.pid != tried.pid:
+        why = f"{now.job} died and was started again (PID {tried.pid}, now {now.pid})"
+    return why
 
 
 def ask_to_roll_back(run: Run, look: Look) -> None:
@@ -186,25 +195,46 @@ def _commit_of(run: Run, commits: dict[str, str], version: str) -> str | None:
 
 
 class QuestionWatch:
-    """Looks at both instances while the question is open, and says a change once."""
+    """Looks at both instances while the question is open, and says once what changes, and back.
 
-    def __init__(self, run: Run, primary: Observation) -> None:
+    In threads of its own: an answer must not wait for an instance that hangs.
+    """
+
+    def __init__(self, run: Run, primary: Observation, backup: Observation) -> None:
         self._run = run
-        self._primary = primary
         self._version = run.version
-        self._said: set[str] = set()
+        self._primary, self._backup = primary, backup
+        self._said: defaultdict[str, set[str]] = defaultdict(set)  # of what is wrong now
+        self._news: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(max_workers=len(self._run.host.instances))
+        self._looks = {role: self._look_at(role) for role in self._run.host.instances}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def __call__(self) -> str | None:
-        instances = self._run.host.instances
-        news = (
-            self._of_current()
-            or self._of_primary(instances[PRIMARY].observe())
-            or self._of_backup(instances[BACKUP].observe())
-        )
-        if news is None or news in self._said:
-            return None
-        self._said.add(news)
-        return news
+        """What has changed, one thing at a time."""
+        self._note("current", self._of_current(), f"current names {self._version} again")
+        for role, look in self._looks.items():
+            if look.done():
+                self._note(role, *self._of_instance(role, look))
+                self._looks[role] = self._look_at(role)
+        return self._news.pop(0) if self._news else None
+
+    def _look_at(self, role: Role) -> Future[Observation]:
+        return self._pool.submit(self._run.host.instances[role].observe)
+
+    def _note(self, subject: str, wrong: str | None, mended: str) -> None:
+        said = self._said[subject]
+        if wrong is not None and wrong not in said:
+            said.add(wrong)
+            self._news.append(wrong)
+        elif wrong is None and said:
+            said.clear()
+            self._news.append(mended)
 
     def _of_current(self) -> str | None:
         try:
@@ -212,6 +242,18 @@ class QuestionWatch:
         except NotHealthy as error:
             return f"{error.message}; a yes will be refused"
         return None
+
+    def _of_instance(self, role: Role, look: Future[Observation]) -> tuple[str | None, str]:
+        """What is wrong with it, and what to say when nothing is any more."""
+        job = self._run.host.instances[role].job
+        error = look.exception()
+        if error is not None:
+            return f"{job} cannot be looked at: {error}", f"{job} can be looked at again"
+        if role == PRIMARY:
+            return self._of_primary(look.result()), f"{job} serves again"
+        why = _why_not_as_tried(look.result(), self._backup, self._version)
+        wrong = f"{why}; a yes will be refused" if why else None
+        return wrong, f"{job} is healthy on {self._version} again"
 
     def _of_primary(self, primary: Observation) -> str | None:
         if self._version in primary.open_releases and self._version not in (
@@ -224,7 +266,3 @@ class QuestionWatch:
         if self._primary.serving and not primary.serving:
             return f"{primary.job} no longer serves: {primary.said}"
         return None
-
-    def _of_backup(self, backup: Observation) -> str | None:
-        why = backup.why_not_healthy_on(self._version)
-        return f"{why}; a yes will be refused" if why else None
