@@ -399,9 +399,9 @@ def test_commands_are_for_whoever_has_to_type_them(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen(site, observed("primary", FIRST), observed("backup", None))
-    assert site.way_back == "deploy-clojars rollback VERSION"
+    assert site.way_back == "deploy-clojars deploy 0.1.0"  # its jar is not there
     site.owner = NOBODY if os.geteuid() != NOBODY else 0
-    assert site.way_back == f"sudo -iu {site.user} deploy-clojars rollback VERSION"
+    assert site.way_back == f"sudo -iu {site.user} deploy-clojars deploy 0.1.0"
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert site.setup == "as root: deploy-clojars setup"
 

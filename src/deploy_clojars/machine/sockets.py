@@ -7,7 +7,10 @@ import socket
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
+
+from deploy_clojars.machine import threads
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -42,26 +45,17 @@ def addresses_of(host: str, seconds: float) -> tuple[Address, ...]:
 def _lookup(host: str) -> Future[tuple[Address, ...]]:
     """Asks for a name, once at a time. In a thread of its own, for getaddrinfo(3) has no limit."""
     with _lock:
-        if host in _asked:
-            return _asked[host]
-        answer = _asked[host] = Future()
-    try:
-        threading.Thread(target=_look_up, args=(host, answer), daemon=True).start()
-    except RuntimeError:  # no thread can be started: without the limit, then
-        _look_up(host, answer)
-    return answer
+        asked = _asked.get(host)
+        if asked is None or asked.done():
+            asked = _asked[host] = threads.started(partial(_look_up, host))
+        return asked
 
 
-def _look_up(host: str, answer: Future[tuple[Address, ...]]) -> None:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        addresses = tuple(dict.fromkeys(ipaddress.ip_address(each[4][0]) for each in found))
-        _known[host] = (time.monotonic(), addresses)
-        answer.set_result(addresses)
-    except (OSError, ValueError) as error:
-        answer.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
-    with _lock:
-        del _asked[host]
+def _look_up(host: str) -> tuple[Address, ...]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    addresses = tuple(dict.fromkeys(ipaddress.ip_address(each[4][0]) for each in found))
+    _known[host] = (time.monotonic(), addresses)
+    return addresses
 
 
 class Limited:
