@@ -253,6 +253,36 @@ def test_a_signal_in_the_drain_reverts_and_removes_the_flag(
     assert host.status["ok"]
 
 
+@pytest.mark.parametrize("command", [(SECOND,), ("rollback", SECOND), ("restart",)])
+def test_a_signal_after_the_drain_does_not_keep_the_flag_from_being_removed(
+    light_host: LittleHost, front: Front, command: tuple[str, ...]
+) -> None:
+    host = light_host
+    before = host.pid("primary")
+    with host.typing(*command, "--yes") as terminal:
+        wait_for(lambda: front.flag.exists() and host.pid("primary") != before, "its restart")
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            terminal.kill(signum)
+        terminal.ends(0)
+    assert not front.flag.exists()
+    assert host.status["ok"]
+
+
+def test_a_revert_that_cannot_put_the_link_back_removes_the_flag_all_the_same(
+    light_host: LittleHost, front: Front
+) -> None:
+    host = light_host
+    with request_in(host, front, "primary", 4000):
+        with host.typing(SECOND, "--yes") as terminal:
+            wait_for(front.flag.exists, "the drain")
+            (host.releases / f"clojars-web-{FIRST}-standalone.jar").unlink()
+            terminal.presses("c")
+            shown = terminal.ends(9)
+        assert "stopped by SIGINT; the revert failed" in shown
+    assert not front.flag.exists()
+    assert asked(front, "/version") == FIRST  # and not what nobody said yes to
+
+
 def test_killed_in_the_drain_users_are_served_and_the_next_run_cleans_up(
     light_host: LittleHost, front: Front
 ) -> None:

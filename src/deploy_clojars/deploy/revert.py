@@ -109,6 +109,7 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
                 return
             flip(run, approved)
         except DeployError as error:
+            drain.prefer_primary(run)  # it still runs what is approved
             raise HalfDone(
                 f"the revert failed: {error.message}",
                 detail=error.detail,
