@@ -6,8 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from concurrent.futures import Future
 
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy.checkout import Commits, Mirror
@@ -16,6 +15,7 @@ from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
 from deploy_clojars.host import manifest
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.look import Look
+from deploy_clojars.machine.threads import started
 from deploy_clojars.run import system_log
 from deploy_clojars.run.run import Run
 
@@ -58,9 +58,8 @@ def ask_to_promote(run: Run, backup: Observation) -> None:
                 pass
         else:
             run.at("ask")  # the question has its own page instead of a step's line
-            with QuestionWatch(run, look.primary, backup) as watch:
-                if not asked(run, f"Promote {version}?", watch):
-                    raise Declined(f"{version} was declined")
+            if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary, backup)):
+                raise Declined(f"{version} was declined")
         run.record("approved", version=version, how="--yes" if yes else "question")
     refuse_a_backup_that_failed_meanwhile(run, backup)
 
@@ -206,14 +205,7 @@ class QuestionWatch:
         self._primary, self._backup = primary, backup
         self._said: defaultdict[str, set[str]] = defaultdict(set)  # of what is wrong now
         self._news: list[str] = []
-
-    def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(max_workers=len(self._run.host.instances))
-        self._looks = {role: self._look_at(role) for role in self._run.host.instances}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._looks = {role: self._look_at(role) for role in run.host.instances}
 
     def __call__(self) -> str | None:
         """What has changed, one thing at a time."""
@@ -225,7 +217,7 @@ class QuestionWatch:
         return self._news.pop(0) if self._news else None
 
     def _look_at(self, role: Role) -> Future[Observation]:
-        return self._pool.submit(self._run.host.instances[role].observe)
+        return started(self._run.host.instances[role].observe)
 
     def _note(self, subject: str, wrong: str | None, mended: str) -> None:
         said = self._said[subject]

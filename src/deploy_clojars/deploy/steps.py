@@ -134,7 +134,7 @@ def half_done(
     look = run.host.look()
     reason = "; ".join(each.message for each in failed.values())
     reason = reason or look.why_not_both_healthy_on(version)
-    detail = "\n".join(each.detail for each in failed.values())
+    detail = "\n".join(each.detail for each in failed.values() if each.detail)
     if spared is not None:
         message = f"{reason}; {spared} serves alone and is left running"
         return NotHealthy(message, detail=detail, remedy=remedy)
