@@ -162,7 +162,7 @@ class Mirror:
 
         Asked as `fetch` does. Raises DeployError as `fetch`.
         """
-        with _scratch() as directory, Path(directory, "answer").open("ab") as answer:
+        with _scratch() as directory, Path(directory, "answer").open("ab", buffering=0) as answer:
             words = ["ls-remote", "--tags", "--", self.origin]
             self._run(words, answer, timeout, silence, self._directory_to_ask_from)
             text = Path(answer.name).read_text(encoding="utf-8", errors="replace")
