@@ -909,6 +909,12 @@ def test_the_users_own_ssh_command_is_used_and_asks_nothing(
 # What is fetched beside the tag: submodules, files in LFS
 
 
+def checked_out(mirror: Mirror, log: IO[bytes], tmp_path: Path) -> list[str]:
+    """The warnings of a checkout of 0.2.0."""
+    mirror.fetch(log, LIMIT)
+    return mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+
+
 def a_library(tmp_path: Path, name: str = "library") -> Repository:
     library = new_repository(tmp_path / name)
     library.commit(f"a {name}")
@@ -937,11 +943,9 @@ def test_relative_submodules_come_from_beside_the_repository_and_not_from_beside
     library = a_library(tmp_path)
     with_submodule(library, "../inner", "1")
     with_submodule(repository, "../library", "0.2.0")
-    mirror.fetch(log, LIMIT)
 
-    warnings = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+    assert checked_out(mirror, log, tmp_path) == []
 
-    assert warnings == []
     assert (tmp_path / "checkout/vendor/file").read_text() == "Use a library\n"
     assert (tmp_path / "checkout/vendor/vendor/file").read_text() == "a inner\n"
     origin = git("-C", str(tmp_path / "checkout"), "remote", "get-url", "origin")
@@ -980,10 +984,9 @@ def test_a_submodule_without_an_address_is_an_error(
     new_repository(repository.directory / "vendor").commit("inner")
     repository.git("add", "vendor")
     repository.commit("Add a repository as if it were a directory", "0.2.0")
-    mirror.fetch(log, LIMIT)
 
     with pytest.raises(DeployError) as failed:
-        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+        checked_out(mirror, log, tmp_path)
 
     assert "no url found for submodule path 'vendor'" in failed.value.detail.lower()
 
@@ -993,11 +996,10 @@ def test_a_submodule_that_the_project_leaves_out_is_a_warning(
 ) -> None:
     a_library(tmp_path)
     with_submodule(repository, "../library", "0.2.0", "submodule.vendor.update=none")
-    mirror.fetch(log, LIMIT)
 
-    warnings = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
-
-    assert warnings == ["the submodule vendor is empty: its settings leave it out"]
+    assert checked_out(mirror, log, tmp_path) == [
+        "the submodule vendor is empty: its settings leave it out"
+    ]
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 14\n"
@@ -1011,30 +1013,33 @@ def with_an_lfs_file(repository: Repository, tag: str) -> str:
     return repository.commit("Add a logo", tag)
 
 
-def set_up_lfs(
-    tmp_path: Path, environment: Path, monkeypatch: pytest.MonkeyPatch, smudge: str
-) -> None:
-    """A stand-in for git-lfs, as `git lfs install` sets the real one up."""
-    program = tmp_path / "bin" / "git-lfs"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\n{smudge}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    git("config", "--file", str(environment), "filter.lfs.smudge", f"{program} smudge -- %f")
-    git("config", "--file", str(environment), "filter.lfs.required", "true")
+SetUpLfs = Callable[[str], None]
+
+
+@pytest.fixture
+def set_up_lfs(tmp_path: Path, environment: Path, monkeypatch: pytest.MonkeyPatch) -> SetUpLfs:
+    """Sets up a stand-in for git-lfs, as `git lfs install` does the real one."""
+
+    def set_up(smudge: str) -> None:
+        program = tmp_path / "bin" / "git-lfs"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{smudge}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        git("config", "--file", str(environment), "filter.lfs.smudge", f"{program} smudge -- %f")
+        git("config", "--file", str(environment), "filter.lfs.required", "true")
+
+    return set_up
 
 
 def test_a_file_in_lfs_comes_from_the_repository(
-    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, set_up_lfs: SetUpLfs
+) -> None:
     with_an_lfs_file(repository, "0.2.0")
-    set_up_lfs(tmp_path, environment, monkeypatch, "git config remote.origin.url")
-    mirror.fetch(log, LIMIT)
+    set_up_lfs("git config remote.origin.url")
 
-    warnings = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+    assert checked_out(mirror, log, tmp_path) == []
 
-    assert warnings == []
     assert (tmp_path / "checkout/logo é.png").read_text() == f"{repository.directory}\n"
 
 
@@ -1042,7 +1047,7 @@ def test_a_file_in_lfs_comes_from_the_repository(
 @pytest.mark.parametrize("lacks", ["git-lfs", "its filter"])
 def test_a_file_in_lfs_without_git_lfs_is_an_error(
     repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
-    monkeypatch: pytest.MonkeyPatch, lacks: str, in_a_submodule: bool,
+    set_up_lfs: SetUpLfs, lacks: str, in_a_submodule: bool,
 ) -> None:  # fmt: skip
     if in_a_submodule:
         with_an_lfs_file(a_library(tmp_path), "1")
@@ -1050,40 +1055,35 @@ def test_a_file_in_lfs_without_git_lfs_is_an_error(
     else:
         with_an_lfs_file(repository, "0.2.0")
     if lacks == "its filter":
-        set_up_lfs(tmp_path, environment, monkeypatch, "cat")
+        set_up_lfs("cat")
         environment.unlink()
-    mirror.fetch(log, LIMIT)
 
-    with pytest.raises(DeployError, match=r"1 files in Git LFS, logo é\.png") as failed:
-        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+    with pytest.raises(DeployError, match=r"in Git LFS: logo é\.png$") as failed:
+        checked_out(mirror, log, tmp_path)
 
     assert not isinstance(failed.value, Broken)
     assert "git lfs install" in failed.value.remedy
 
 
 def test_a_file_that_lfs_cannot_fetch_is_an_error(
-    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, set_up_lfs: SetUpLfs
+) -> None:
     with_an_lfs_file(repository, "0.2.0")
-    set_up_lfs(tmp_path, environment, monkeypatch, "exit 2")
-    mirror.fetch(log, LIMIT)
+    set_up_lfs("exit 2")
 
     with pytest.raises(DeployError, match="smudge filter lfs failed"):
-        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+        checked_out(mirror, log, tmp_path)
 
 
 def test_a_file_that_the_settings_of_lfs_leave_out_is_a_warning(
-    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, environment: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    repository: Repository, mirror: Mirror, log: IO[bytes], tmp_path: Path, set_up_lfs: SetUpLfs
+) -> None:
     with_an_lfs_file(repository, "0.2.0")
-    set_up_lfs(tmp_path, environment, monkeypatch, "cat")
-    mirror.fetch(log, LIMIT)
+    set_up_lfs("cat")
 
-    [warning] = mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
-
-    assert "logo é.png among them, are not there" in warning
+    assert checked_out(mirror, log, tmp_path) == [
+        "the settings of git-lfs leave these files out: logo é.png"
+    ]
 
 
 class WithAPassword(SimpleHTTPRequestHandler):
@@ -1118,9 +1118,8 @@ def test_the_password_of_the_repository_is_its_submodules_and_is_not_written_dow
     on_the_web(a_library(tmp_path))
     with_submodule(repository, "../library", "0.2.0", "submodule.vendor.url=../../library/.git")
     mirror = mirror_of(f"{web}/{on_the_web(repository)}", tmp_path)
-    mirror.fetch(log, LIMIT)
 
-    mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+    checked_out(mirror, log, tmp_path)
 
     assert (tmp_path / "checkout/vendor/file").read_text() == "a library\n"
     checkout_and_log = [*contents(tmp_path / "checkout").values(), Path(log.name).read_bytes()]
@@ -1133,10 +1132,9 @@ def test_what_a_submodule_lacks_is_said_without_the_password(
     a_library(tmp_path)
     with_submodule(repository, "../library", "0.2.0", "submodule.vendor.url=../../nowhere/.git")
     mirror = mirror_of(f"{web}/{on_the_web(repository)}", tmp_path)
-    mirror.fetch(log, LIMIT)
 
     with pytest.raises(DeployError) as failed:
-        mirror.check_out(mirror.commit_of("0.2.0"), tmp_path / "checkout", log, LIMIT)
+        checked_out(mirror, log, tmp_path)
 
     assert "nowhere" in failed.value.detail
     assert "s3cr" not in failed.value.detail

@@ -53,7 +53,7 @@ def test_a_release_that_is_reused_says_so_and_how_to_build_it_again(light_host: 
 
     shown = declined(host, SECOND)
 
-    assert f"clojars-web-{SECOND}-standalone.jar, not built again" in shown
+    assert f"clojars-web-{SECOND}-standalone.jar  not built again" in shown
     assert f"to build it again: {REBUILD}" in shown
     assert release(host, SECOND).read_bytes() == content
 

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -353,28 +353,26 @@ class Mirror:
         (directory / ".git/packed-refs").write_bytes(tags + b"\n" if tags else b"")
         command.remote("add", "--", "origin", self.origin)
 
-    def _lfs_files_left_out(self, repositories: Iterable[Path]) -> list[str]:
+    def _lfs_files_left_out(self, repositories: Sequence[Path]) -> list[str]:
         """A warning if files in Git LFS are pointers only. Raises DeployError without git-lfs."""
-        pointers = []
+        pointers: list[str] = []
         for each in repositories:
             names = str(self._git(each).ls_files("-z", ":(attr:filter=lfs)")).split("\0")
-            pointers += [each / name for name in names if name and _is_lfs_pointer(each / name)]
+            pointers += [name for name in names if name and _is_lfs_pointer(each / name)]
         if not pointers:
             return []
-        what = f"{len(pointers)} files in Git LFS, {pointers[0].name} among them,"
-        if shutil.which("git-lfs") is None or not self._has_lfs_filter:
+        shown = ", ".join([*pointers[:3], *(["..."] if len(pointers) > 3 else [])])
+        if shutil.which("git-lfs") is None or not self._has_lfs_filter(repositories[0]):
             raise DeployError(
-                f"{what} cannot be fetched: git-lfs is not set up",
+                f"git-lfs is not set up, and these files are in Git LFS: {shown}",
                 remedy="install git-lfs, then as this user: git lfs install",
             )
-        return [f"{what} are not there: the settings of git-lfs leave them out"]
+        return [f"the settings of git-lfs leave these files out: {shown}"]
 
-    @property
-    def _has_lfs_filter(self) -> bool:
+    def _has_lfs_filter(self, directory: Path) -> bool:
         with suppress(git.GitCommandError):  # nothing is configured
-            return bool(
-                self._git(Path("/")).config("--get-regexp", r"^filter\.lfs\.(smudge|process)$")
-            )
+            self._git(directory).config("--get-regexp", r"^filter\.lfs\.(smudge|process)$")
+            return True
         return False
 
     def commits_between(self, old: str, new: str) -> Commits | None:

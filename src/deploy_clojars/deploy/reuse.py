@@ -36,7 +36,7 @@ def is_reused(run: Run, commit: str) -> bool:
         if installed.sha256 is not None:
             _refuse_a_changed_jar(run, installed, rebuild)
         facts = manifest.facts_of(path, host.config.name, sound=installed.sha256 is None)
-        becomes(f"{path.name}, not built again")
+        becomes("not built again")
     known = installed.commit or facts.revision
     if known != commit:
         raise DeployError(
