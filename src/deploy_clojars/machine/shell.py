@@ -201,16 +201,15 @@ def _wait_for_end(
             watch()
         if now - started > timeout:
             raise TookTooLong(f"not done within {timeout:g} s")
-        if silence is None:
-            continue
-        # A server that is still at work may send nothing but a sign of life, which git does not
-        # show. Those of ssh's own do not count: its server may live while git's hangs.
-        read = processes.bytes_read(process.pid, os.path.basename(program))
-        heard_now = (os.fstat(log.fileno()).st_size, read)
-        if heard_now != heard:
-            heard, last_heard = heard_now, now
-        elif now - last_heard > silence:
-            raise Silent(f"nothing heard for {silence:g} s")
+        if silence is not None:
+            # A server that is still at work may send nothing but a sign of life, which git does not
+            # show. Those of ssh's own do not count: its server may live while git's hangs.
+            read = processes.bytes_read(process.pid, os.path.basename(program))
+            heard_now = (os.fstat(log.fileno()).st_size, read)
+            if heard_now != heard:
+                heard, last_heard = heard_now, now
+            elif now - last_heard > silence:
+                raise Silent(f"nothing heard for {silence:g} s")
         signals.wait(TICK, *end)
 
 
