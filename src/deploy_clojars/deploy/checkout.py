@@ -145,16 +145,16 @@ class Mirror:
         if tag not in tags:
             raise _no_tag(tag, self.origin, tags)
         # The remote says which object a tag names, but not whether that is a commit.
-        with _scratch() as directory, Path(directory, "log").open("ab") as log:
+        with _scratch() as directory:
             only_this = copy(self)
             only_this.directory = Path(directory, "mirror.git")
             only_this._make(tags.values())
             try:
-                only_this._fetch(log, timeout, SILENT_SECONDS, tag, "--depth=1")
+                only_this._fetch(None, timeout, SILENT_SECONDS, tag, "--depth=1")
             except Stalled:
                 raise
             except DeployError:  # a plain web server has no part of a history
-                only_this._fetch(log, timeout, SILENT_SECONDS, tag)
+                only_this._fetch(None, timeout, SILENT_SECONDS, tag)
             return only_this.commit_of(tag)
 
     def remote_tags(self, timeout: float, silence: float = SILENT_SECONDS) -> dict[str, str]:
@@ -162,11 +162,9 @@ class Mirror:
 
         Asked as `fetch` does. Raises DeployError as `fetch`.
         """
-        with _scratch() as directory, Path(directory, "answer").open("ab", buffering=0) as answer:
-            words = ["ls-remote", "--tags", "--", self.origin]
-            self._run(words, answer, timeout, silence, self._directory_to_ask_from)
-            text = Path(answer.name).read_text(encoding="utf-8", errors="replace")
-        return {name: commit for commit, name in REMOTE_TAG.findall(text)}
+        words = ["ls-remote", "--tags", "--", self.origin]
+        said = self._run(words, None, timeout, silence, self._directory_to_ask_from)
+        return {name: commit for commit, name in REMOTE_TAG.findall(said)}
 
     @property
     def _directory_to_ask_from(self) -> Path:
@@ -195,7 +193,7 @@ class Mirror:
             raise DeployError(f"the mirror {self.directory} cannot be made: {error}") from None
 
     def _fetch(
-        self, log: IO[bytes], timeout: float, silence: float, tag: str = "*", *options: str
+        self, log: IO[bytes] | None, timeout: float, silence: float, tag: str = "*", *options: str
     ) -> None:
         # The tags and nothing else: a version is never a branch. A tag that was moved or deleted
         # on the server is so here, too.
@@ -207,12 +205,15 @@ class Mirror:
     def _run(
         self,
         words: list[str],
-        log: IO[bytes],
+        log: IO[bytes] | None,
         timeout: float,
         silence: float | None,
         directory: Path,
-    ) -> None:
-        """Runs git where it may ask the remote, with a time limit. Raises DeployError, Interrupted."""
+    ) -> str:
+        """Runs git where it may ask the remote, with a time limit, and returns what it said.
+
+        Raises DeployError, Interrupted.
+        """
         options = [part for setting in SAFE for part in ("-c", setting)]
         login = self._login
         # Not straight into the log: git may say a token that stands in the URL in place of a user.
@@ -231,8 +232,9 @@ class Mirror:
             finally:
                 output.seek(0)
                 said = masked(output.read().decode("utf-8", "replace"))
-                with suppress(OSError):
-                    log.write(said.encode())
+                if log is not None:
+                    with suppress(OSError):
+                        log.write(said.encode())
         if status != 0:
             said = "\n".join(said.splitlines()[-5:])
             raise DeployError(
@@ -240,6 +242,7 @@ class Mirror:
                 detail=said,
                 remedy=_hint(said),
             )
+        return said
 
     @cached_property
     def _ssh(self) -> str:
