@@ -214,6 +214,40 @@ def test_verbose_shows_the_output_of_the_build(light_host: LittleHost) -> None:
     assert result.stderr.count("  | two") == 1  # not a second time as the last lines
 
 
+def test_verbose_shows_what_a_progress_bar_leaves_on_a_terminal(light_host: LittleHost) -> None:
+    printed = r"\r10%%\r20%%\r30%%\nnext\r\nlast\r50%%\r100%%"
+    light_host.write_config(build=f"test = '''printf '{printed}'; false'''")
+    result = light_host.run("-v", SECOND, "--yes")
+    assert result.returncode == 5
+    assert "  | 30%\n  | next\n" in result.stderr
+    assert "  | 100%\n" in result.stderr
+    assert "| 20%" not in result.stderr
+
+
+def test_verbose_keeps_little_of_the_output_in_memory(
+    light_host: LittleHost, tmp_path: Path
+) -> None:
+    program = tmp_path / "noisy.py"
+    program.write_text(
+        "import sys\n"
+        "for number in range(500_000):\n"
+        "    sys.stdout.write('\\r' + '.' * 200 + str(number))\n"  # 100 MB without a line feed
+    )
+    light_host.write_config(build=f"test = \"{sys.executable} '{program}'; false\"")
+    with subprocess.Popen(
+        [*light_host.command, "-v", SECOND, "--yes"],
+        env=light_host.whole_environment, cwd=light_host.directory, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        shown = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 5
+    assert b"." * 200 + b"499999\n" in shown
+    assert len(shown) < 2_000_000
+    assert used.ru_maxrss < 80 * 1024  # KiB
+
+
 def test_an_ascii_locale_can_show_everything(light_host: LittleHost) -> None:
     light_host.environment.update(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     light_host.write_config(build='test = "echo größer; false"')

@@ -153,6 +153,26 @@ def test_a_step_that_failed_took_as_long_as_it_says_and_one_that_was_cut_off_is_
     assert cut_off.steps == [Step("test", at(1), None)]
 
 
+def test_a_clock_that_was_set_back_makes_nothing_take_less_than_no_time() -> None:
+    [run] = runs_of([
+        Event("begin", at="2026-11-28T10:00:00Z", run="r", command="deploy", version="1.0.0"),
+        Event("step", at="2026-11-28T10:00:01Z", run="r", step="ask"),
+        Event("approved", at="2026-11-28T09:00:00Z", run="r"),
+        Event("step", at="2026-11-28T09:00:00Z", run="r", step="primary"),
+        Event("end", at="2026-11-28T09:00:05Z", run="r", outcome="promoted", status=0),
+    ])  # fmt: skip
+    assert [step.seconds for step in run.steps] == [None, 5.0]
+    assert run.seconds is None
+
+
+def test_a_run_says_itself_how_long_it_took() -> None:
+    [run] = runs_of([
+        Event("begin", at="2026-11-28T10:00:00Z", run="r", command="deploy", version="1.0.0"),
+        Event("end", at="2026-11-28T09:00:05Z", run="r", outcome="promoted", status=0, seconds=65.5),
+    ])  # fmt: skip
+    assert run.seconds == 65.5
+
+
 def test_times_that_are_none_are_no_defect() -> None:
     runs = runs_of([Event(event="begin", run="1"), line("step", 1, step="x"), end(2, "failed", 1)])
 

@@ -185,3 +185,36 @@ def test_after_a_promotion_nothing_can_make_a_failure_of_it(
     assert said in capfd.readouterr().err
     assert (SECOND in there(three_built)) is stays
     assert three_built.events[-1]["status"] == 0
+
+
+def test_the_newest_hundred_logs_are_kept_and_nothing_else_is_touched(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    logs = host.deploy / "logs"
+    logs.mkdir(parents=True)
+    for day in range(1, 29):
+        for hour in range(5):
+            (logs / f"2015-03-{day:02}T{hour:02}0000Z-deploy-0.1.0-1.log").touch()
+    (logs / "notes.txt").touch()
+    host.done("rollback", SECOND, "--yes")
+    left = sorted(path.name for path in logs.iterdir())
+    assert len(left) == 101
+    assert left[0].startswith("2015-03-09T01")
+    assert "rollback" in left[-2]
+    assert left[-1] == "notes.txt"
+
+
+def test_the_log_of_the_run_itself_stays_where_the_clock_was_set_back(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    logs = host.deploy / "logs"
+    logs.mkdir(parents=True)
+    for number in range(120):
+        (logs / f"2999-01-01T000000Z-deploy-{number:03}-1.log").touch()
+    host.done("rollback", SECOND, "--yes")
+    [own] = logs.glob("*-rollback-*.log")
+    assert f"{SECOND} is in production" in own.read_text()

@@ -73,7 +73,7 @@ def _judged(site: Site, directory: Path) -> Finding:
 def _the_tools_own(site: Site) -> Findings:
     """What a run as another user, root for one, has left in deploy/."""
     deploy = site.host.deploy
-    names = ("lock", "journal.jsonl", "logs", "checkouts", "mirror.git")
+    names = ("lock", "journal.jsonl", "logs", "checkouts", "mirror.git", "reserve")
     foreign = [
         path for path in (deploy / name for name in names)
         if os.path.lexists(path) and os.lstat(path).st_uid != site.owner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -135,7 +135,7 @@ def _add(run: PastRun, event: Event) -> None:
         case "end":
             _end(run, event)
             if event.status is not None:
-                run.seconds = seconds_between(run.began, event.at)
+                run.seconds = event.seconds or seconds_between(run.began, event.at)
             else:
                 run.outcome = CUT_OFF
                 run.why = f"reverted by {event.by}"
@@ -147,11 +147,15 @@ def _end(run: PastRun, event: Event) -> None:
 
 
 def seconds_between(begin: str | None, end: str) -> float | None:
-    """The seconds from one of the journal's times to another; None if one is no time."""
+    """The seconds from one of the journal's times to another.
+
+    None if one is not a time, or the clock was set back between them.
+    """
     try:
-        return (datetime.fromisoformat(end) - datetime.fromisoformat(begin or "")).total_seconds()
+        took = datetime.fromisoformat(end) - datetime.fromisoformat(begin or "")
     except (ValueError, TypeError):
         return None
+    return took.total_seconds() if took >= timedelta() else None
 
 
 # --- as it is shown ---------------------------------------------------------------------------

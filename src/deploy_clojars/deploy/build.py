@@ -7,18 +7,21 @@ import pwd
 import re
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from deploy_clojars import config
-from deploy_clojars.errors import BuildFailed, DeployError, NotReady
+from deploy_clojars.errors import BuildFailed, DeployError, Interrupted, NotReady
 from deploy_clojars.host import manifest
-from deploy_clojars.machine import shell
+from deploy_clojars.machine import shell, signals
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.screen.console import Console
 
 # So that a shortage of memory ends the build and not the site (proc(5): -1000 to 1000).
 OOM_SCORE_ADJ = 800
+
+PIECE = 64 * 1024  # bytes of a build's output that are shown at once
 
 
 def program_of(command: str) -> str | None:
@@ -114,7 +117,8 @@ class Builder:
             raise self._failed(f"{what} ({command}): {error.strerror}", start) from None
         finally:
             if follow is not None:
-                follow()
+                with suppress(Interrupted):  # which the next step hears of
+                    follow(to_the_end=True)
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
             raise self._failed(f"{what} ({command}) failed: {how}", start)
@@ -134,14 +138,28 @@ class _Follower:
         self._position = start
         self._console = console
 
-    def __call__(self) -> None:
+    def __call__(self, *, to_the_end: bool = False) -> None:
+        """Shows the lines that are complete, or all there is. Raises Interrupted."""
         with self._path.open("rb") as file:
-            file.seek(self._position)
-            added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._position += len(whole)
-        if whole:
-            self._console.raw(whole.decode("utf-8", "replace"))
+            size = os.fstat(file.fileno()).st_size
+            while self._position < size:
+                signals.check()  # who follows much output can still stop it
+                file.seek(self._position)
+                piece = file.read(PIECE)
+                # A carriage return ends a line, too, unless a line feed may follow it.
+                end = max(piece.rfind(b"\n"), piece.rfind(b"\r", 0, -1)) + 1
+                if end == 0 and (to_the_end or len(piece) == PIECE):
+                    end = len(piece)
+                if end == 0:
+                    break
+                self._position += end
+                self._console.raw(as_a_terminal_shows(piece[:end].decode("utf-8", "replace")))
+
+
+def as_a_terminal_shows(text: str) -> str:
+    """The text with what a carriage return has overwritten left out: a progress bar's earlier states."""
+    lines = text.split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
 
 
 def one_jar(checkout: Path, pattern: str) -> Path:

@@ -196,9 +196,13 @@ class Releases:
 
         It has what a link may take, an inode and a block, on the same file system.
         """
-        with suppress(OSError):
-            if self._reserve is not None and not self._reserve.exists():
-                self._reserve.write_bytes(bytes(RESERVED))
+        if self._reserve is None:
+            return
+        with suppress(OSError), self._reserve.open("xb") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, RESERVED)
+            except OSError:
+                self._reserve.unlink()
 
     def remove_link(self) -> None:
         """Leaves no release current, as before the first deploy. Raises DeployError."""

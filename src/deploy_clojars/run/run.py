@@ -30,6 +30,7 @@ DECLINED, INTERRUPTED = "declined", "interrupted"  # outcomes
 
 WAITED_FOR = 0.5  # seconds; the summary leaves shorter steps out
 LOOKED_BACK = 500  # lines of the journal: some ten runs
+LOGS_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ class Run:
         how: dict[str, Any] = {"outcome": self.outcome, "status": status, "why": why}
         what = {"version": self._version, "command": self.request.command}
         if self.has_begun:
-            self.record("end", **how, **what, left=self.left, may_fail=True)
+            seconds = round(time.monotonic() - self.times.started, 3)
+            self.record("end", **how, **what, left=self.left, seconds=seconds, may_fail=True)
         elif self.outcome in (DECLINED, INTERRUPTED):
             self.record("called off", **how, **what, may_fail=True)
 
@@ -281,6 +283,7 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
         processes.no_descendant_left(),
     ):
         processes.end_strays(host.id_prefix)
+        _remove_old_logs(console.log_file)
         host.releases.clear_unfinished()
         host.releases.set_aside()
         run = Run(host, console, request, held.at_step)
@@ -313,6 +316,16 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
             processes.end_strays(run.id)
             if status is not None and host.config.hook.command:
                 _call_the_hook(run, held, status, why, killed)
+
+
+def _remove_old_logs(own: Path | None) -> None:
+    """Removes all logs but the newest; their names are in the order of time."""
+    if own is None:
+        return
+    with suppress(OSError):
+        for log in sorted(own.parent.glob("*.log"))[:-LOGS_KEPT]:
+            if log != own:  # the clock may have been set back
+                log.unlink()
 
 
 def _killed_in_its_hook(host: Host, before: lock.Holder) -> Event | None:
