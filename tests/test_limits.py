@@ -129,6 +129,27 @@ def test_a_thousand_inherited_descriptors_do_not_matter(
     assert light_host.versions == (SECOND, SECOND)
 
 
+@pytest.mark.parametrize("words", [(SECOND, "--yes"), ("rollback", SECOND, "--yes")])
+def test_too_few_descriptors_are_said_before_anything_is_done(
+    light_host: LittleHost, words: tuple[str, ...]
+) -> None:
+    light_host.have(SECOND)
+    result = subprocess.run(
+        ["prlimit", "--nofile=24:24", *light_host.command, *words],
+        env=light_host.whole_environment,
+        cwd=light_host.directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 4, result.stderr
+    assert "ulimit -n" in result.stderr
+    assert light_host.versions == (FIRST, FIRST)
+    assert light_host.events == []
+
+
 def test_a_descriptor_above_those_of_select_can_be_waited_for(many_descriptors: list[int]) -> None:
     reader, writer = os.pipe()
     try:

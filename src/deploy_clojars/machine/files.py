@@ -1,4 +1,4 @@
-"""What a file system may refuse."""
+"""What a file system may refuse, and how many files may be open."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # no block or inode is left, or the user
 
 # Some file systems, of a network or in user space, do not sync, or not directories (fsync(2)).
 NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
+
+def can_open(count: int) -> bool:
+    """Whether so many more files can be open at the same time."""
+    opened: list[int] = []
+    try:
+        while len(opened) < count:
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return True
 
 
 def sync(descriptor: int) -> None:

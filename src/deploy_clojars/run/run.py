@@ -22,7 +22,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, History, HostVersions, LastRun, history_of, now
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import operator, refuse_the_wrong_user
-from deploy_clojars.machine import processes, signals
+from deploy_clojars.machine import files, processes, signals
 from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
@@ -31,6 +31,7 @@ DECLINED, INTERRUPTED = "declined", "interrupted"  # outcomes
 WAITED_FOR = 0.5  # seconds; the summary leaves shorter steps out
 LOOKED_BACK = 500  # lines of the journal: some ten runs
 LOGS_KEPT = 100
+DESCRIPTORS = 32  # a run has a dozen open at most
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,11 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
         pid=os.getpid(), user=operator(), since=now(), step="start",
         version=request.version, command=request.command,
     )  # fmt: skip
+    if not files.can_open(DESCRIPTORS):
+        raise NotReady(
+            f"fewer than {DESCRIPTORS} more files can be opened, which would stop a revert, too",
+            remedy="raise the limit of open files (ulimit -n), or close what this shell has open",
+        )
     make_directory(host.deploy)
     log = host.logs / log_name(request.command, request.version, datetime.now(UTC))
     with (
