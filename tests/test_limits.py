@@ -66,6 +66,18 @@ def test_no_thread_can_be_started_any_more_when_the_question_is_answered(
     assert light_host.run("check").returncode in (0, 11)
 
 
+def test_a_deploy_that_can_start_no_thread_fails_with_a_clear_error(
+    light_host: LittleHost, limit: Path
+) -> None:
+    limit.touch()
+    result = light_host.run(SECOND, "--yes")
+    assert result.returncode == 1
+    assert "cannot be started: can't start new thread" in result.stderr
+    assert "nothing that runs was changed" in result.stderr
+    assert light_host.versions == (FIRST, FIRST)
+    assert light_host.status["ok"]
+
+
 def test_a_call_runs_in_a_thread_or_where_there_is_none_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -149,7 +149,7 @@ def stream(
                 _env=dict(env),
                 _preexec_fn=before_exec,
             )
-        except sh.ForkException as error:
+        except (sh.ForkException, RuntimeError) as error:  # sh needs threads, too
             last = str(error).strip().splitlines()[-1]
             raise OSError(0, f"cannot be started: {last}", argv[0]) from None
     try:
