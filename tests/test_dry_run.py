@@ -225,8 +225,9 @@ def test_an_interrupted_run_is_shown_to_be_reverted_first(light_host: LittleHost
     assert lines[1] == f"# current: {SECOND} -> {FIRST}"
     assert changes(lines)[1].endswith("/restart clojars-backup")
     assert host.status["interrupted"]
-    # What comes then is shown as it is after that.
+    # What comes then is shown as it is after that; there is one flip.
     for words in (("rollback", FIRST), (FIRST,)):
+        assert len([line for line in dry(host, *words) if line.startswith("# current: ")]) == 1
         restarts = [line for line in dry(host, *words) if "/restart " in line]
         assert [line.rpartition("/")[2] for line in restarts] == ["restart clojars-backup"]
     assert dry(host, FIRST)[-1] == f"# {FIRST} is in production already; nothing to do"

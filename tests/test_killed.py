@@ -214,6 +214,17 @@ def test_a_run_that_fails_early_does_not_end_drift(ready: LittleHost) -> None:
     assert ready.run(THIRD, "--yes").returncode == 4
 
 
+def test_a_rollback_that_reverts_first_flips_once(ready: LittleHost) -> None:
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.kill(signal.SIGKILL)
+        terminal.ends(137)
+    said = ready.done("rollback", FIRST, "--yes").stderr
+    assert said.count("current: ") == 1
+    assert f"current: {SECOND} -> {FIRST}" in said
+    assert ready.status["ok"]
+
+
 def test_with_the_approved_release_gone_a_named_rollback_still_works(ready: LittleHost) -> None:
     ready.done(SECOND, "--yes")
     with ready.typing(THIRD) as terminal:

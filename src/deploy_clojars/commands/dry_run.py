@@ -254,7 +254,7 @@ class RehearsedReleases(Releases):
         temporary = self.directory / f"{UNFINISHED}new.link"
         link = _command("ln", "-s", self.path(version).name, temporary)
         self._write(f"{link} && {_command('mv', '-T', temporary, self.link)}")
-        self._current = Current(version)
+        self._current = Current(version, self.path(version).name)
 
     @contextmanager
     def link_made_for(self, version: str) -> Iterator[None]:

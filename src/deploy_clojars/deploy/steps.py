@@ -17,11 +17,16 @@ DATA_STAYS = "only the code is rolled back, not the data"
 
 
 def flip(run: Run, version: str) -> None:
-    """Points the link at the release."""
-    before = run.host.releases.current().version
-    with run.step("flip", f"current: {before or 'none'} -> {version}"):
-        run.record("flip", version=version, previously=before)
-        run.host.releases.flip(version)
+    """Points the link at the release; one that does so already is no step of its own."""
+    releases = run.host.releases
+    before = releases.current()
+    if before.text == releases.path(version).name:
+        # A deploy that is cut off after this is reverted.
+        run.record("flip", version=version, previously=version)
+    else:
+        with run.step("flip", f"current: {before.version or 'none'} -> {version}"):
+            run.record("flip", version=version, previously=before.version)
+            releases.flip(version)
     run.now_left_with(current=version)
 
 
