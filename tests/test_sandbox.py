@@ -34,7 +34,7 @@ from deploy_clojars.machine import connections
 from deploy_clojars.machine.shell import root_program
 from deploy_clojars.run import lock
 from deploy_clojars.sandbox import repository
-from deploy_clojars.sandbox.place import Sandbox
+from deploy_clojars.sandbox.place import Pair, Ports, Sandbox
 from deploy_clojars.sandbox.ports import chosen
 
 pytestmark = pytest.mark.slow
@@ -437,11 +437,20 @@ def test_the_application_finishes_what_it_has_begun_and_takes_nothing_new(
 def test_the_commands_to_try_can_be_pasted_into_a_shell(place: Path) -> None:
     little = Little(place / "it's mine")
     text = little.start()
-    [line] = [line for line in text.splitlines() if " status " in line]
+    [line] = [line for line in text.splitlines() if line.endswith(" status")]
     script = line.replace("deploy-clojars", TOOL, 1)
     result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (11, "")
     assert "clojars-backup: stopped" in result.stdout
+
+
+def test_what_to_try_fits_a_terminal_of_80_columns() -> None:
+    ports = Ports(Pair(8001, 7601), Pair(8002, 7602), 8000, 8099)
+    lines = sandbox.as_text(Sandbox(Path("/home/ann/sandbox"), ports)).splitlines()
+    tries = lines[lines.index("try:") + 1 :]
+    assert [line[:4] == "  # " for line in tries] == [True, False] * (len(tries) // 2)
+    assert all(line.startswith("  deploy-clojars ") for line in tries[1::2])
+    assert max(map(len, lines)) <= 80
 
 
 def test_run_again_it_changes_nothing_and_stopped_it_leaves_nothing_and_goes_on(

@@ -80,7 +80,6 @@ def as_text(sandbox: Sandbox) -> str:
     tool = shlex.join(["deploy-clojars", "-c", str(sandbox.config)])
     commands = {f"{tool} {words}": what for words, what in TO_TRY.items()}
     commands[place.command(sandbox.directory, "--stop")] = "stops it; the files are kept"
-    width = max(map(len, commands))
     return "\n".join(
         [
             f"a small clojars.org in {sandbox.directory}",
@@ -91,7 +90,7 @@ def as_text(sandbox: Sandbox) -> str:
             f"  repository  {sandbox.repository}",
             f"  logs        {sandbox.logs}",
             "try:",
-            *(f"  {words:<{width}}  # {what}" for words, what in commands.items()),
+            *(f"  # {what}\n  {words}" for words, what in commands.items()),
         ]
     )
 
