@@ -472,6 +472,21 @@ def test_force_restarts_the_only_serving_instance_and_says_what_it_costs(
     assert host.versions == (SECOND, SECOND)
 
 
+def test_what_force_costs_is_said_also_if_the_primary_dies_only_during_the_build(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    tag = "$(cat resources/clojars/version.txt)"
+    host.write_config(
+        build=f'test = "{host.upstart.bin}/stop {host.primary}"\n'
+        f'uberjar = "mkdir target && cp {host.jars}/*-{tag}-* target"'
+    )
+    result = host.done(SECOND, "--yes", "--force")
+    cost = "--force: clojars-backup serves alone and is restarted; users get errors until it is up"
+    assert result.stderr.count(cost) == 1
+    assert host.versions == (SECOND, SECOND)
+
+
 def test_the_wrong_user_is_told_the_right_command(light_host: LittleHost) -> None:
     host = light_host
     if os.geteuid() != 0:

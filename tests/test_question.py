@@ -355,3 +355,17 @@ def test_enter_ends_an_answer_however_a_program_has_left_the_terminal(
         assert terminal.settings == changed
         terminal.ends(7)
     assert ready.versions == (FIRST, FIRST)
+
+
+def test_with_yes_what_is_decided_is_shown_and_no_question(ready: LittleHost) -> None:
+    said = ready.done(SECOND, "--yes").stderr
+    assert f"{FIRST} -> {SECOND}" in said
+    assert "ask        yes, by --yes" in said
+    for words in ("Try it", "  yes  ", "  no   ", "[yes/no]"):
+        assert words not in said
+    with ready.typing("deploy", Tags.THIRD) as terminal:
+        terminal.asked()
+        for words in (f"{SECOND} -> {Tags.THIRD}", "Try it", "  yes  ", "  no   "):
+            assert words in terminal.shown
+        terminal.types("no")
+        terminal.ends(7)

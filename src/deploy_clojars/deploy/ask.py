@@ -52,11 +52,12 @@ def ask_to_promote(run: Run, backup: Observation) -> None:
     version, yes = run.version, run.request.yes
     look = run.host.look()
     if not (look.approved == version and look.primary.is_healthy_on(version)):
-        run.console.page(question_page(run, look), always=not yes)
         if yes:
+            run.console.page(what_is_promoted(run, look), always=False)
             with run.step("ask", "yes, by --yes"):
                 pass
         else:
+            run.console.page(question_page(run, look), always=True)
             run.at("ask")  # the question has its own page instead of a step's line
             if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary, backup)):
                 raise Declined(f"{version} was declined")
@@ -130,15 +131,7 @@ def question_page(run: Run, look: Look) -> list[str]:
     """What the operator should know before answering."""
     host, version = run.host, run.version
     primary, backup = host.jobs
-    lines = [
-        run.console.cut(line) if line.startswith("  ") else line  # a subject may fill the screen
-        for line in what_changes(look.approved, version, commits_between(run, look))
-    ]
-    rolled_back = look.history.rolled_back.get(version)
-    if rolled_back is not None:
-        why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"
-        line = f"{version} was rolled back on {rolled_back.at} by {rolled_back.by}{why}"
-        lines.append(run.console.cut(line, lines=3))
+    lines = what_is_promoted(run, look)
     lines.append(f"Try it: {host.instances[BACKUP].url} is {backup} on {version}.")
     if look.primary.is_healthy_on(version):
         lines.append(f"  yes  keeps {primary} on {version}, which it runs already")
@@ -155,6 +148,21 @@ def question_page(run: Run, look: Look) -> list[str]:
         names = " and ".join([*back, backup])
         lines.append(f"  no   puts current back to {look.approved} and restarts {names};")
         lines.append(f"       {DATA_STAYS}")
+    return lines
+
+
+def what_is_promoted(run: Run, look: Look) -> list[str]:
+    """From which release to which, and what speaks against it."""
+    version = run.version
+    lines = [
+        run.console.cut(line) if line.startswith("  ") else line  # a subject may fill the screen
+        for line in what_changes(look.approved, version, commits_between(run, look))
+    ]
+    rolled_back = look.history.rolled_back.get(version)
+    if rolled_back is not None:
+        why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"
+        line = f"{version} was rolled back on {rolled_back.at} by {rolled_back.by}{why}"
+        lines.append(run.console.cut(line, lines=3))
     return lines
 
 

@@ -80,7 +80,9 @@ def bring_up_backup(run: Run) -> Observation:
     look = run.host.look()
     if look.backup.is_healthy_on(run.version):
         return keep(run, BACKUP, BACKUP)
-    preflight.cost_of_force(run, look)
+    cost = preflight.cost_of_force(run, look)
+    if cost:  # the primary has died since it was said
+        run.warn_once(cost)
     return restart(run, BACKUP, run.version, force=run.request.force)
 
 

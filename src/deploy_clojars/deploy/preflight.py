@@ -33,7 +33,7 @@ def prepare(run: Run) -> None:
     cost = cost_of_force(run, look)
     run.console.say(f"deploy {run.version} (approved now: {look.approved or 'none'})", "bold")
     if cost:
-        run.console.warn(cost)
+        run.warn_once(cost)
     run.begin(look)
 
 
