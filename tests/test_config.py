@@ -10,13 +10,13 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from deploy_clojars import config
-from deploy_clojars.config import Config, HealthUrl, file_named, load, parse
+from deploy_clojars.config import Config, HealthUrl, Manager, file_named, load, parse
 from deploy_clojars.errors import Status, UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "etc" / "deploy-clojars.toml"
@@ -552,3 +552,13 @@ def test_one_url_cannot_be_of_both_instances_in_a_table_either() -> None:
     url = 'health = [{ url = "http://127.0.0.1:1/", host = "'
     toml = f'[instances.primary]\n{url}a" }}]\n[instances.backup]\n{url}b" }}]\n'
     assert "health URLs of their own" in refusal(toml)
+
+
+def test_the_refusal_of_a_service_manager_names_those_that_there_are() -> None:
+    with pytest.raises(UsageError) as refused:
+        parse({"services": {"manager": "init"}}, "FILE")
+    known = " or ".join(f'"{name}"' for name in get_args(Manager))
+    assert refused.value.message == f"FILE: services.manager: expected {known}"
+    for name in get_args(Manager):
+        services = {"manager": name, "socket": "/s"}
+        assert parse({"services": services}, "FILE").services.manager == name

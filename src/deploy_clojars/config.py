@@ -8,7 +8,7 @@ import shlex
 import stat
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -94,10 +94,13 @@ class Build(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`jar` may have ** only as a whole part of the path")
 
 
+Manager = Literal["upstart", "supervisor"]
+
+
 class Services(Struct, frozen=True, forbid_unknown_fields=True):
     """The service manager that runs the instances."""
 
-    manager: Literal["upstart", "supervisor"] = "upstart"
+    manager: Manager = "upstart"
     sudo: bool = True
     bin: AbsolutePath = "/sbin"
     timeout: Seconds = 90
@@ -345,9 +348,8 @@ def parse(data: dict[str, Any], source: str) -> Config:
         config = msgspec.convert(_merged(defaults, data), Config)
     except msgspec.ValidationError as error:
         if "services.manager" in _with_key_first(str(error)):
-            raise UsageError(
-                f'{source}: services.manager: expected "upstart" or "supervisor"'
-            ) from None
+            names = " or ".join(f'"{name}"' for name in get_args(Manager))
+            raise UsageError(f"{source}: services.manager: expected {names}") from None
         raise UsageError(f"{source}: {_with_key_first(str(error))}") from None
     for user, password in config.logins:
         masking.hide(password, user)
