@@ -109,15 +109,31 @@ def test_nothing_is_pruned_while_what_an_instance_runs_is_not_known(
 
 
 def test_one_that_an_instance_runs_stays(three_built: LittleHost) -> None:
-    """Whatever the link and the journal say: somebody has flipped and restarted by hand."""
+    """Whatever the link and the journal say: somebody has restarted by hand, and flipped back."""
     written_down(three_built, *promoted(THIRD, FIRST, THIRD))
-    three_built.link.unlink()
-    three_built.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
-    three_built.control("restart", three_built.backup)
-    wait_for(lambda: three_built.version("backup") == SECOND, "the backup runs it")
+    for version in (SECOND, THIRD):
+        three_built.link.unlink()
+        three_built.link.symlink_to(f"clojars-web-{version}-standalone.jar")
+        if version == SECOND:
+            three_built.control("restart", three_built.backup)
+            wait_for(lambda: three_built.version("backup") == SECOND, "the backup runs it")
     keeping(three_built, 1)
     three_built.run("prune")
     assert there(three_built) == {FIRST, SECOND, THIRD}
+    # After a promotion nothing else keeps it: neither current nor approved nor previous.
+    host = Host(config.load(three_built.config))
+    assert prune.candidates(host, host.look()) == []
+    with started(host, Console(), Request("deploy", THIRD)) as run:
+        run.begin(host.look())
+        prune.after_promotion(run)
+        prune.remove(run, [SECOND])  # as if it had been started since
+    assert there(three_built) == {FIRST, SECOND, THIRD}
+    three_built.control("restart", three_built.backup)
+    wait_for(lambda: three_built.version("backup") == THIRD, "the backup runs another one")
+    with started(host, Console(), Request("deploy", THIRD)) as run:
+        run.begin(host.look())
+        prune.after_promotion(run)
+    assert there(three_built) == {FIRST, THIRD}
 
 
 def test_a_lock_that_is_held_is_respected(three_built: LittleHost) -> None:
