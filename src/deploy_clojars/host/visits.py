@@ -10,6 +10,7 @@ from deploy_clojars.host import nginx
 from deploy_clojars.host.nginx import visitors_from
 from deploy_clojars.machine import connections
 from deploy_clojars.machine.connections import Visitor
+from deploy_clojars.machine.idle import without_idle
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class Doors:
         if not at_web and not at_nailgun:
             return Visits(since)
         own = nginx.own_processes()
-        requests = visitors_from(own, at_web)
+        from_nginx = visitors_from(own, at_web)
+        requests = without_idle(from_nginx) if from_nginx else []
         through_nginx = visitors_from(own, at_nailgun)
         others = [
-            each for each in (*at_web, *at_nailgun) if each not in (*requests, *through_nginx)
+            each for each in (*at_web, *at_nailgun) if each not in (*from_nginx, *through_nginx)
         ]
         return Visits(since, tuple(requests), tuple(through_nginx), tuple(others))
 

@@ -108,7 +108,7 @@ class Table:
         """Who on this machine was connected to an address of another one."""
         rows = [_row(columns) for columns in self._lines[address[1]]]
         return [
-            Visitor(address[1], address[0], _shown(row.local), True, row.uid, row.inode)
+            Visitor(address[1], address[0], shown(row.local), True, row.uid, row.inode)
             for row in rows
             if row.remote == address and row.state in CONNECTED
         ]
@@ -136,7 +136,7 @@ def _visitor(port: int, row: Row, other: Row | None) -> Visitor:
     return Visitor(
         port,
         row.local[0],
-        _shown(row.remote),
+        shown(row.remote),
         local=row.remote[0].is_loopback or other is not None,
         # In a row without a socket the user is 0, which does not mean root.
         uid=other.uid if other is not None and other.inode else None,
@@ -144,7 +144,8 @@ def _visitor(port: int, row: Row, other: Row | None) -> Visitor:
     )
 
 
-def _shown(address: Address) -> str:
+def shown(address: Address) -> str:
+    """An address and a port as people write them."""
     host, port = address
     return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"
 
