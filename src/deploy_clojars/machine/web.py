@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import socket
-import ssl
 import time
 from base64 import b64encode
 from contextlib import suppress
@@ -50,7 +49,10 @@ def get(
         used: sockets.Limited
         used = connection.sock = sockets.connect(address, port, timeout)
         if secure:
-            used = connection.sock = _in_tls(connection.sock, host or address, ca)
+            # Imported where it is used: a Python without OpenSSL does without it.
+            from deploy_clojars.machine import tls
+
+            used = connection.sock = tls.secured(connection.sock, host or address, ca)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", path, headers=_headers(parts, host))
         with _final_response(connection.sock) as response:
@@ -60,8 +62,6 @@ def get(
         return Answer(response.status, response.reason, body)
     except TimeoutError:
         return Answer(None, "timed out")
-    except ssl.SSLCertVerificationError as error:
-        return Answer(None, f"its certificate is not accepted: {error.verify_message}")
     except (OSError, http.client.HTTPException) as error:
         return Answer(None, reason(error))
     finally:
@@ -96,23 +96,3 @@ def _read_on(response: http.client.HTTPResponse, connection: sockets.Limited) ->
     left = USUAL_BODY
     while left > 0 and (chunk := response.read1(left)):
         left -= len(chunk)
-
-
-class _InTLS(sockets.Limited, ssl.SSLSocket):
-    """A socket in TLS."""
-
-
-def _in_tls(connection: sockets.Socket, name: str, ca: str | None) -> _InTLS:
-    """Raises OSError, ssl.SSLCertVerificationError."""
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except OSError as error:
-        raise OSError(f"its `ca` {ca}: {reason(error)}") from None
-    # The server's own certificate will do as `ca`, whoever has signed it.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.sslsocket_class = _InTLS
-    connection.settimeout(connection.left())  # the handshake keeps it as a whole
-    secured = context.wrap_socket(connection, server_hostname=name)
-    assert isinstance(secured, _InTLS)
-    secured.deadline = connection.deadline
-    return secured
