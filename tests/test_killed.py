@@ -77,6 +77,21 @@ def test_killed_at_the_question_a_bare_rollback_goes_to_the_approved_release(
     assert ready.status["ok"]
 
 
+def test_killed_at_the_question_a_rollback_leads_past_an_approved_release_that_does_not_start(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    for version in (SECOND, THIRD):
+        host.have(version)
+    kill_at_the_question(host)
+    host.does_not_start(FIRST, "primary", "backup")  # any more
+    shown = host.done("rollback", THIRD, "--yes").stderr
+    assert f"the revert to {FIRST} is half done" in shown
+    assert f"continuing with the rollback to {THIRD}" in shown
+    assert host.versions == (THIRD, THIRD)
+    assert host.status["ok"]
+
+
 @pytest.mark.jvm
 def test_killed_in_the_promotion_the_same_deploy_finishes_it(ready: LittleHost) -> None:
     kill_in_the_promotion(ready)

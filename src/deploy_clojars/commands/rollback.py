@@ -37,7 +37,7 @@ def rollback(run: Run) -> None:
     ask_to_roll_back(run, look)
     look = look_and_choose(run)  # the question may have been open for long
     if host.way_back(look) == look.approved:
-        look = revert_a_run_that_was_cut_off(run) or look
+        look = revert_what_was_cut_off(run) or look
     signals.check()
     run.begin(look)
     with run.uninterruptible(restarts=2):
@@ -47,6 +47,22 @@ def rollback(run: Run) -> None:
         run.console.warn(
             f"the restart before this did not finish; run it again: {host.command('restart')}"
         )
+
+
+def revert_what_was_cut_off(run: Run) -> Look | None:
+    """Reverts an earlier run that was killed; returns a new look at the host if there was one.
+
+    If that fails, the rollback to another release is the way out. Raises HalfDone (9) if it is to
+    the same one.
+    """
+    try:
+        return revert_a_run_that_was_cut_off(run)
+    except HalfDone as error:
+        look = run.host.look()
+        if run.version == look.approved:
+            raise
+        run.console.warn(f"{error.message}; continuing with the rollback to {run.version}")
+        return look
 
 
 def look_and_choose(run: Run) -> Look:
