@@ -498,6 +498,23 @@ def test_what_it_starts_has_a_session_of_its_own_and_belongs_to_no_run(place: Pa
     assert not (plain / ".git" / "hooks").exists()
 
 
+def test_its_commits_are_the_same_with_a_git_whose_default_is_sha256(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of git 3 is."""
+    repository.make(place / "usual")
+    newer = place / "bin" / "git"
+    newer.parent.mkdir()
+    newer.write_text(f'#!/bin/sh\nGIT_DEFAULT_HASH=sha256 exec {shutil.which("git")} "$@"\n')
+    newer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{newer.parent}:{os.environ['PATH']}")
+
+    repository.make(place / "newer")
+
+    references = [git(place / name, "for-each-ref") for name in ("usual", "newer")]
+    assert references[0] == references[1]
+
+
 def test_whatever_the_umask_nobody_else_can_change_or_drive_it(place: Path) -> None:
     old = os.umask(0)
     try:

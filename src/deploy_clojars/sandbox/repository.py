@@ -24,7 +24,7 @@ def make(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir()
-    _git(directory, "init", "--quiet", "--template=")
+    _git(directory, "init", "--quiet", "--template=", "--object-format=sha1")
     _git(directory, "symbolic-ref", "HEAD", "refs/heads/main")
     _git(directory, "fast-import", "--quiet", said=fast_import_stream())
     # Unlike `checkout`, this runs no hook.
