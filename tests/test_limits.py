@@ -212,6 +212,18 @@ def test_where_there_are_no_locks_a_run_is_refused_and_nobody_holds_one(
     assert lock.holder_of(file) is None
 
 
+def test_a_file_system_without_modes_has_a_lock_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", fail)
+    file = tmp_path / "lock"
+    with lock.held(file, lock.Holder(user="ann")):
+        assert lock.holder_of(file) == lock.Holder(user="ann")
+
+
 def test_a_full_disk_is_not_mended_by_chown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

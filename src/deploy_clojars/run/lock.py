@@ -8,7 +8,7 @@ import shlex
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -80,7 +80,8 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
                 f"the file system of {file} has no locks: {error.strerror}",
                 remedy=f"{file.parent} must be on one that has them, such as a local disk",
             ) from None
-        os.fchmod(descriptor, 0o644)  # whatever the umask: `status` runs as any user
+        with suppress(OSError):  # of a file system that has no modes
+            os.fchmod(descriptor, 0o644)  # whatever the umask: `status` runs as any user
         yield Lock(descriptor, holder)
     finally:
         os.close(descriptor)
