@@ -136,6 +136,9 @@ def test_a_password_reaches_the_server_and_no_output(light_host: LittleHost) -> 
         outputs = [host.run(*words) for words in (["status"], ["status", "--json"], ["check"])]
         # Refused, for what runs is not healthy by this URL.
         outputs.append(host.run("0.2.0", "--yes"))
+        with host.typing("status", "--watch") as watch:
+            watch.sees(f"http://***@127.0.0.1:{site.port}/: 401")
+            assert "pass-w0rd" not in watch.shown
     assert site.headers[0]["Authorization"].startswith("Basic ")
     for output in outputs:
         shown = output.stdout + output.stderr

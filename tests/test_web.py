@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -172,3 +174,19 @@ def test_a_body_that_never_ends_does_not_hold_up_an_answer() -> None:
         started = time.monotonic()
         assert web.get(f"http://127.0.0.1:{port}/", 5).status == 200
         assert time.monotonic() - started < 3
+
+
+def test_a_python_that_cannot_load_openssl_asks_http_urls_all_the_same() -> None:
+    def answers(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with served(answers) as port:
+        program = (
+            "import sys; sys.modules['_ssl'] = None\n"
+            "from deploy_clojars.machine import web\n"
+            f"print(web.get('http://127.0.0.1:{port}/', 5))"
+        )
+        argv = [sys.executable, "-c", program]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "200 OK\n"
