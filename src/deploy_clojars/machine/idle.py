@@ -12,7 +12,7 @@ from deploy_clojars.machine.connections import ESTABLISHED, Address, Visitor, sh
 
 # So long an answer may pause in the middle, and so long a request may take that came within the same
 # few ms as what was sent last: the kernel's clock does not tell which of them was first. In seconds.
-PAUSE, LONG_PAUSE = 5.0, 20.0
+PAUSE = 20.0
 
 # sock_diag(7), and struct tcp_info of linux/tcp.h.
 SOCK_DIAG, BY_FAMILY = 4, 20
@@ -63,8 +63,7 @@ def _is_idle(message: bytes) -> bool:
     if len(info) < SEGMENTS.size:  # a kernel before Linux 4.6
         return False
     sent, received = (struct.unpack_from("=I", info, at)[0] for at in (LAST_SENT, LAST_RECEIVED))
-    pause = PAUSE if sent < received else LONG_PAUSE
-    return all(SEGMENTS.unpack_from(info)) and pause * 1000 <= sent <= received
+    return all(SEGMENTS.unpack_from(info)) and PAUSE * 1000 <= sent <= received
 
 
 def _attribute(attributes: bytes, wanted: int) -> bytes:
