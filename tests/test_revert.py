@@ -53,7 +53,8 @@ def test_a_revert_that_fails_loses_nothing_of_an_instance_that_did_not_come_up(
     assert "error: clojars-backup did not come up on 0.2.0" in error
     assert f"; the revert failed: release {FIRST} is not in {host.releases}\n" in error
     assert f"current: {SECOND}" in error
-    assert "  | job: clojars-backup stop/waiting\n" in result.stderr
+    assert "\n  | when it failed:\n" in result.stderr
+    assert "\n  | job: clojars-backup " in result.stderr
     assert host.events[-1]["why"].startswith("clojars-backup did not come up on 0.2.0")
 
 
@@ -80,7 +81,8 @@ def test_a_defect_in_a_revert_loses_nothing_of_the_first_cause(light_host: Littl
     error = result.stderr[result.stderr.index("\nerror: ") :]
     assert "error: clojars-backup did not come up on 0.2.0" in error
     assert "; a defect of deploy-clojars: KeyError('restart_what_is_not_healthy')\n" in error
-    assert "  | job: clojars-backup stop/waiting\n" in result.stderr
+    assert "\n  | when it failed:\n" in result.stderr
+    assert "\n  | job: clojars-backup " in result.stderr
     assert f"  once the cause is fixed, run: deploy-clojars rollback {FIRST}\n" in error
     assert "KeyError: 'restart_what_is_not_healthy'" in log_of(host)
 

@@ -328,7 +328,7 @@ def test_a_rollback_killed_half_way_is_finished_by_the_same_rollback(
     host = light_host
     host.have(SECOND)
     host.done(SECOND, "--yes")
-    with host.typing("rollback", FIRST) as terminal:
+    with host.typing("rollback", FIRST, "-m", "it eats uploads") as terminal:
         terminal.asked()
         before = host.pid("backup")
         terminal.types("yes")
@@ -338,6 +338,8 @@ def test_a_rollback_killed_half_way_is_finished_by_the_same_rollback(
     assert host.status["interrupted"]
     assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
     host.done("rollback", FIRST, "--yes")
+    [rolled_back] = [event for event in host.events if event["event"] == "rolled back"]
+    assert (rolled_back["previously"], rolled_back["why"]) == (SECOND, "it eats uploads")
     assert host.versions == (FIRST, FIRST)
     assert host.status["ok"]
 

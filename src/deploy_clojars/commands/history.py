@@ -104,7 +104,9 @@ def runs_of(events: Iterable[Event]) -> list[PastRun]:
     for event in events:
         if event.event in BEGINNINGS:
             command = event.command or ""
-            runs[event.run] = PastRun(event.run, command, event.version, event.by, event.at or None)
+            runs[event.run] = PastRun(
+                event.run, command, event.version, event.by, event.at or None, why=event.why
+            )
         if event.event == CALLED_OFF:
             _end(runs[event.run], event)
         elif event.run in runs:
@@ -129,7 +131,7 @@ def _add(run: PastRun, event: Event) -> None:
         case "approved" if step is not None and step.name == "ask":
             step.done = True
         case "rolled back":
-            run.why = event.why
+            run.why = event.why or run.why
         case "pruned" if event.version:
             run.pruned.append(event.version)
         case "end":

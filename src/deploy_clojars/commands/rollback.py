@@ -15,7 +15,7 @@ from deploy_clojars.deploy.steps import (
     restart,
     ways_on,
 )
-from deploy_clojars.errors import DeployError, HalfDone, NotHealthy
+from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, Status
 from deploy_clojars.host import decisions, manifest
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
@@ -130,7 +130,7 @@ def roll_back(run: Run, before: Look) -> None:
         killed = run.cut_off.version if run.cut_off is not None else None
         replaced = (before.approved, before.current.version, killed)
         previously = next((each for each in replaced if each not in (None, target)), None)
-        run.record("rolled back", version=target, previously=previously, why=run.request.why)
+        run.record("rolled back", version=target, previously=previously, why=why(run, before))
         drain.prefer_primary(run)  # where it needed no restart, and a run that was killed left it
     if not after.both_healthy_on(target):
         ways = ways_on(run, after, "rollback")
@@ -140,6 +140,15 @@ def roll_back(run: Run, before: Look) -> None:
     if run.unwritten:
         again = host.command("rollback", target)
         run.console.warn(f"the journal does not say so; once it can be written, run: {again}")
+
+
+def why(run: Run, before: Look) -> str | None:
+    """The operator's reason: given now, or to the same rollback when that was not seen through."""
+    last = before.history.last
+    if run.request.why is None and last is not None and last.status != Status.DONE:
+        same = (last.command, last.version) == ("rollback", run.version)
+        return last.why if same else None
+    return run.request.why
 
 
 def put_back(run: Run, before: Look, failed: dict[Role, NotHealthy]) -> DeployError:

@@ -99,6 +99,7 @@ class LastRun(msgspec.Struct, frozen=True):
     version: str | None
     by: str | None
     at: str
+    why: str | None = None  # the operator's words
     flipped: bool = False
     past_return: bool = False
     ended: bool = False
@@ -250,6 +251,7 @@ class HistoryBuilder:
                     version=version,
                     by=event.by,
                     at=event.at,
+                    why=event.why,
                     left=event.left or HostVersions(),
                     follows=self._last.cut_off if self._last is not None else None,
                 )

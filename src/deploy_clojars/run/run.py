@@ -135,7 +135,10 @@ class Run:
             self.record("adopted", version=look.approved)
         # What the last run left still counts: a run that fails does not end drift.
         self.left = look.history.last.left if look.history.last is not None else look.left()
-        self.record("begin", command=self.request.command, version=self._version, left=self.left)
+        self.record(
+            "begin", command=self.request.command, version=self._version, left=self.left,
+            why=self.request.why,
+        )  # fmt: skip
         self.before = look
         self.stage = Stage.BEGUN
 
@@ -341,7 +344,7 @@ def _killed_in_its_hook(host: Host, before: lock.Holder) -> Event | None:
     end = None
     with suppress(OSError):
         lines = islice(host.journal.backwards(), LOOKED_BACK)
-        end = next((event for event in lines if event.event == "end"), None)
+        end = next((event for event in lines if event.event in ("end", "called off")), None)
     same = end is not None and (end.by, end.command, end.version or "") == (
         before.user, before.command, before.version or "",
     )  # fmt: skip
