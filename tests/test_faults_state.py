@@ -96,8 +96,12 @@ def test_a_deploy_that_was_killed_before_all_releases_were_removed_is_no_dead_en
 def test_a_deploy_past_its_point_of_no_return_is_finished_though_all_releases_were_removed(
     second: LittleHost,
 ) -> None:
+    second.write_config(health="settle = 3\ninterval = 0.2")  # time to be killed in
     with second.typing(THIRD, "--yes") as terminal:
-        wait_for(lambda: second.is_at("primary"), "the primary is restarted")
+        wait_for(
+            lambda: [each["event"] for each in second.events].count("no return") == 2,
+            "the primary is restarted",
+        )
         terminal.kill(signal.SIGKILL)
         terminal.ends(137)
     emptied(second, link=True)
