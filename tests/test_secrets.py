@@ -245,7 +245,7 @@ def at_url(host: LittleHost, url: str) -> None:
 def test_a_deploy_with_a_password_in_the_url_shows_it_nowhere(light_host: LittleHost) -> None:
     host = light_host
     host.options["hook"] = f'command = "env | grep -a ^DEPLOY_ >> {host.directory}/told"'
-    # A helper of the user's that knows another password is not asked, as git itself would not.
+    # What the user's helper and ~/.netrc have does not count, as for git itself with such a URL.
     home = host.directory / "user"
     home.mkdir()
     (home / ".gitconfig").write_text("[credential]\nhelper = store\n")
@@ -254,6 +254,7 @@ def test_a_deploy_with_a_password_in_the_url_shows_it_nowhere(light_host: Little
     )
     with git_server(host) as server:
         (home / ".git-credentials").write_text(f"http://deploy:stale@{server.host}\n")
+        (home / ".netrc").write_text("machine 127.0.0.1 login deploy password stale\n")
         at_url(host, f"http://deploy:s3cr3t%2FT0ken@{server.host}/app.git")
         results = [
             host.done(Tags.SECOND, "--yes"),
