@@ -112,10 +112,8 @@ def test_what_was_answered_a_while_ago_is_idle_and_nothing_else(
                 return {names[host, int(number)] for host, _, number in found}
 
             busy = set(STATES) - {answered, answered_at_once}
-            started = time.monotonic()
             assert at_work() == set(STATES)
             wait_for(lambda: at_work() == busy, "the answered ones are idle", 10)
-            assert time.monotonic() - started > 0.4
         finally:
             for pair in pairs.values():
                 pair.end()
