@@ -193,9 +193,10 @@ def bytes_read(pid: int, name: str) -> int:
         each = pids.pop()
         with contextlib.suppress(OSError, ValueError):  # it ended meanwhile
             process = Path(f"/proc/{each}")
-            pids += map(int, (process / f"task/{each}/children").read_text().split())
             if (process / "comm").read_text().startswith(name):
                 total += int((process / "io").read_text().split()[1])  # rchar: proc(5)
+            # Last: not every kernel has it.
+            pids += map(int, (process / f"task/{each}/children").read_text().split())
     return total
 
 
