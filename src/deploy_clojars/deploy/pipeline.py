@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
-from deploy_clojars.deploy.reuse import is_reused
+from deploy_clojars.deploy.reuse import reused
 from deploy_clojars.deploy.revert import reverted_on_failure
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
@@ -27,7 +27,8 @@ def deploy(run: Run, source: Source | None = None) -> None:
     source = source or Source(run)
     preflight.prepare(run)
     commit = source.fetch()
-    if not is_reused(run, commit):
+    to_rebuild = reused(run, commit)
+    if to_rebuild is None:
         with source.checked_out(commit) as checkout:
             source.test(checkout)
             jar = source.build(checkout, commit)
@@ -37,7 +38,7 @@ def deploy(run: Run, source: Source | None = None) -> None:
     drain.drain_backup(run)
     with reverted_on_failure(run):
         flip(run, run.version)
-        backup = bring_up_backup(run)
+        backup = bring_up_backup(run, to_rebuild or "")
         ask_to_promote(run, backup)
         primary = drain.drain_primary(run)
         refuse_a_backup_that_failed_meanwhile(run, backup)
@@ -75,15 +76,23 @@ def is_done_already(run: Run) -> bool:
     return True
 
 
-def bring_up_backup(run: Run) -> Observation:
-    """The backup on the new release, healthy and settled; restarted unless it is already."""
+def bring_up_backup(run: Run, to_rebuild: str) -> Observation:
+    """The backup on the new release, healthy and settled; restarted unless it is already.
+
+    Raises NotHealthy (6), Interrupted.
+    """
     look = run.host.look()
     if look.backup.is_healthy_on(run.version):
         return keep(run, BACKUP, BACKUP)
     cost = preflight.cost_of_force(run, look)
     if cost:  # the primary has died since it was said
         run.warn_once(cost)
-    return restart(run, BACKUP, run.version, force=run.request.force)
+    try:
+        return restart(run, BACKUP, run.version, force=run.request.force)
+    except NotHealthy as error:
+        if to_rebuild:
+            error.remedy = "\n".join(filter(None, (error.remedy, f"it was reused; {to_rebuild}")))
+        raise
 
 
 def promote(run: Run, primary: Observation) -> None:

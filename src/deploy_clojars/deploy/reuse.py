@@ -11,14 +11,15 @@ from deploy_clojars.host.look import Look
 from deploy_clojars.run.run import Run
 
 
-def is_reused(run: Run, commit: str) -> bool:
-    """Whether the release is there and will do; if not, it is to be built.
+def reused(run: Run, commit: str) -> str | None:
+    """Says that the release is there and will do; returns how to build it again, empty if it is not.
 
-    There is no rebuild in place: a release never changes. Raises DeployError (1).
+    None if it is to be built now. There is no rebuild in place: a release never changes. Raises
+    DeployError (1).
     """
     host, version = run.host, run.version
     if not host.releases.has(version):
-        return False
+        return None
     look = host.look()
     obstacle = decisions.rebuild_obstacle(look.history, version, look.in_use)
     rebuild = "" if obstacle else host.command("deploy", version, "--rebuild")
@@ -29,7 +30,7 @@ def is_reused(run: Run, commit: str) -> bool:
                 remedy=f"give the commit a new tag, or deploy what is there: "
                 f"{host.command('deploy', version)}",
             )
-        return False
+        return None
     path = host.releases.path(version)
     installed = look.history.installed.get(version) or Installed("", None, None)
     with run.step("reuse", path.name) as becomes:
@@ -47,9 +48,10 @@ def is_reused(run: Run, commit: str) -> bool:
         )
     if installed.sha256 is None:
         run.console.say("  the journal has no checksum of it: whether it has changed is not known")
-    if rebuild:
-        run.console.say(f"  to build it again: {rebuild}")
-    return True
+    how = f"to build it again: {rebuild}" if rebuild else ""
+    if how:
+        run.console.say(f"  {how}")
+    return how
 
 
 def _refuse_a_changed_jar(run: Run, installed: Installed, rebuild: str) -> None:
