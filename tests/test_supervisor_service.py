@@ -766,6 +766,30 @@ def test_a_pipe_that_nobody_reads_is_refused_before_supervisord_waits_for_a_read
     os.close(reader)
 
 
+def test_what_reads_a_pipe_until_its_writer_ends_outlives_a_restart(
+    supervisord: Supervisord, services: Supervisor
+) -> None:
+    pipe, read = supervisord.directory / "pipe", supervisord.directory / "read"
+    os.mkfifo(pipe)
+    with (
+        read.open("wb") as output,
+        subprocess.Popen(["sh", "-c", f"exec cat {pipe}"], stdout=output) as reader,
+    ):
+        try:
+            supervisord.has("clojars", RUNS, stdout_logfile=pipe)
+            for count in (1, 2, 3):
+                if count == 3:
+                    services.stop("clojars")
+                    services.start("clojars")
+                else:
+                    services.restart("clojars")
+                wait_for(lambda: read.read_text().count("up\n") == count, "it is read")  # noqa: B023
+            assert reader.poll() is None
+            services.stop("clojars")
+        finally:
+            reader.kill()
+
+
 def test_a_log_that_was_removed_is_an_empty_one(
     supervisord: Supervisord, services: Supervisor
 ) -> None:

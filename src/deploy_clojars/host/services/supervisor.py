@@ -19,7 +19,7 @@ import socket
 import time
 import xmlrpc.client
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Supervisor:
         self._timeout = timeout
         self._user = user
         self._password = password
+        self._held: list[int] = []  # descriptors of pipes
 
     def status(self, job: str) -> Job:
         try:
@@ -110,12 +111,20 @@ class Supervisor:
         return f"; it has {', '.join(like)}" if like else ""
 
     def start(self, job: str) -> None:
+        try:
+            self._start(job)
+        finally:
+            while self._held:
+                os.close(self._held.pop())
+
+    def _start(self, job: str) -> None:
         wait_while_it_stops(self, job, self._timeout)
         if not self._done_unless("startProcess", job, ALREADY_STARTED):
             self.stop(job)
             self._done_unless("startProcess", job, because=None)
 
     def stop(self, job: str) -> None:
+        self._hold_pipes(job)
         try:
             # A program that is being stopped counts as not running, and lives.
             if self._done_unless("stopProcess", job, NOT_RUNNING):
@@ -124,6 +133,16 @@ class Supervisor:
             if self.status(job).state != "stopping":
                 raise
         wait_while_it_stops(self, job, self._timeout)
+
+    def _hold_pipes(self, job: str) -> None:
+        """Keeps the pipes open that the program logs to, until it is started again.
+
+        What reads one ends when its last writer does, and supervisord would wait for another reader.
+        """
+        for log in self._logs(job):
+            if log.is_fifo():
+                with suppress(OSError):  # it has no reader
+                    self._held.append(os.open(log, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         # Whoever may use the socket may use all of it; `status` finds out.
