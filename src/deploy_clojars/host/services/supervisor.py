@@ -71,7 +71,7 @@ class Supervisor:
         self._timeout = timeout
         self._user = user
         self._password = password
-        self._held: list[int] = []  # descriptors of pipes
+        self._held: dict[Path, int] = {}  # descriptors of pipes
 
     def status(self, job: str) -> Job:
         try:
@@ -111,13 +111,6 @@ class Supervisor:
         return f"; it has {', '.join(like)}" if like else ""
 
     def start(self, job: str) -> None:
-        try:
-            self._start(job)
-        finally:
-            while self._held:
-                os.close(self._held.pop())
-
-    def _start(self, job: str) -> None:
         wait_while_it_stops(self, job, self._timeout)
         if not self._done_unless("startProcess", job, ALREADY_STARTED):
             self.stop(job)
@@ -135,14 +128,16 @@ class Supervisor:
         wait_while_it_stops(self, job, self._timeout)
 
     def _hold_pipes(self, job: str) -> None:
-        """Keeps the pipes open that the program logs to, until it is started again.
+        """Keeps the pipes open that the program logs to, as long as this process lives.
 
-        What reads one ends when its last writer does, and supervisord would wait for another reader.
+        What reads one ends when its last writer does. supervisord, which starts a program that dies
+        again and again, would then wait for another reader and answer nobody.
         """
         for log in self._logs(job):
-            if log.is_fifo():
+            if log.is_fifo() and log not in self._held:
                 with suppress(OSError):  # it has no reader
-                    self._held.append(os.open(log, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+                    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                    self._held[log] = os.open(log, flags)
 
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         # Whoever may use the socket may use all of it; `status` finds out.
