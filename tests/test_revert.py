@@ -107,6 +107,9 @@ def test_a_rollback_that_cannot_be_put_back_names_each_cause(
     with started(host, Console(), Request("rollback", SECOND)) as run:
         look = host.look()
         run.begin(look)
+        light_host.have(SECOND)
+        light_host.link.unlink(missing_ok=True)
+        light_host.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
         error = rollback.put_back(run, look, failed)
     assert isinstance(error, HalfDone)
     assert error.message == (
