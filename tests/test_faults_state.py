@@ -137,6 +137,39 @@ def test_a_previous_release_that_is_gone_is_said_with_the_way_further_back(
 # The journal
 
 
+def test_a_journal_that_is_a_directory_is_said_with_the_command_that_leads_on(
+    second: LittleHost,
+) -> None:
+    journal = second.deploy / "journal.jsonl"
+    lines = journal.read_bytes()
+    journal.unlink()
+    journal.mkdir()
+    assert second.status["next"] == "deploy-clojars check"
+    for words in ((THIRD, "--yes"), ("restart", "--yes")):
+        refused = second.run(*words)
+        assert refused.returncode == 1
+        assert (
+            f"{journal} cannot be read: Is a directory\n  see: deploy-clojars check"
+            in refused.stderr
+        )
+    moved = f"mv {journal} {journal}.old"
+    assert f"      {moved}\n" in second.run("check").stdout
+    subprocess.run(moved.split(), check=True)
+    journal.write_bytes(lines)
+    assert second.status["ok"]
+
+
+@pytest.mark.parametrize("name", ["logs", "checkouts"])
+def test_a_file_in_the_place_of_a_directory_is_found_by_check(
+    second: LittleHost, name: str
+) -> None:
+    path = second.deploy / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.touch()
+    found = second.run("check").stdout
+    assert f"!!  {path} is not a directory\n      mv {path} {path}.old\n" in found
+
+
 def test_without_its_journal_a_host_is_adopted_as_it_is(second: LittleHost) -> None:
     (second.deploy / "journal.jsonl").unlink()
     status = second.status

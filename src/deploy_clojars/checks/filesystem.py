@@ -83,7 +83,11 @@ def _the_tools_own(site: Site) -> Findings:
         whose = user_name(os.lstat(foreign[0]).st_uid)
         remedy = by_root(f"chown -R {site.user} {shlex.quote(str(deploy))}")
         yield Finding(f"of {whose} and not of {site.user}: {named}", True, remedy)
-    elif os.geteuid() in (0, site.owner):  # for others it is not to be opened
+    for path in (deploy / "logs", deploy / "checkouts"):
+        moved = running.moved_away(path, stat.S_ISDIR)
+        if moved:
+            yield Finding(f"{path} is not a directory", True, site.by_user(moved))
+    if not foreign and os.geteuid() in (0, site.owner):  # for others it is not to be opened
         try:
             lock.refuse_one_that_cannot_be_held(site.host.lock_file)
         except NotReady as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -124,7 +127,8 @@ def releases(site: Site) -> Findings:
         remedy = site.by_user(mended) if mended else _readable(site)
         yield Finding(look.current.broken, True, remedy)
     if look.journal_error:
-        yield Finding(look.journal_error, True, _readable(site))
+        moved = moved_away(host.journal.file, stat.S_ISREG)
+        yield Finding(look.journal_error, True, site.by_user(moved) if moved else _readable(site))
     if site.holder is not None:
         yield Finding(lock.locked_by(site.holder).message)
         return
@@ -148,6 +152,13 @@ def _and_restart(site: Site, command: str) -> str:
     """A rollback starts only what a `restart` left down."""
     again = site.by_user(site.host.command("restart"))
     return f"\nand then the restart again: {again}" if command == "restart" else ""
+
+
+def moved_away(path: Path, is_right: Callable[[int], bool]) -> str:
+    """The command that makes room where something else is in the place of one of the tool's own."""
+    if not os.path.lexists(path) or is_right(os.lstat(path).st_mode):
+        return ""
+    return shlex.join(["mv", str(path), f"{path}.old"])
 
 
 def _readable(site: Site) -> str:

@@ -50,8 +50,9 @@ def report(host: Host) -> Report:
     holder = holder or lock.holder_of(host.lock_file)
     situation = host.situation(look, locked=holder is not None)
     following = host.next_command(look, situation)
-    if following is not None and situation.unclear:
-        following = host.command("check")  # every other command would be refused
+    refused = following is not None and situation.unclear  # as every other command would be
+    if refused or (following is None and look.journal_error and not situation.locked):
+        following = host.command("check")
     previous = look.history.previous
     gone = look.current.visible and previous is not None and not host.releases.has(previous)
     return Report(look, situation, holder, following, gone)

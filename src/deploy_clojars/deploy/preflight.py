@@ -51,7 +51,7 @@ def check_deploy(run: Run) -> Look:
         _refuse_a_flag_that_cannot_be_set(host)
     look = ready_to_restart(host)
     if look.journal_error:
-        raise DeployError(look.journal_error)
+        raise DeployError(look.journal_error, remedy=f"see: {host.command('check')}")
     _refuse_a_host_without_a_way_back(host, look, run.version)
     _refuse_an_instance_that_does_not_answer(host, look)
     why = decisions.deploy_obstacle(look.history, run.version, look.drifted)
@@ -128,7 +128,7 @@ def check_restart(host: Host) -> tuple[Look, str]:
     """
     look = ready_to_restart(host)
     if look.journal_error:
-        raise DeployError(look.journal_error)
+        raise DeployError(look.journal_error, remedy=f"see: {host.command('check')}")
     if look.approved is None:
         raise NotReady("no release has been approved yet", remedy=f"first: {host.command('TAG')}")
     situation = host.situation(look, locked=False)

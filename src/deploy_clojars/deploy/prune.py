@@ -36,7 +36,7 @@ def prune_releases(host: Host, console: Console) -> None:
 def candidates(host: Host, look: Look) -> list[str]:
     """The releases that may be removed, in that order. Raises NotReady (4), DeployError (1)."""
     if look.journal_error:
-        raise DeployError(look.journal_error)
+        raise DeployError(look.journal_error, remedy=f"see: {host.command('check')}")
     history = look.history
     return decisions.prunable(
         there=set(host.releases.versions()),
