@@ -292,11 +292,12 @@ def after(last: LastRun | None = None, stack: tuple[str, ...] = ("A",)) -> Histo
         # Cut off before its point of no return: it is reverted first, so any tag may follow.
         (after(run("deploy", "B")), "C", False, True),
         (after(run("rollback", "A")), "C", False, True),
-        # Cut off past it: only the same deploy finishes it.
+        # Cut off past it: only a deploy of the same version finishes it.
         (after(run("deploy", "B", past_return=True)), "B", False, True),
         (after(run("deploy", "B", past_return=True)), "C", False, False),
         (after(run("deploy", "B", past_return=True)), "A", False, False),
         (after(run("rollback", "A", past_return=True)), "C", False, False),
+        (after(run("rollback", "B", past_return=True)), "B", False, True),
         # Drift: only a deploy of what is approved ends it.
         (after(run(ended=True)), "B", True, False),
         (after(run(ended=True)), "A", True, True),

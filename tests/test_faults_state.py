@@ -93,11 +93,12 @@ def test_a_deploy_that_was_killed_before_all_releases_were_removed_is_no_dead_en
     assert second.status["ok"]
 
 
-def test_a_deploy_past_its_point_of_no_return_is_finished_though_all_releases_were_removed(
-    second: LittleHost,
+@pytest.mark.parametrize("words", [(THIRD,), ("rollback", THIRD)])
+def test_a_run_past_its_point_of_no_return_is_finished_though_all_releases_were_removed(
+    second: LittleHost, words: tuple[str, ...]
 ) -> None:
     second.write_config(health="settle = 3\ninterval = 0.2")  # time to be killed in
-    with second.typing(THIRD, "--yes") as terminal:
+    with second.typing(*words, "--yes") as terminal:
         wait_for(
             lambda: [each["event"] for each in second.events].count("no return") == 2,
             "the primary is restarted",

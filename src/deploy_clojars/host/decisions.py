@@ -107,14 +107,12 @@ def definition_since(last: Restarted | None, since: str, within: float) -> str:
 def deploy_obstacle(history: History, version: str, drifted: bool) -> str | None:
     """Why a deploy of `version` must not start, given what earlier runs left.
 
-    A run that was cut off past its point of no return is finished by the same deploy; drift is
-    ended by a rollback, or by deploying what is approved.
+    A run that was cut off past its point of no return is finished by a deploy of the same version;
+    drift is ended by a rollback, or by deploying what is approved.
     """
     cut_off = history.unfinished
-    if cut_off is not None and cut_off.past_return:
-        same = cut_off.command == "deploy" and cut_off.version == version
-        if not same:
-            return f"{cut_off.command} {cut_off.version} was cut off after its point of no return"
+    if cut_off is not None and cut_off.past_return and cut_off.version != version:
+        return f"{cut_off.command} {cut_off.version} was cut off after its point of no return"
     if drifted and version != history.approved:
         return "`current` or a running instance has changed since the last run"
     return None

@@ -107,6 +107,9 @@ class Host:
         if look.current.broken:
             return self.releases.mended_by(look.current, self.way_back(look)) or None
         words = situation.next_words
+        if words and words[0] == "rollback" and look.current.visible:
+            is_there = self.releases.has(words[1])
+            words = words if is_there else ("deploy", words[1])  # which builds it again
         return self.command(*words) if words else None
 
     def situation(self, look: Look, *, locked: bool) -> Situation:
