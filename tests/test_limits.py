@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from front import in_front_of
@@ -64,6 +65,46 @@ def test_no_thread_can_be_started_any_more_when_the_question_is_answered(
         assert light_host.versions == (version, version)
         assert light_host.status["ok"]  # which can start none either
     assert light_host.run("check").returncode in (0, 11)
+
+
+# As under RLIMIT_NPROC: threads and processes that are there may be replaced by others.
+NO_MORE_PROCESSES = """
+import errno, os, subprocess
+from pathlib import Path
+import psutil
+start = subprocess._fork_exec
+limit = Path({limit!r})
+def used(process):
+    return process.num_threads() + len(process.children())
+def limited(*words, **options):
+    if limit.exists() and used(psutil.Process()) >= int(limit.read_text()):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return start(*words, **options)
+subprocess._fork_exec = limited
+"""
+
+
+@pytest.mark.parametrize(("answer", "status"), [("no", 7), ("yes", 0)])
+def test_no_process_can_be_started_any_more_when_the_question_is_answered(
+    light_host: LittleHost, tmp_path: Path, answer: str, status: int
+) -> None:
+    host = light_host
+    host.have(SECOND)
+    limit, library = tmp_path / "limit", tmp_path / "library"
+    library.mkdir()
+    (library / "sitecustomize.py").write_text(NO_MORE_PROCESSES.format(limit=str(limit)))
+    host.environment = {"PYTHONPATH": str(library)}
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        new = tmp_path / "new"
+        new.write_text(str(psutil.Process(terminal.pid).num_threads()))
+        new.rename(limit)
+        terminal.types(answer)
+        terminal.ends(status)
+    host.environment = {}
+    version = SECOND if status == 0 else FIRST
+    assert host.versions == (version, version)
+    assert host.status["ok"]
 
 
 def test_a_deploy_that_can_start_no_thread_fails_with_a_clear_error(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.machine import processes, signals
+from deploy_clojars.machine import processes, signals, threads
 
 # What a terminal sends to the whole foreground process group.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -25,6 +25,7 @@ TICK = 0.05  # seconds between two checks of a running program
 GRACE = 5.0  # seconds from TERM to KILL
 LAST_LINES = 25
 LAST_BYTES = 16 * 1024
+ROOM_SECONDS = 1.0  # until a user who is at the limit of processes may have one again
 
 
 class TookTooLong(DeployError):
@@ -68,17 +69,31 @@ def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | Non
         signals.check()
 
 
+def _started(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Starts a program. At the limit of processes what was set aside makes room for it."""
+    deadline = time.monotonic() + ROOM_SECONDS
+    while True:
+        is_late = time.monotonic() > deadline
+        try:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**env, "LC_ALL": "C"},
+                start_new_session=True,  # Ctrl-C is for this tool to act on
+                text=True,
+                errors="replace",
+            )
+        except BlockingIOError:  # EAGAIN of fork(2)
+            if is_late:
+                raise
+            threads.release()
+            time.sleep(TICK)
+
+
 def _captured(argv: Sequence[str], timeout: float, env: Mapping[str, str]) -> Answer:
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**env, "LC_ALL": "C"},
-        start_new_session=True,  # Ctrl-C is for this tool to act on
-        text=True,
-        errors="replace",
-    )
+    process = _started(argv, env)
     deadline = time.monotonic() + timeout
     try:
         while True:

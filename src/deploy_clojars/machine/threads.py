@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -29,3 +30,33 @@ def started(call: Callable[[], Result]) -> Future[Result]:
     except RuntimeError:
         run()
     return future
+
+
+SET_ASIDE = 32  # a look has six threads and two programs, and two may be at work at once
+STACK = 256 * 1024  # bytes, of a thread that only waits
+
+_are_released = threading.Event()
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """While the block runs `release` can make room where no process can be started any more.
+
+    The limit of a user's processes counts the threads of all JVMs, and may be reached while a
+    question is open. So there are threads that only wait, and end when their place is needed.
+    """
+    _are_released.clear()
+    usual = threading.stack_size(STACK)
+    with suppress(RuntimeError):  # the limit is near already: each is one more than none
+        for _ in range(SET_ASIDE):
+            threading.Thread(target=_are_released.wait, daemon=True).start()
+    threading.stack_size(usual)
+    try:
+        yield
+    finally:
+        release()
+
+
+def release() -> None:
+    """Gives up what was set aside; the places are free in a moment."""
+    _are_released.set()

@@ -22,7 +22,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, History, HostVersions, LastRun, history_of, now
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import operator, refuse_the_wrong_user
-from deploy_clojars.machine import files, processes, signals
+from deploy_clojars.machine import files, processes, signals, threads
 from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
@@ -286,6 +286,7 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
     log = host.logs / log_name(request.command, request.version, datetime.now(UTC))
     with (
         console.never_waiting(),
+        threads.set_aside(),
         signals.handled(then_ignored=True),
         lock.held(host.lock_file, holder) as held,
         console.logging_to(log),
