@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -49,7 +50,7 @@ def set_aside() -> Iterator[None]:
     usual = threading.stack_size(STACK)
     with suppress(RuntimeError):  # the limit is near already: each is one more than none
         for _ in range(SET_ASIDE):
-            threading.Thread(target=_are_released.wait, daemon=True).start()
+            _thread.start_new_thread(_are_released.wait, ())
     threading.stack_size(usual)
     try:
         yield
