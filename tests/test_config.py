@@ -536,10 +536,10 @@ health = [{ url = "https://u:p%40@127.0.0.1/", host = "clojars.org", ca = "/etc/
     [
         ('{ host = "a" }', "instances.primary.health[0]: object missing required field `url`"),
         ('{ url = "http://a/", hots = "a" }', "health[0].hots: unknown key; did you mean"),
-        ('{ url = "http://a/", host = "a b" }', "health[0].host: must be the name of a host"),
-        ('{ url = "http://a/", ca = "/a" }', "health[0].ca: must be with https"),
+        ('{ url = "http://a/", host = "a b" }', "health[0].host: must be a host name"),
+        ('{ url = "http://a/", ca = "/a" }', "health[0].ca: must be used with https only"),
         ('{ url = "https://a/", ca = "a" }', "health[0].ca: expected an absolute path"),
-        ('{ url = "tcp://a:1", host = "a" }', "health[0].host: must be with http or https"),
+        ('{ url = "tcp://a:1", host = "a" }', "health[0].host: must be used with http or https only"),
         ('{ url = "ftp://a/" }', "health[0].url: must be a URL that"),
         ('{ url = 1 }', "health[0].url: expected `str`"),
     ],

@@ -40,22 +40,22 @@ HOST = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:.]+"
 
 
 def _why_not_a_url(url: str) -> str | None:
-    """What keeps its host, user and password from being found in it; never with a part of it."""
+    """Why its host, user and password cannot be told apart; never quotes the URL."""
     try:
         authority = urlsplit(url).netloc
         urlsplit(url).port  # noqa: B018 # raises
     except ValueError:
-        return "a host and port that can be told apart"
+        return "a valid host and port"
     login, at, _ = authority.rpartition("@")
-    # A `/` in a password ends what is before the host, and its rest would be shown as the path.
+    # A `/` in a password would end the login early, and the rest of the password would be shown as a path.
     is_plain = at or not authority or "@" not in url
     if is_plain and re.fullmatch(r"[\w.~!$&'()*+,;=:%-]*", login, re.ASCII):
         return None
-    return "every special character of a user or password written as %XX, and of a path its @"
+    return "special characters in the user and password, and any @ in the path, written as %XX"
 
 
 def _shown(url: str) -> str:
-    """A URL for an error message; in one that cannot be read all is masked that may be a password."""
+    """A URL for an error message; masks all that may be a password, even if it cannot be parsed."""
     return repr(re.sub(r"//.*@", f"//{masking.MASK}@", url, flags=re.DOTALL))
 
 
@@ -116,11 +116,11 @@ class Services(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HealthUrl(Struct, frozen=True, forbid_unknown_fields=True):
-    """A health URL, and what a server wants to be asked with."""
+    """A health URL, and what its server expects of a request."""
 
     url: Text
     host: Text | None = None  # the Host header, and the name that the certificate is for
-    ca: AbsolutePath | None = None  # the file of the certificates to trust, or of that one
+    ca: AbsolutePath | None = None  # a file with its certificate, or with those to trust
 
     def __post_init__(self) -> None:
         why = _why_not_a_health_url(self.url)
@@ -128,12 +128,12 @@ class HealthUrl(Struct, frozen=True, forbid_unknown_fields=True):
             why = why.replace("hold URLs", "be a URL")
             raise ValueError(f"`url` {why}, got {_shown(self.url)}")
         if self.host is not None and not re.fullmatch(HOST, self.host):
-            raise ValueError(f"`host` must be the name of a host, got {self.host!r}")
+            raise ValueError(f"`host` must be a host name, got {self.host!r}")
         scheme = urlsplit(self.url).scheme
         if self.host is not None and scheme == "tcp":
-            raise ValueError("`host` must be with http or https: with tcp nothing is sent")
+            raise ValueError("`host` must be used with http or https only: tcp sends nothing")
         if self.ca is not None and scheme != "https":
-            raise ValueError("`ca` must be with https: there is no other certificate")
+            raise ValueError("`ca` must be used with https only: http and tcp have no certificate")
 
 
 class Instance(Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,7 +154,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def asked(self) -> tuple[HealthUrl, ...]:
-        """The health URLs, those that are only a text, too."""
+        """The health URLs, each as a HealthUrl."""
         return tuple(
             each if isinstance(each, HealthUrl) else HealthUrl(each) for each in self.health
         )
@@ -269,7 +269,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def logins(self) -> tuple[tuple[str, str], ...]:
-        """Every user with a password in it, as URLs have them."""
+        """Every user and password in it, in the encoding of a URL."""
         both = (self.instances.primary, self.instances.backup)
         of_instances = (url for each in both for url in (each.url, *each.health_urls))
         urls = (self.repository, self.drain.probe, *of_instances)
