@@ -180,9 +180,9 @@ def group() -> None:
 @yes_option
 @click.option("--force", is_flag=True,
               help="Restart even the only instance that serves, and continue if the drain does not end in "
-              "time or its flag cannot be set: requests are lost.")  # fmt: skip
+              "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
 @click.option("--rebuild", is_flag=True,
-              help="Build the release again if it is there and was never promoted.")  # fmt: skip
+              help="Build the release again if it is already there; refused if it was ever promoted.")  # fmt: skip
 @dry_run_option
 @common_options
 @click.pass_obj
@@ -493,7 +493,7 @@ def _show(error: DeployError) -> None:
 
 
 def _defect(error: Exception, command: str | None) -> int:
-    """A defect outside a run: there is no log for the traceback."""
+    """Shows a defect outside a run, where no log takes the traceback."""
     import traceback
 
     from deploy_clojars.screen.text import printable
@@ -509,7 +509,7 @@ def _defect(error: Exception, command: str | None) -> int:
 def _leave(status: int) -> None:
     """Ends the process; nothing changes the exit status any more.
 
-    Not a terminal or a pipe that is gone, and not a Ctrl-C in the last milliseconds.
+    Neither a terminal or pipe that is gone nor a Ctrl-C in the last milliseconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
