@@ -1,4 +1,4 @@
-"""What no door lets out: the passwords and tokens in URLs, and those of the configuration anywhere."""
+"""Masks secrets: passwords and tokens in URLs, and the passwords of the configuration anywhere."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from urllib.parse import unquote
 
 MASK = "***"
 
-# A shorter one may be part of any word; where it stands in a URL it is masked all the same.
+# A shorter password may be part of any word; in a URL it is masked all the same.
 SHORTEST = 8  # characters
 
-# The user and the password of a URL, as git leaves them out. A token may stand alone before the `@`,
-# but who logs in by ssh is told by a key: `ssh://git@` has no secret.
-# No quote and no backslash is part of it: JSON stays what it is.
+# The user and the password of a URL, as git leaves them out. A token may stand alone before the `@`;
+# but ssh logs in with a key, so `ssh://git@` holds no secret.
+# It never matches a quote or a backslash, so JSON stays valid.
 _LOGIN = re.compile(r'://(?:(?<!ssh://)[^\s/?#"<>\\]+|[^\s/?#"<>\\:@]+:[^\s/?#"<>\\]+)@')
 # GitLab's `private_token`, a health page's `key`, S3's `X-Amz-Signature`.
 _PARAMETER = re.compile(
@@ -25,7 +25,7 @@ _known: set[str] = set()
 
 
 def hide(password: str, user: str = "") -> None:
-    """From now on no door shows the password, as a URL has it or not, nor what a server is sent."""
+    """Has the password masked from now on: plain, in the encoding of a URL, and as sent to a server."""
     plain, plain_user = unquote(password), unquote(user)
     login = b64encode(f"{plain_user}:{plain}".encode("utf-8", "surrogateescape")).decode()
     in_json = (each.replace("\\", r"\\").replace('"', r"\"") for each in (password, plain))

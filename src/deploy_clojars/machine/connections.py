@@ -19,7 +19,7 @@ TIME_WAIT_SECONDS = 60.0  # how long the end that closes first stays there (TCP_
 Host = ipaddress.IPv4Address | ipaddress.IPv6Address
 Address = tuple[Host, int]
 
-# What is bound to these hears of every address; IPv6's hears of IPv4, too, unless it is told not to.
+# A socket bound to one of these accepts what is sent to any address; IPv6's also IPv4, unless told not to.
 WILDCARDS = {4: ("0.0.0.0", "::"), 6: ("::",)}
 
 
@@ -64,10 +64,10 @@ def listeners() -> list[Row]:
 
 
 def answering(listening: Sequence[Row], host: Host, port: int) -> list[Row]:
-    """Those of the listening sockets that a connection to an address and port goes to.
+    """The listening sockets that a connection to this address and port may reach.
 
-    The kernel takes what is bound to the address itself before a wildcard, and 0.0.0.0 before ::.
-    More than one share the connections (SO_REUSEPORT).
+    The kernel prefers a socket bound to the address itself to a wildcard, and 0.0.0.0 to ::.
+    If there are several, they share the connections (SO_REUSEPORT).
     """
     for bound in (host, *map(ipaddress.ip_address, WILDCARDS[host.version])):
         found = [row for row in listening if row.local == (bound, port)]
@@ -105,7 +105,7 @@ class Table:
         ]
 
     def sent_to(self, address: Address) -> list[Visitor]:
-        """Who on this machine was connected to an address of another one."""
+        """Who on this machine was connected to an address of another machine."""
         rows = [_row(columns) for columns in self._lines[address[1]]]
         return [
             Visitor(address[1], address[0], shown(row.local), True, row.uid, row.inode)

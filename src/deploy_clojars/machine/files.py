@@ -12,7 +12,7 @@ NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def can_open(count: int) -> bool:
-    """Whether so many more files can be open at the same time."""
+    """Whether this process can open `count` more files at the same time."""
     opened: list[int] = []
     try:
         while len(opened) < count:

@@ -1,4 +1,4 @@
-"""Connections that are kept open for a next request: the kernel knows when each last sent something."""
+"""Connections that are kept open but idle: the kernel knows when data last went over each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import closing, suppress
 
 from deploy_clojars.machine.connections import ESTABLISHED, Address, Visitor, shown
 
-# So long an answer may pause in the middle, and so long a request may take that came within the same
-# few ms as what was sent last: the kernel's clock does not tell which of them was first. In seconds.
+# How long an answer may pause in the middle, and how long a request may take if it came within a few ms
+# of what was sent last: the kernel's clock does not tell which of them was first. In seconds.
 PAUSE = 20.0
 
 # sock_diag(7), and struct tcp_info of linux/tcp.h.
@@ -19,15 +19,15 @@ SOCK_DIAG, BY_FAMILY = 4, 20
 REQUEST_DUMP, ERROR, DONE = 0x301, 2, 3
 HEADER, MESSAGE = struct.Struct("=IHHII"), struct.Struct("!4xHH16s16s12x")
 QUEUES = struct.Struct("=II")  # after the message and four bytes
-INFO = 2  # the attribute's number
-LAST_SENT, LAST_RECEIVED = 44, 52  # in it, in ms ago
-SEGMENTS = struct.Struct("=152xII")  # with data, that came and went
+INFO = 2  # the number of the attribute with struct tcp_info
+LAST_SENT, LAST_RECEIVED = 44, 52  # offsets in it of how many ms ago that was
+SEGMENTS = struct.Struct("=152xII")  # how many with data came and went
 
 
 def without_idle(visitors: Sequence[Visitor]) -> list[Visitor]:
-    """The visitors without those that no request of is at work; all, where the kernel does not tell.
+    """The visitors whose connections are not idle; all of them where the kernel does not tell.
 
-    The last that went over an idle connection was an answer, and that is a while ago.
+    The last thing that went over an idle connection is an answer, some time ago.
     """
     idle: set[tuple[str, str]] = set()
     for family in (socket.AF_INET, socket.AF_INET6):

@@ -66,7 +66,7 @@ def tree(pid: int) -> Tree | None:
 
 
 def _exists(pid: int) -> bool:
-    """Whether there is such a process, also one that a hidepid mount hides (proc(5))."""
+    """Whether the process exists, even if a hidepid mount hides it (proc(5))."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -102,9 +102,9 @@ def _stat_of(pid: int) -> list[str] | None:
 
 
 def descendants_of(pid: int, without: Collection[int] = ()) -> list[int]:
-    """The PIDs of a process's descendants, children `without` theirs left out.
+    """The PIDs of a process's descendants, except its children in `without` and their descendants.
 
-    One whose parent is hidden is not found.
+    A process whose parent is hidden is not found.
     """
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
@@ -155,7 +155,7 @@ def sockets_of(pid: int) -> tuple[bool, frozenset[int]]:
 def left_listening(pid: int, signum: int) -> list[int]:
     """The descendants that go on listening if a process alone gets a signal.
 
-    None if it does anything else than die of it: it may pass the signal on.
+    The list is empty if the process does anything but die of the signal: it may pass the signal on.
     """
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
@@ -187,7 +187,10 @@ def command_of(pid: int) -> str:
 
 
 def bytes_read(pid: int, name: str) -> int:
-    """How much a process and its descendants whose names begin so have read, from files too."""
+    """How many bytes a process and its descendants whose names start with `name` have read.
+
+    What they read from files counts, too.
+    """
     total, pids = 0, [pid]
     while pids:
         each = pids.pop()

@@ -129,8 +129,8 @@ def stream(
     """Runs a long command in a new session and returns its exit status (-N: killed by signal N).
 
     Its output goes straight into `log`, without a copy through this process. It gets no input.
-    `timeout` and `silence` (no new output, and nothing that the program or its helpers of such a
-    name have read) are in seconds and raise TookTooLong and Silent; a signal raises Interrupted.
+    `timeout` and `silence` (no new output, and nothing read by the program or by helpers whose names
+    start with its name) are in seconds and raise TookTooLong and Silent; a signal raises Interrupted.
     However the call ends, no process of the command's group is left.
     `watch` is called every TICK.
     Raises FileNotFoundError if there is no such program, OSError if it cannot be started.
@@ -217,8 +217,8 @@ def _wait_for_end(
         if now - started > timeout:
             raise TookTooLong(f"not done within {timeout:g} s")
         if silence is not None:
-            # A server that is still at work may send nothing but a sign of life, which git does not
-            # show. Those of ssh's own do not count: its server may live while git's hangs.
+            # A server that is still at work may send nothing but keep-alives, which git does not
+            # show. ssh's own do not count: its server may live while git's hangs.
             read = processes.bytes_read(process.pid, os.path.basename(program))
             heard_now = (os.fstat(log.fileno()).st_size, read)
             if heard_now != heard:

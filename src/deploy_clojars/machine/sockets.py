@@ -1,4 +1,4 @@
-"""Sockets with one time limit for all of it: the name server, every address, what is received."""
+"""Sockets whose one time limit covers everything: the name server, each address, what is received."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy_clojars.machine import threads
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# So long an answer counts: a look a few times a second is no reason to ask that often. In seconds.
+# How long a name server's answer is used: several looks a second need not all ask. In seconds.
 KEPT = 60.0
 
 _lock = threading.Lock()
@@ -23,9 +23,9 @@ _known: dict[str, tuple[float, tuple[Address, ...]]] = {}
 
 
 def addresses_of(host: str, seconds: float) -> tuple[Address, ...]:
-    """What the host's name stands for, in the order in which a connection tries it.
+    """The host's addresses, in the order in which a connection tries them.
 
-    An earlier answer counts if there is none now. Raises OSError, within `seconds`.
+    If the name server does not answer now, its earlier answer counts. Raises OSError, within `seconds`.
     """
     try:
         return (ipaddress.ip_address(host),)
@@ -43,7 +43,7 @@ def addresses_of(host: str, seconds: float) -> tuple[Address, ...]:
 
 
 def _lookup(host: str) -> Future[tuple[Address, ...]]:
-    """Asks for a name, once at a time. In a thread of its own, for getaddrinfo(3) has no limit."""
+    """Looks a name up, once at a time, in a thread: getaddrinfo(3) has no time limit."""
     with _lock:
         asked = _asked.get(host)
         if asked is None or asked.done():
@@ -83,7 +83,7 @@ class Limited:
 
 
 class Socket(Limited, socket.socket):
-    """One that is not encrypted."""
+    """A socket that is not encrypted."""
 
 
 def connect(host: str, port: int, seconds: float) -> Socket:

@@ -1,4 +1,4 @@
-"""Calls that run beside one another, as far as the machine lets threads be started."""
+"""Calls that run in parallel, as far as threads can be started."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 def started(call: Callable[[], Result]) -> Future[Result]:
     """Runs the call in a thread of its own; the future has what it returns or raises.
 
-    Where no thread can be started it has run when this returns: the limit of a user's processes
-    counts threads, and a revert must not need one more of them than there are.
+    If no thread can be started, the call has run when this returns: the limit on a user's processes
+    counts threads, and a revert must not depend on one more.
     """
     future: Future[Result] = Future()
 

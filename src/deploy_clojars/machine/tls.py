@@ -1,4 +1,4 @@
-"""A connection in TLS, to a server that has shown who it is."""
+"""TLS connections to servers that have proved their name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Secured(sockets.Limited, ssl.SSLSocket):
 def secured(connection: sockets.Socket, name: str, ca: str | None) -> Secured:
     """Encrypts a connection to the server of this name; `ca` is a file of certificates to trust.
 
-    They are the server's own, or those it must be signed by; without a file the system's count.
+    They are the server's own, or those of its issuers; without a file the system's count.
     Raises OSError, within the connection's limit.
     """
     try:
@@ -25,7 +25,7 @@ def secured(connection: sockets.Socket, name: str, ca: str | None) -> Secured:
     # The server's own certificate will do as `ca`, whoever has signed it.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.sslsocket_class = Secured
-    connection.settimeout(connection.left())  # the handshake keeps it as a whole
+    connection.settimeout(connection.left())  # it holds for the handshake as a whole
     try:
         found = context.wrap_socket(connection, server_hostname=name)
     except ssl.SSLCertVerificationError as error:

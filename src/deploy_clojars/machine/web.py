@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from deploy_clojars.errors import reason
 from deploy_clojars.machine import sockets
 
-# Of a body that nobody wants: so much is read, for so long.
+# How much of a body that nobody wants is read, and for how long.
 USUAL_BODY = 64 * 1024  # bytes
 MOMENT = 0.3  # seconds
 
@@ -36,7 +36,7 @@ def get(
     """Requests a URL, and reads up to `max_body` bytes of the answer's body.
 
     The user and the password in it are sent. `host` is the server's name if the URL has only its
-    address: what it is asked for, and what its certificate is for. `ca` is a file of certificates:
+    address: for the Host header and the certificate. `ca` is a file of certificates:
     the server's own, or those it must be signed by instead of the system's.
     All of it takes `timeout` seconds at most: the name server, each address, TLS, and a server
     that sends a byte now and then.
@@ -78,7 +78,7 @@ def _headers(parts: SplitResult, host: str | None) -> dict[str, str]:
 
 
 def _final_response(connection: socket.socket) -> http.client.HTTPResponse:
-    """The answer: a 1xx before it, such as 103 with hints, is none. http.client skips 100 alone."""
+    """The final answer, after any 1xx such as 103 with hints; http.client itself skips only 100."""
     response = http.client.HTTPResponse(connection, method="GET")
     response.begin()
     while 100 <= response.status < 200 and response.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
@@ -90,7 +90,7 @@ def _final_response(connection: socket.socket) -> http.client.HTTPResponse:
 def _read_on(response: http.client.HTTPResponse, connection: sockets.Limited) -> None:
     """Reads a body of usual size to its end, unless that takes longer than a moment.
 
-    Closed with an unread answer, a connection is reset, which servers log as an error.
+    A connection that is closed with an unread answer is reset, and servers log that as an error.
     """
     connection.deadline = min(connection.deadline, time.monotonic() + MOMENT)
     left = USUAL_BODY

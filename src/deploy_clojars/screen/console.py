@@ -62,7 +62,7 @@ class Console:
         return self._log
 
     def never_waiting(self) -> AbstractContextManager[None]:
-        """While the block runs no reader of what is shown can hold it up."""
+        """While the block runs, no reader of standard error can hold it up."""
         return self._stderr.never_waited_for()
 
     @contextmanager
@@ -226,7 +226,7 @@ class Console:
         return min(max(self._terminal.width, NARROWEST), WIDEST)
 
     def cut(self, text: str, lines: int = 1) -> str:
-        """As much of other people's text as there is room for in so many lines; a pipe gets it all."""
+        """Other people's text, cut to so many lines of the terminal; a pipe gets all of it."""
         return cut(printable(text), lines * self._width) if self._terminal.is_terminal else text
 
     def _folded(self, text: str) -> str:
@@ -263,7 +263,7 @@ class Console:
 
 @contextmanager
 def lines_typed_at(terminal: int) -> Iterator[None]:
-    """Has Enter end a line, and Ctrl-C heard, while the block runs, however the terminal was left.
+    """While the block runs, Enter ends a line and Ctrl-C is heard, however the terminal was left.
 
     Without ICRNL, as after a program that was killed, no answer would ever be complete.
     """
@@ -283,7 +283,7 @@ def lines_typed_at(terminal: int) -> Iterator[None]:
 
 
 def _set(terminal: int, now: list[Any], settings: list[Any]) -> None:
-    if settings != now:  # whatever a terminal has to be asked for may be refused
+    if settings != now:  # a terminal may refuse any request
         with suppress(termios.error, OSError):
             termios.tcsetattr(terminal, termios.TCSANOW, settings)
 

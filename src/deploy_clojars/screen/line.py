@@ -23,8 +23,8 @@ MARKS = {True: ("✓", "✗", "dots"), False: ("+", "x", "line")}  # by whether 
 PER_SECOND = 8  # looks of the running line
 
 
-# Whether it is a terminal, and how wide, is asked of the stream: these say it of every pipe, and of
-# a window as it was when a shell exported them.
+# Only the stream knows whether it is a terminal, and how wide: these variables claim to know it for
+# every pipe, too, and for a window as it was when a shell exported them.
 SAID_OF_ALL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
 
 

@@ -16,20 +16,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-PATIENCE = 2.0  # seconds in which a reader takes nothing until it is not waited for any more
-MOST = 64 * 1024  # bytes that may be written and not taken yet
+PATIENCE = 2.0  # seconds; a reader that takes nothing for so long is no longer waited for
+MOST = 64 * 1024  # bytes that may wait for the reader
 PIECE = 4096  # bytes; what is written at once
 
 
 class SafeStderr(io.TextIOBase):
-    """Standard error; an error of its own, as of a window that was closed, stops nothing."""
+    """Standard error; an error in writing to it, as to a window that was closed, stops nothing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._changed = threading.Condition()
         self._pending: deque[bytes] = deque()
-        self._size = 0  # bytes that were not taken yet
-        self._taken = 0  # bytes since the beginning
+        self._size = 0  # bytes that wait for the reader
+        self._taken = 0  # bytes that the reader has taken
         self._has_writer = False
         self._is_stuck = False
 
@@ -60,10 +60,9 @@ class SafeStderr(io.TextIOBase):
 
     @contextmanager
     def never_waited_for(self) -> Iterator[None]:
-        """While the block runs a thread does the writing, and a reader that is stuck costs little.
+        """While the block runs, a thread does the writing, so that a stuck reader holds up nothing.
 
-        A slow reader is waited for; what one that takes nothing leaves is kept, the newest MOST
-        bytes of it.
+        A slow reader is waited for; for one that takes nothing, the newest MOST bytes are kept.
         """
         self.flush()
         self._has_writer = True
@@ -76,7 +75,7 @@ class SafeStderr(io.TextIOBase):
         finally:
             with self._changed:
                 self._wait_for_the_reader(0)
-                # One that is still stuck keeps its writer, whose end is the process's.
+                # A reader that is still stuck keeps the writer, which ends with the process.
                 self._has_writer = self._has_writer and self._is_stuck
                 self._changed.notify_all()
 
@@ -122,7 +121,7 @@ def _written(descriptor: int, data: bytes) -> int:
     """How many of the bytes were written, or given up because there is nobody to take them."""
     try:
         return os.write(descriptor, data)
-    except BlockingIOError:  # whoever shares the terminal has made it so
+    except BlockingIOError:  # another program on the same terminal has made it so
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         poll.poll()

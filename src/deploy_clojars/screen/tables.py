@@ -78,7 +78,7 @@ def _for_a_terminal(table: Table) -> str:
     import rich.console
 
     console = rich.console.Console(
-        # Colour is added later, whatever variables say that rich obeys.
+        # Colour is added later, whatever the variables that rich obeys say.
         file=io.StringIO(), force_terminal=False, highlight=False, markup=False, emoji=False
     )  # fmt: skip
     if _least_width(table) <= console.width:

@@ -1,6 +1,6 @@
-"""What every door to a terminal, a log or another program lets through.
+"""Makes text fit for a terminal, a log or another program.
 
-Other people's text must not drive a terminal, and no secret leaves.
+Other people's text must not control a terminal, and no secret may leave.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from deploy_clojars.masking import masked
 def printable(text: str) -> str:
     """The text with a blank in place of every control, bidi or other invisible character.
 
-    Secrets are masked. Line feeds stay. What is no Unicode, as in the names of some files, is shown as `\\udcff`.
+    Secrets are masked. Line feeds stay. What is not Unicode, as in the names of some files, is shown
+    as `\\udcff`.
     """
     text = masked(text).encode("utf-8", "backslashreplace").decode()
     return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
