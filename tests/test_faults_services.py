@@ -272,7 +272,7 @@ def test_a_name_without_an_address_is_refused_by_every_command(
     host.config.write_text(text.replace('["http://127.0.0.1', '["http://nowhere.invalid'))
     result = host.run(*words)
     assert result.returncode == 4, result.stderr
-    assert "no address of nowhere.invalid, which a health URL of clojars names" in result.stderr
+    assert "the host nowhere.invalid in a health URL of clojars has no address: " in result.stderr
     assert (host.pid("primary"), host.pid("backup")) == pids
 
 
@@ -290,4 +290,4 @@ def test_an_instance_that_could_not_be_seen_to_be_healthy_is_not_restarted(
         preflight.ready_to_restart(host)
     [first, *_] = [each for each in running.jobs(Site(host, host.look())) if each.wrong]
     assert first.what.startswith("what clojars has open is not visible")
-    assert "no file capability" in first.remedy
+    assert "a program that has no file capability" in first.remedy

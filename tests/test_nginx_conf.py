@@ -130,7 +130,7 @@ def test_a_site_that_looks_at_another_flag_is_found_where_the_probe_looks_at_the
     other = other.replace(values.flag, "/var/run/old-flag")
     [found] = faults(f"{head}{server}{other}{probe}{end}", values, OLD)
     assert found.startswith("/etc/nginx/sites-enabled/clojars: nginx looks at /var/run/old-flag")
-    assert found.endswith(", and the drain's is /run/clojars/drain-primary")
+    assert found.endswith(" instead of /run/clojars/drain-primary")
     none = other.replace("if (-f /var/run/old-flag)", "if ($host = x)")
     [found] = faults(f"{head}{server}{none}{probe}{end}", values, OLD)
     assert "nginx looks at no drain flag" in found

@@ -88,7 +88,7 @@ def test_the_site_goes_where_nginx_reads_and_what_is_wrong_with_it_is_found() ->
     unread = tool("setup")
     assert unread.returncode == 1
     assert "FOUND     nginx does not read /etc/nginx/sites-enabled/clojars" in unread.stdout
-    put = "put this into the http block of /etc/nginx/nginx.conf: include /etc/nginx/sites-enabled/*; "
+    put = "add to the http block of /etc/nginx/nginx.conf: include /etc/nginx/sites-enabled/*;"
     assert put in unread.stdout
     assert put in "".join(remedies(tool("check").stdout, "nginx has no site"))
     Path("/etc/nginx/sites-enabled/clojars").unlink()
@@ -139,7 +139,7 @@ def test_the_site_goes_where_nginx_reads_and_what_is_wrong_with_it_is_found() ->
     before = {path: path.read_bytes() for path in Path("/etc").rglob("*") if path.is_file()}
     shared = tool("-c", str(spare), "setup", "--nailgun", "none")
     assert shared.returncode == 2
-    assert f"{site}, another site, has the same; nothing was changed" in shared.stderr
+    assert f"another site has the same one: {site}; nothing was changed" in shared.stderr
     spare.write_text(SPARE + OWN)
     assert {path: path.read_bytes() for path in before if path != spare} == {
         path: text for path, text in before.items() if path != spare

@@ -73,7 +73,7 @@ class Site:
 
     @property
     def nginx_conf(self) -> Configuration | None:
-        """All that nginx reads, where Upstart runs the instances and root asks."""
+        """All that nginx reads; only for root, where Upstart runs the instances."""
         return self._located[1]
 
     @property

@@ -39,7 +39,7 @@ def drain(site: Site) -> Findings:
         yield Finding(
             f"nginx ignores the drain flag {flag}: it answers {answer}",
             True,
-            f"{by_root(f'service {_service(site)} reload')}, and its user must be able to enter {flag.parent}",
+            f"{by_root(f'service {_service(site)} reload')}; nginx's user must be able to enter {flag.parent}",
         )
     else:
         yield Finding(f"nginx prefers the {answer}")
@@ -60,7 +60,7 @@ def _answers(site: Site) -> str:
 
 
 def _is_installed(site: Site, root: Path = Path("/")) -> bool:
-    """Whether the site of `setup` is where nginx reads it."""
+    """Whether the file of `setup`'s site is there."""
     values = site.values
     if values is None:
         return False
@@ -112,7 +112,7 @@ def sites(site: Site, root: Path = Path("/")) -> Findings:
 def _mended(site: Site, values: Values, conf: Configuration, fault: nginx_conf.Fault) -> str:
     reload = f"service {values.front} reload"
     if fault.wanted:
-        return by_root(f"put this into that server, then {reload}: {fault.wanted}")
+        return by_root(f"add to that server block: {fault.wanted}\nthen run: {reload}")
     if _is_installed(site) and not nginx_conf.reads(conf, values):
         return by_root(nginx_conf.remedy_for_unread(conf, values))
     return by_root(f"{site.host.command('setup')} && {reload}")

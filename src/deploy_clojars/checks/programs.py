@@ -52,7 +52,7 @@ def versions() -> Findings:
     if nginx is None:
         yield Finding("nginx is not installed", True, by_root("apt-get install nginx"))
         return
-    name = "nginx" if nginx.service == "nginx" else f"{nginx.service}, made of nginx"
+    name = "nginx" if nginx.service == "nginx" else f"{nginx.service} (based on nginx)"
     yield judged(name, ".".join(map(str, nginx.version)), NGINX_SINCE)
 
 

@@ -19,7 +19,7 @@ from deploy_clojars.run.run import Run
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
 RELEASES_THAT_MUST_FIT = 4
 LEAST_FREE = 64 * 1024 * 1024  # bytes
-LEAST_INODES = 1000  # a file takes one, and a checkout with its build has about so many
+LEAST_INODES = 1000  # one a file; a checkout and its build need about as many
 
 
 def prepare(run: Run) -> None:
@@ -86,38 +86,38 @@ def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
 
 
 def _refuse_names_that_are_not_found(host: Host) -> None:
-    """Without their addresses no health URL is ever met. Raises NotReady (4)."""
+    """A health URL whose host has no address never answers. Raises NotReady (4)."""
     for instance in host.instances.values():
         for name in instance.health_hosts:
             try:
                 sockets.addresses_of(name, health.CHECK_SECONDS)
             except OSError as error:
                 raise NotReady(
-                    f"no address of {name}, which a health URL of {instance.job} names: "
+                    f"the host {name} in a health URL of {instance.job} has no address: "
                     f"{reason(error)}",
                     remedy="nothing was changed; is the name server up? "
-                    "a health URL with an address does not need it",
+                    "An IP address in the health URL needs no name server",
                 ) from None
 
 
 def _refuse_what_cannot_be_seen(look: Look) -> None:
-    """What is restarted must be seen to be healthy. Raises NotReady (4)."""
+    """A restart waits until the instance is seen to be healthy. Raises NotReady (4)."""
     for each in look.instances:
         if each.why_hidden is not None:
             raise NotReady(each.why_hidden, remedy=f"nothing was changed; {health.HOW_TO_BE_SEEN}")
 
 
 def _refuse_wrong_urls(host: Host, look: Look) -> None:
-    """Both serve elsewhere than the configuration says: nothing would ever be healthy.
+    """If both serve elsewhere than the configuration says, neither would ever be healthy.
 
-    Where only one does the other one serves meanwhile, and a restart may be what it needs.
+    If only one does, the other serves meanwhile, and a restart may be what it needs.
     Raises NotReady (4).
     """
     reasons = [health.why_urls_are_wrong(each) for each in look.instances]
     if all(reasons):
         raise NotReady(
             "\n".join(filter(None, reasons)),
-            remedy=f"nothing was changed; set `health` in {host.file or config.DEFAULT_FILE}",
+            remedy=f"nothing was changed; correct `health` in {host.file or config.DEFAULT_FILE}",
         )
 
 
@@ -248,7 +248,7 @@ def refuse_a_full_disk(host: Host) -> None:
                 f"the disk is full: {free // 2**20} MiB free in {directory}, "
                 f"a deploy needs {needed // 2**20} MiB"
             )
-        # Some file systems count no inodes, and say 0 of 0.
+        # Some file systems do not count inodes, and report 0 of 0.
         if found.f_files > 0 and found.f_favail < LEAST_INODES:
             raise DeployError(
                 f"the disk is full: {found.f_favail} inodes free in {directory} (see df -i), "

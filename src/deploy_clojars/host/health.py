@@ -15,7 +15,7 @@ from deploy_clojars.errors import reason
 from deploy_clojars.host.services import State
 from deploy_clojars.machine import connections, processes, sockets
 
-CHECK_SECONDS = 5.0  # for a name server, or for a URL that is not of the configuration
+CHECK_SECONDS = 5.0  # for a name server, or for a URL that is not from the configuration
 
 WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
 ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
@@ -23,8 +23,8 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 LONGEST_COMMAND = 60  # characters of one in a message
 
 HOW_TO_BE_SEEN = (
-    "its program must run as the user who deploys and have no file capability, "
-    "and that user's processes must be visible in /proc"
+    "the instance must run as the user who deploys, from a program that has no file capability, "
+    "and /proc must show that user's processes"
 )
 
 Listeners = Mapping[int, Sequence[connections.Row]]  # those that could answer, by local port
@@ -69,7 +69,7 @@ class Observation:
     running: str | None = None  # a version, or the path of a jar that is not a release
     open_releases: frozenset[str] = frozenset()
     visible: bool = True  # whether this user may ask for its state and see what it has open
-    hidden: str = ""  # why not, where it is what it has open
+    hidden: str = ""  # why this user cannot see what it has open
     checks: tuple[Check, ...] = ()
     foreign_ports: tuple[int, ...] = ()  # local health ports that are not its alone
     unseen_ports: tuple[int, ...] = ()  # those of which this user cannot see whose they are
@@ -79,7 +79,7 @@ class Observation:
 
     @property
     def why_hidden(self) -> str | None:
-        """Why it could not be seen to be healthy, whatever it runs; None if it could."""
+        """Why it can never be seen to be healthy, whatever it runs; None if it can."""
         if self.pid is None or self.visible:
             return None
         if self.running is None:
@@ -170,10 +170,10 @@ def _answers(asked: HealthUrl, timeout: float) -> tuple[bool, str]:
 
 
 def why_urls_are_wrong(observation: Observation) -> str | None:
-    """Why the health URLs cannot be those of the instance, which runs and is up; None if they can.
+    """Why the health URLs cannot be those of a running instance; None if they can.
 
-    It must answer at another of them, or elsewhere, since one that hangs before it listens needs a
-    restart and not another configuration.
+    Only one that answers at another of them, or elsewhere, counts: an instance that hangs before it
+    listens needs a restart and not another configuration.
     """
     ports, doors = observation.silent_ports, observation.other_doors
     if not (ports and doors and observation.open_releases):
@@ -183,8 +183,8 @@ def why_urls_are_wrong(observation: Observation) -> str | None:
         return None
     silent, others = (", ".join(map(str, each)) for each in (ports, [port for _, port in doors]))
     return (
-        f"{observation.job} (PID {observation.pid}) does not listen on port {silent} "
-        f"of its health URLs, but on port {others}"
+        f"{observation.job} (PID {observation.pid}) does not listen on port {silent}, "
+        f"which its health URLs name, but on port {others}"
     )
 
 
@@ -205,9 +205,9 @@ def address_of(url: str) -> tuple[str, int]:
 
 
 def addresses_of(urls: Iterable[str]) -> list[connections.Address]:
-    """What the health URLs name, every address of each; a name that is not found has none.
+    """Every address of every host that the URLs name, with its port; a name that is not found has none.
 
-    Takes as long as one name may take at most.
+    All of it takes CHECK_SECONDS at most.
     """
     found = []
     deadline = time.monotonic() + CHECK_SECONDS

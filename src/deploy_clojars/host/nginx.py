@@ -15,7 +15,7 @@ from deploy_clojars.errors import DeployError, NotDrained
 from deploy_clojars.machine import processes
 from deploy_clojars.machine.connections import Visitor
 
-# nginx, and those that are made of it: their program, their processes and their service.
+# nginx and what is based on it: the name of the program, its processes and its service.
 NAMES = ("nginx", "angie", "openresty", "freenginx", "tengine")
 
 PROBE_SECONDS = 3.0
@@ -89,7 +89,7 @@ class Processes:
 
 
 def names_running() -> set[str]:
-    """Which of the names have a process."""
+    """Which of NAMES have a running process."""
     return {process.info["name"] for process in psutil.process_iter(["name"])}.intersection(NAMES)
 
 

@@ -78,7 +78,7 @@ class Values:
     listen: str = "80"
     nailgun_host: str = "127.0.0.1"
     nailgun_port: str = "7600"
-    # Where nginx reads them; those of Debian stand here.
+    # Where nginx reads them; as in Debian unless it says otherwise.
     site_file: str = ""
     site_link: str | None = None
     nailgun_file: str = ""
@@ -87,7 +87,7 @@ class Values:
 
     @property
     def tool_file(self) -> str:
-        """The name of what is of the tool itself, for each site its own: sudo skips one with a dot."""
+        """The name of this site's sudoers file and message of the day. sudo skips files with a dot."""
         return f"deploy-{re.sub(r'[^A-Za-z0-9_-]', '_', self.site)}"
 
     @property
@@ -141,7 +141,7 @@ def values_of(
         raise UsageError(
             f"instances.primary.url: has no host that nginx can be told: {primary.url}"
         )
-    site = primary.job.replace(":", "-")  # of supervisord's GROUP:PROGRAM: it names files
+    site = primary.job.replace(":", "-")  # it names files; supervisord has GROUP:PROGRAM
     return Values(
         server_name=server_name,
         user=user,

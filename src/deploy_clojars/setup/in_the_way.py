@@ -39,7 +39,7 @@ def other_sites(
 ) -> Iterator[Obstacle]:
     """nginx takes the first of two sites with one name, and only warns of the other.
 
-    Looks at the files that nginx reads (`conf`), or else at those that it usually does.
+    Looks at the files that nginx reads (`conf`), or without that at the usual ones.
     """
     main = Path(conf.files[0]) if conf else root / "etc/nginx/nginx.conf"
     nginx = main.parent

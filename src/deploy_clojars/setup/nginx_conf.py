@@ -1,4 +1,4 @@
-"""nginx's whole configuration, as `nginx -T` prints it, and what it says of the site.
+"""nginx's whole configuration, as `nginx -T` prints it, and what it says about the site.
 
 Only nginx knows which files it reads, and which setting of which file is in force.
 """
@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from deploy_clojars.setup.files import Values
 
-# From this one on connections to an upstream are kept unless the site says otherwise.
+# Since this version nginx keeps connections to an upstream open, unless the site says otherwise.
 KEEPS_SINCE = (1, 29, 7)
 
 _TOKEN = re.compile(
@@ -28,7 +28,7 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Directive:
-    """One directive; `file` is where it stands."""
+    """One directive; `file` is the one that it is in."""
 
     name: str
     args: tuple[str, ...]
@@ -36,7 +36,7 @@ class Directive:
     block: tuple[Directive, ...] = ()
 
     def all(self, *names: str) -> Iterator[Directive]:
-        """Those of these names in its block and the blocks in it."""
+        """The directives with these names in its block and the blocks in it."""
         for each in self.block:
             if each.name in names:
                 yield each
@@ -67,7 +67,7 @@ class Configuration:
 
 
 def read(dump: str) -> Configuration | None:
-    """What `nginx -T` has printed; None if that is nothing."""
+    """Reads what `nginx -T` has printed; None if it names no file."""
     parts = re.split(r"^# configuration file (.+):\n", dump, flags=re.MULTILINE)[1:]
     texts = dict(zip(parts[::2], parts[1::2], strict=True))
     if not texts:
@@ -78,7 +78,7 @@ def read(dump: str) -> Configuration | None:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """The words and marks; a quoted word keeps its quotes, for it is no mark."""
+    """The words and marks. A quoted word keeps its quotes, so that it is not taken for a mark."""
     place, name = 0, ""
     while match := _TOKEN.match(text, place):
         place = match.end()
@@ -131,13 +131,13 @@ def _included(
 def located(values: Values, conf: Configuration | None) -> Values:
     """The values with the places of the site and the nailgun port's file where this nginx reads them.
 
-    Without a place for one of them the usual one of Debian stays.
+    Where nginx has no place for one of them, Debian's stays.
     """
     if conf is None:
         return values
     site = values.site
     patterns = conf.patterns(conf.http.block)
-    # Where each file of the directory is read there are links, so that nothing else is in it.
+    # A directory of which nginx reads every file is one of links, as in Debian.
     linked = next((each for each in patterns if os.path.basename(each) == "*"), None)
     if linked is not None:
         links = os.path.dirname(linked)
@@ -154,7 +154,7 @@ def located(values: Values, conf: Configuration | None) -> Values:
 
 
 def reads(conf: Configuration, values: Values) -> bool:
-    """Whether nginx reads the file of the site that `setup` makes."""
+    """Whether nginx reads the site's file that `setup` creates."""
     return (values.site_link or values.site_file) in conf.files
 
 
@@ -162,13 +162,13 @@ def remedy_for_unread(conf: Configuration, values: Values) -> str:
     """What to do where nginx does not read the site's file."""
     directory = os.path.dirname(values.site_link or values.site_file)
     return (
-        f"put this into the http block of {conf.files[0]}: include {directory}/*; "
-        f"then: service {values.front} reload"
+        f"add to the http block of {conf.files[0]}: include {directory}/*;\n"
+        f"then run: service {values.front} reload"
     )
 
 
 def taken_by_others(conf: Configuration, values: Values) -> Iterator[tuple[str, str]]:
-    """What only one site can have, and another has: the key that sets it, and where that one is."""
+    """What only one site can have and another one uses: its key, and the file of that site."""
     port = _port(values.probe_listen)
     listens = {values.probe_listen, port, f"*:{port}", f"0.0.0.0:{port}"}
     for server in conf.http.all("server"):
@@ -182,7 +182,7 @@ def taken_by_others(conf: Configuration, values: Values) -> Iterator[tuple[str, 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with the site that is in force, and what it should say; empty: all of it."""
+    """What is wrong with the site in force, and what to add to it; empty if it must be replaced."""
 
     what: str
     wanted: str = ""
@@ -204,17 +204,16 @@ def faults(conf: Configuration, values: Values, version: tuple[int, ...]) -> Ite
     for server in own:
         flags = {found for each in server.all("if") if (found := _flag(each))}
         if values.flag not in flags:
-            looks_at = ", ".join(sorted(flags)) or "no drain flag"
+            looked_at = ", ".join(sorted(flags)) or "no drain flag"
             yield Fault(
-                f"{server.file}: nginx looks at {looks_at}, and the drain's is {values.flag}",
+                f"{server.file}: nginx looks at {looked_at} instead of {values.flag}",
                 f"if (-f {values.flag})",
             )
     for server in own:
         sent = _sent(server, _in_force(conf.http, Sent()))
         if any(_is_kept(each, list(pools.values()), version) for each in sent):
             yield Fault(
-                f"{server.file}: nginx keeps connections to the instances, and a drain waits until "
-                "there is none",
+                f"{server.file}: nginx keeps connections to the instances open, which holds up a drain",
                 "proxy_http_version 1.0; proxy_set_header Connection close;",
             )
 
@@ -233,21 +232,21 @@ def _names(server: Directive, pools: dict[str, Directive]) -> bool:
 
 
 def _flag(condition: Directive) -> str | None:
-    """The file whose existence an `if` asks for."""
+    """The file whose existence an `if` tests."""
     match = re.fullmatch(r"\(\s*-[fe]\s+(\S+?)\s*\)", " ".join(condition.args))
     return match[1].strip("\"'") if match else None
 
 
 @dataclass(frozen=True)
 class Sent:
-    """How a request is sent to an upstream; None: as is nginx's default."""
+    """How a request is sent to an upstream; None is nginx's default."""
 
     connection: str | None = None  # the header
     http: str | None = None  # the version
 
 
 def _in_force(block: Directive, around: Sent) -> Sent:
-    """What a block says, or else what is around it; a header of its own hides all those around."""
+    """What a block says, or else the block around it. One header in a block hides all of those around it."""
     headers = [each.args for each in block.block if each.name == "proxy_set_header"]
     if headers:
         said = {name.lower(): value for name, value in (each[:2] for each in headers)}

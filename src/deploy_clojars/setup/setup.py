@@ -166,16 +166,16 @@ def with_real_group(values: Values) -> Values:
 
 
 def _refuse_what_another_site_has(values: Values, conf: Configuration | None) -> None:
-    """Raises UsageError (2): both sites would be drained at once, or nobody knew whose answer it is."""
+    """Raises UsageError (2): both would be drained at once, or one probe would answer for the other."""
     for key, file in nginx_conf.taken_by_others(conf, values) if conf else ():
         raise UsageError(
-            f"{key}: {file}, another site, has the same; nothing was changed",
-            remedy=f"set {key} in the configuration of this site to something of its own",
+            f"{key}: another site has the same one: {file}; nothing was changed",
+            remedy=f"set another {key} in the configuration of this site",
         )
 
 
 def _refuse_what_is_refused_already(nginx: validation.InstalledNginx | None) -> None:
-    """Raises NotReady (4): what is made could not be told from what was wrong before."""
+    """Raises NotReady (4): new faults could not be told from the old ones."""
     verdict = validation.of_whole_host(nginx)
     if verdict.refused_by is not None:
         raise NotReady(

@@ -22,7 +22,7 @@ SECONDS = 30.0  # for visudo and nginx -t
 # `proxy_half_close`, without which a client that has sent all never gets its answer.
 STREAM_SINCE = (1, 21, 4)
 
-ANGIE = (1, 23, 4)  # what it began with
+ANGIE = (1, 23, 4)  # the nginx that its first version was made from
 
 MAIN = """\
 {modules}daemon off;
@@ -63,7 +63,7 @@ class InstalledNginx:
 
 
 def nginx() -> InstalledNginx | None:
-    """The nginx that is installed, or what is made of it: of several the one that runs, or None."""
+    """The nginx, or the program based on it, that is installed; of several the one that runs."""
     running = names_running()
     for name in sorted(NAMES, key=lambda name: name not in running):
         path = root_program(name)
@@ -74,7 +74,7 @@ def nginx() -> InstalledNginx | None:
 
 
 def nginx_at(path: str) -> InstalledNginx | None:
-    """The nginx with this program, or None if it does not run."""
+    """The nginx at this path, or None if it cannot be run."""
     try:
         said = capture([path, "-V"], timeout=SECONDS).err
     except (TookTooLong, OSError):
@@ -87,7 +87,7 @@ def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> Installe
     version = re.search(r"nginx version: \S+?/([\d.]+)", said)
     numbers = tuple(int(part) for part in version[1].strip(".").split(".")) if version else ()
     if "Angie version: " in said:
-        numbers = ANGIE  # it counts from 1.0 again
+        numbers = ANGIE  # its own versions start at 1.0
     stream = None
     if re.search(r"--with-stream(?=\s|$)", said):
         stream = ""
@@ -99,10 +99,10 @@ def parse_nginx(path: str, said: str, exists: Callable[[str], bool]) -> Installe
 
 
 def located(values: Values, nginx: InstalledNginx | None) -> tuple[Values, Configuration | None]:
-    """The values for this host's nginx, and all that it reads, if it says that (to us)."""
+    """The values for this host's nginx, and all that it reads, if it tells this user."""
     if nginx is None:
         return values, None
-    # Asking makes its logs and directories.
+    # This creates nginx's logs and directories.
     conf = nginx_conf.read(_asked([nginx.program, "-T"]).out)
     return dataclasses.replace(nginx_conf.located(values, conf), front=nginx.service), conf
 
@@ -140,8 +140,8 @@ def of_nginx(
         )
     if nailgun == "nginx" and not values.has_place_for_stream:
         raise NotReady(
-            "nginx reads no file outside its http block, where the nailgun port's server belongs",
-            remedy="add this to the top of its main file: include modules-enabled/*.conf;\n"
+            "nginx reads no file outside its http block, and the nailgun port's server belongs there",
+            remedy="add to the top of nginx.conf: include modules-enabled/*.conf;\n"
             f"or --nailgun balance ({HALF_CLOSED})",
         )
     with tempfile.TemporaryDirectory() as name:
@@ -193,7 +193,7 @@ def remedy_for(said: str) -> str:
     if '"stream" directive is duplicate' in said:
         return (
             "this nginx already has a stream block: put the nailgun port's server into it by "
-            f"hand, and: deploy-clojars setup --nailgun none\n"
+            f"hand, then run: deploy-clojars setup --nailgun none\n"
             f"or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
         )
     if 'unknown directive "stream"' in said:
