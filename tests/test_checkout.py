@@ -998,7 +998,7 @@ def test_a_submodule_that_the_project_leaves_out_is_a_warning(
     with_submodule(repository, "../library", "0.2.0", "submodule.vendor.update=none")
 
     assert checked_out(mirror, log, tmp_path) == [
-        "the submodule vendor is empty: its settings leave it out"
+        "the submodule vendor is empty: its settings exclude it"
     ]
 
 
@@ -1082,7 +1082,7 @@ def test_a_file_that_the_settings_of_lfs_leave_out_is_a_warning(
     set_up_lfs("cat")
 
     assert checked_out(mirror, log, tmp_path) == [
-        "the settings of git-lfs leave these files out: logo é.png"
+        "the settings of git-lfs exclude these files: logo é.png"
     ]
 
 

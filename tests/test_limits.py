@@ -245,11 +245,11 @@ def test_where_there_are_no_locks_a_run_is_refused_and_nobody_holds_one(
     file = tmp_path / "lock"
     monkeypatch.setattr(fcntl, "fcntl", fail)
     with (
-        pytest.raises(NotReady, match=f"has no locks: {os.strerror(number)}") as refused,
+        pytest.raises(NotReady, match=f"does not support locks: {os.strerror(number)}") as refused,
         lock.held(file, lock.Holder()),
     ):
         pytest.fail("two runs could be at work")
-    assert f"{tmp_path} must be on one that has them" in refused.value.remedy
+    assert f"move {tmp_path} to one that does" in refused.value.remedy
     assert lock.holder_of(file) is None
 
 

@@ -321,7 +321,9 @@ def test_without_room_for_the_link_back_nothing_is_begun(
     releases.flip("A")
     no_room(monkeypatch)
     with (
-        pytest.raises(DeployError, match=r"no link can be made in .*: No space left on device"),
+        pytest.raises(
+            DeployError, match=r"a link in .* cannot be created: No space left on device"
+        ),
         releases.link_made_for("A"),
     ):
         pytest.fail("there is no way back")

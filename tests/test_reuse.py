@@ -121,7 +121,7 @@ def test_a_release_that_was_in_production_is_not_built_again(light_host: LittleH
     }.items():
         result = host.run(version, "--rebuild", "--yes")
         assert result.returncode == 1
-        assert f"release {version} is not built again: {why}" in result.stderr
+        assert f"release {version} cannot be built again: {why}" in result.stderr
 
     assert before == {version: release(host, version).read_bytes() for version in before}
     assert "to build it again" not in declined(host, SECOND)
@@ -135,7 +135,7 @@ def test_a_release_that_is_no_longer_what_was_built_is_not_used(light_host: Litt
     result = host.run(SECOND, "--yes")
 
     assert result.returncode == 1
-    assert f"release {SECOND} is not what was built" in result.stderr
+    assert f"release {SECOND} has changed since" in result.stderr
     assert f"build it again: {REBUILD}" in result.stderr
     assert host.versions == (FIRST, FIRST)
     host.done(SECOND, "--rebuild", "--yes")
@@ -145,7 +145,7 @@ def test_a_release_that_is_no_longer_what_was_built_is_not_used(light_host: Litt
     host.done("rollback", FIRST, "--yes")
     result = host.run(SECOND, "--yes")
     assert result.returncode == 1
-    assert f"put the jar back that was built: {release(host, SECOND)}" in result.stderr
+    assert f"restore the jar that was built: {release(host, SECOND)}" in result.stderr
 
 
 def test_a_release_of_which_the_journal_has_no_checksum_says_so(light_host: LittleHost) -> None:
@@ -153,7 +153,7 @@ def test_a_release_of_which_the_journal_has_no_checksum_says_so(light_host: Litt
 
     shown = declined(light_host, SECOND)
 
-    assert "the journal has no checksum of it: whether it has changed is not known" in shown
+    assert "the journal has no checksum for it, so it may have changed since it was built" in shown
     assert "to build it again" not in shown
 
 
@@ -171,7 +171,7 @@ def test_a_tag_that_was_moved_can_be_built_again(light_host: LittleHost, tmp_pat
     result = host.run(SECOND, "--yes")
 
     assert result.returncode == 1
-    assert "run by no instance" in result.stderr
+    assert "no instance runs the release" in result.stderr
     assert f"or build it again: {REBUILD}" in result.stderr
     assert release(host, SECOND).read_bytes() == content
 
@@ -210,9 +210,9 @@ HIDDEN = Observation(BACKUP, "clojars-backup", "running", "", pid=2, visible=Fal
 @pytest.mark.parametrize(
     ("version", "backup", "who"),
     [
-        ("A", STOPPED, "the release is run by clojars"),
-        ("B", STOPPED, "the release is run by no instance"),
-        ("A", HIDDEN, "the release is run by clojars; what clojars-backup runs is not known"),
+        ("A", STOPPED, "clojars runs the release"),
+        ("B", STOPPED, "no instance runs the release"),
+        ("A", HIDDEN, "clojars runs the release; what clojars-backup runs is not known"),
         ("B", HIDDEN, "what clojars-backup runs is not known"),
     ],
 )

@@ -113,7 +113,7 @@ def test_a_rollback_that_cannot_be_put_back_names_each_cause(
         error = rollback.put_back(run, look, failed)
     assert isinstance(error, HalfDone)
     assert error.message == (
-        "the primary was spared; the backup died; and what was before could not be put back: "
+        "the primary was spared; the backup died; putting back what ran before failed, too: "
         "the disk is broken"
     )
     assert error.detail == "its last words\nan error of the disk"

@@ -139,7 +139,7 @@ def test_a_running_unit_whose_file_is_broken_runs_and_cannot_be_restarted(
     host.install("goes", "[Service]\nType=simple\n")
     found = systemd.status("goes")
     assert (found.state, found.pid) == ("running", host.pid("goes"))
-    assert found.obstacle == "goes.service runs, and its file is now: bad-setting"
+    assert found.obstacle == "goes.service runs, but its file is now: bad-setting"
 
 
 def test_without_systemd_the_state_is_unknown(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
         raise lock.locked_by(holder)
     lock.refuse_one_that_cannot_be_held(host.lock_file)
     if not host.deploy.is_dir() and not os.access(host.home, os.W_OK | os.X_OK):
-        raise NotReady(f"{host.deploy} cannot be made: {os.strerror(errno.EACCES)}")
+        raise NotReady(f"{host.deploy} cannot be created: {os.strerror(errno.EACCES)}")
     lines: list[str] = []
     if not host.deploy.is_dir():
         lines.append(_command("mkdir", host.deploy))
@@ -64,8 +64,8 @@ def _command(*words: str | Path) -> str:
 
 
 def _for_the_shell(pattern: str) -> str:
-    """The pattern, quoted but for what the shell replaces."""
-    parts = re.split(r"(\*+|\?|\[[^\]]*\])", pattern)  # every second one is such a thing
+    """The pattern, quoted except for what the shell expands."""
+    parts = re.split(r"(\*+|\?|\[[^\]]*\])", pattern)  # every second part is a wildcard
     return "".join(
         part if number % 2 or not part else shlex.quote(part) for number, part in enumerate(parts)
     )
@@ -123,7 +123,7 @@ class RehearsedHost(Host):
 
     def __init__(self, host: Host, write: Write) -> None:
         config, replace = host.config, msgspec.structs.replace
-        # Nothing was done whose effect would have to last.
+        # Nothing is done here, so nothing has to stay quiet or healthy.
         drain, health = replace(config.drain, quiet=0), replace(config.health, settle=0)
         super().__init__(replace(config, drain=drain, health=health), host.words, host.file)
         self.journal = RehearsedJournal(self.journal.file)
@@ -258,7 +258,7 @@ class RehearsedReleases(Releases):
 
     @contextmanager
     def link_made_for(self, version: str) -> Iterator[None]:
-        yield  # nothing fails here and is reverted
+        yield  # nothing is reverted here
 
     def remove_link(self) -> None:
         self._write(_command("rm", self.link))

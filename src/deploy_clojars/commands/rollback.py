@@ -52,8 +52,8 @@ def rollback(run: Run) -> None:
 def revert_what_was_cut_off(run: Run) -> Look | None:
     """Reverts an earlier run that was killed; returns a new look at the host if there was one.
 
-    If that fails, the rollback to another release is the way out. Raises HalfDone (9) if it is to
-    the same one.
+    If that fails, a rollback to another release continues: it is the way out. Raises HalfDone (9) if
+    this one is to the approved release.
     """
     try:
         return revert_a_run_that_was_cut_off(run)
@@ -166,7 +166,7 @@ def put_back(run: Run, before: Look, failed: dict[Role, NotHealthy]) -> DeployEr
                 restart(run, BACKUP, version)
     except DeployError as error:
         return HalfDone(
-            f"{reason}; and what was before could not be put back: {error.message}",
+            f"{reason}; putting back what ran before failed, too: {error.message}",
             detail="\n".join(filter(None, (*details, error.detail))),
             remedy=where_the_host_stands(run),
         )

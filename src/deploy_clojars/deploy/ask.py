@@ -152,7 +152,7 @@ def question_page(run: Run, look: Look) -> list[str]:
 
 
 def what_is_promoted(run: Run, look: Look) -> list[str]:
-    """From which release to which, and what speaks against it."""
+    """From which release to which, with the commits between, and whether it was rolled back before."""
     version = run.version
     lines = [
         run.console.cut(line) if line.startswith("  ") else line  # a subject may fill the screen
@@ -202,16 +202,16 @@ def _commit_of(run: Run, commits: dict[str, str], version: str) -> str | None:
 
 
 class QuestionWatch:
-    """Looks at both instances while the question is open, and says once what changes, and back.
+    """Watches both instances while the question is open; reports each change once, recovery too.
 
-    In threads of its own: an answer must not wait for an instance that hangs.
+    It looks in threads: an answer must not wait for an instance that hangs.
     """
 
     def __init__(self, run: Run, primary: Observation, backup: Observation) -> None:
         self._run = run
         self._version = run.version
         self._primary, self._backup = primary, backup
-        self._said: defaultdict[str, set[str]] = defaultdict(set)  # of what is wrong now
+        self._said: defaultdict[str, set[str]] = defaultdict(set)  # about what is wrong now
         self._news: list[str] = []
         self._looks = {role: self._look_at(role) for role in run.host.instances}
 
@@ -244,11 +244,11 @@ class QuestionWatch:
         return None
 
     def _of_instance(self, role: Role, look: Future[Observation]) -> tuple[str | None, str]:
-        """What is wrong with it, and what to say when nothing is any more."""
+        """What is wrong with it, and what to say once that is over."""
         job = self._run.host.instances[role].job
         error = look.exception()
         if error is not None:
-            return f"{job} cannot be looked at: {error}", f"{job} can be looked at again"
+            return f"the state of {job} is unknown: {error}", f"the state of {job} is known again"
         if role == PRIMARY:
             return self._of_primary(look.result()), f"{job} serves again"
         why = _why_not_as_tried(look.result(), self._backup, self._version)

@@ -21,7 +21,7 @@ from deploy_clojars.screen.console import Console
 # So that a shortage of memory ends the build and not the site (proc(5): -1000 to 1000).
 OOM_SCORE_ADJ = 800
 
-PIECE = 64 * 1024  # bytes of a build's output that are shown at once
+PIECE = 64 * 1024  # bytes; as much of a build's output is shown at once
 
 
 def program_of(command: str) -> str | None:
@@ -117,7 +117,7 @@ class Builder:
             raise self._failed(f"{what} ({command}): {error.strerror}", start) from None
         finally:
             if follow is not None:
-                with suppress(Interrupted):  # which the next step hears of
+                with suppress(Interrupted):  # the next step raises it
                     follow(to_the_end=True)
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
@@ -143,7 +143,7 @@ class _Follower:
         with self._path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             while self._position < size:
-                signals.check()  # who follows much output can still stop it
+                signals.check()  # so that a signal is heard while much output is shown
                 file.seek(self._position)
                 piece = file.read(PIECE)
                 # A carriage return ends a line, too, unless a line feed may follow it.

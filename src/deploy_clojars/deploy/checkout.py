@@ -29,9 +29,9 @@ from deploy_clojars.machine import shell, signals
 from deploy_clojars.machine.processes import RUN_VARIABLE
 from deploy_clojars.masking import masked
 
-# The configuration of the host, the user or the mirror may say anything. What it says for the remote
-# counts: url.insteadOf, credentials, the ssh command, proxies. For what is local, this does; no program
-# that it names is run.
+# The host, the user and the mirror may have any settings of git. Those for the remote count:
+# url.insteadOf, credentials, the ssh command, proxies. For local work these count instead, so that no
+# program that the others name is run.
 SAFE = (
     "clone.defaultRemoteName=origin",
     "core.attributesFile=/dev/null",
@@ -54,7 +54,7 @@ FAILED_TO_KEEP = 3
 SUBJECTS = 12  # commits listed in the question
 
 # git's variables that are meant for the remote, or for no repository in particular. All others name a
-# repository of the caller's, a program, or how this one is to be read.
+# repository or a program of the caller's, or change how this repository is read.
 WANTED = (
     "GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM",
     "GIT_CONFIG_SYSTEM", "GIT_CURL_VERBOSE", "GIT_EXEC_PATH", "GIT_HTTP_", "GIT_PROXY_",
@@ -132,7 +132,7 @@ class Mirror:
             _remove_whatever(self.directory)
             successor.directory.rename(self.directory)
         except OSError as error:
-            raise DeployError(f"the mirror {self.directory} cannot be made: {error}") from None
+            raise DeployError(f"the mirror {self.directory} cannot be created: {error}") from None
         finally:
             remove(successor.directory)
 
@@ -173,7 +173,7 @@ class Mirror:
 
     def _is_a_repository(self) -> bool:
         if self.directory.is_symlink():
-            return False  # to whose tags `fetch` would do what it does to the mirror's
+            return False  # `fetch` would change the tags of the repository that it leads to
         try:
             with closing(git.Repo(self.directory, expand_vars=False)) as repository:
                 return bool(repository.bare)
@@ -183,14 +183,14 @@ class Mirror:
             return False  # of GitPython's own reader
 
     def _make(self, objects: Iterable[str]) -> None:
-        """Makes the mirror, for such names of objects as the remote has."""
+        """Creates the mirror, with the object format of the remote's `objects`."""
         try:
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             self._git(self.directory.parent).init(
                 "--bare", *_init_options(next(iter(objects), "")), "--", str(self.directory)
             )
         except (OSError, git.GitCommandError) as error:
-            raise DeployError(f"the mirror {self.directory} cannot be made: {error}") from None
+            raise DeployError(f"the mirror {self.directory} cannot be created: {error}") from None
 
     def _fetch(
         self, log: IO[bytes] | None, timeout: float, silence: float, tag: str = "*", *options: str
@@ -216,7 +216,7 @@ class Mirror:
         """
         options = [part for setting in SAFE for part in ("-c", setting)]
         login = self._login
-        # Not straight into the log: git may say a token that stands in the URL in place of a user.
+        # Not straight into the log: git may print a token that the URL has in place of a user.
         with open(os.memfd_create("git"), "w+b", buffering=0) as output:
             try:
                 status = shell.stream(
@@ -246,7 +246,7 @@ class Mirror:
 
     @cached_property
     def _ssh(self) -> str:
-        """What git would use for ssh; the variable with which it is told more overrules all else."""
+        """The ssh command that git would use, with options; GIT_SSH_COMMAND, which hands it on, overrules all."""
         configured = ""
         with suppress(OSError, shell.TookTooLong):
             words = ["git", "-C", str(self._directory_to_ask_from), "config", "core.sshCommand"]
@@ -257,7 +257,7 @@ class Mirror:
             or configured
             or (shlex.quote(program) if program else "ssh")
         )
-        # A connection that stays is not for this tool to begin.
+        # This tool must not open a shared connection that outlives it.
         return f"{command} -o BatchMode=yes -o ControlMaster=no"
 
     def _git(self, directory: Path) -> git.Git:
@@ -300,13 +300,13 @@ class Mirror:
     def check_out(self, commit: str, directory: Path, log: IO[bytes], timeout: float) -> list[str]:
         """Makes `directory` with a real `.git` at the commit, with its submodules and LFS files.
 
-        Returns warnings of what the project's own settings leave out. Raises Broken, DeployError,
+        Returns warnings about what the project's own settings leave out. Raises Broken, DeployError,
         Interrupted.
         """
         try:
             self._make_checkout(commit, directory)
             try:
-                # Files in LFS come from the remote, and say nothing on their way.
+                # Files in LFS come from the remote, and git shows no progress of them.
                 words = ["checkout", "--quiet", "--detach", commit]
                 self._run(words, log, timeout, None, directory)
             except Stalled:
@@ -318,10 +318,10 @@ class Mirror:
                     f"{commit[:10]} cannot be checked out: {why}", remedy=error.remedy
                 ) from None
             command = self._git(directory)
-            # A file whose content is lost is left out, and git's exit status is 0.
+            # git leaves out a file whose content is lost, and exits with 0.
             lost = str(command.ls_files("--deleted")).splitlines()
             if lost:
-                raise Broken(f"{commit[:10]} cannot be checked out: {len(lost)} files are lost")
+                raise Broken(f"{commit[:10]} cannot be checked out: files missing: {len(lost)}")
             if "\n160000 " not in f"\n{command.ls_files('--stage')}":
                 return self._lfs_files_left_out([directory])
             words = ["submodule", "update", "--init", "--recursive", "--", "."]
@@ -330,20 +330,20 @@ class Mirror:
             empty = [line.split(" ", 1)[1] for line in lines if line.startswith("-")]
             inner = str(command.submodule("--quiet", "foreach", "--recursive", "pwd")).splitlines()
             return [
-                *(f"the submodule {name} is empty: its settings leave it out" for name in empty),
+                *(f"the submodule {name} is empty: its settings exclude it" for name in empty),
                 *self._lfs_files_left_out([directory, *map(Path, inner)]),
             ]
         except git.GitCommandError as error:
-            signals.check()  # Ctrl-C reaches git, too: its end says nothing of the mirror
+            signals.check()  # Ctrl-C reaches git, too: its failure says nothing about the mirror
             raise Broken(f"{commit[:10]} cannot be checked out: {_words(error)}") from None
         except OSError as error:
-            raise DeployError(f"{directory} cannot be made: {error.strerror}") from None
+            raise DeployError(f"{directory} cannot be created: {error.strerror}") from None
 
     def _make_checkout(self, commit: str, directory: Path) -> None:
         """An empty repository with the mirror's objects and tags, as of a `clone --shared`.
 
-        git's own clone asks the mirror as it would a stranger's repository: by the settings for
-        URLs, protocols and servers, none of which is meant for it. Raises OSError, GitCommandError.
+        git's own clone treats the mirror like a stranger's repository: it applies the settings for
+        URLs, protocols and servers, none of which is meant for the mirror. Raises OSError, GitCommandError.
         """
         directory.mkdir(parents=True)
         command = self._git(directory)
@@ -370,7 +370,7 @@ class Mirror:
                 f"git-lfs is not set up, and these files are in Git LFS: {shown}",
                 remedy="install git-lfs, then as this user: git lfs install",
             )
-        return [f"the settings of git-lfs leave these files out: {shown}"]
+        return [f"the settings of git-lfs exclude these files: {shown}"]
 
     def _has_lfs_filter(self, directory: Path) -> bool:
         with suppress(git.GitCommandError):  # nothing is configured
@@ -401,17 +401,17 @@ def _scratch() -> TemporaryDirectory[str]:
     try:
         return TemporaryDirectory()
     except OSError as error:
-        raise DeployError(f"no temporary directory can be made: {error.strerror}") from None
+        raise DeployError(f"a temporary directory cannot be created: {error.strerror}") from None
 
 
 def _init_options(an_object: str) -> list[str]:
-    """Of `git init`, for a repository whose objects have such names, whatever the user's defaults."""
+    """The options of `git init` for the format of this object's name, whatever the user's defaults."""
     is_sha256 = len(an_object) == 64
     return ["--quiet", "--template=", f"--object-format={'sha256' if is_sha256 else 'sha1'}"]
 
 
 def _is_lfs_pointer(file: Path) -> bool:
-    """Whether the file is what git has in the place of one in Git LFS."""
+    """Whether the file is the pointer that git has in place of a file in Git LFS."""
     if file.is_symlink() or not file.is_file():
         return False
     with file.open("rb") as opened:
@@ -472,8 +472,7 @@ def _number(directory: Path) -> int:
 
 
 def remove(directory: Path) -> None:
-    """Removes a directory that is no longer needed, also what a build has protected from writing."""
-
+    """Removes a directory that is no longer needed, even if a build has write-protected parts of it."""
     shutil.rmtree(directory, ignore_errors=True)
     if directory.exists():
         with suppress(OSError):

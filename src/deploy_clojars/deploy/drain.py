@@ -40,7 +40,7 @@ SHOWN = 5  # visitors by address
 def drain_primary(run: Run) -> Observation:
     """Before a promotion: no request is in the primary any more, unless it needs no restart.
 
-    Returns the primary as it is then. The flag stays until it is back, or the revert removes it.
+    Returns the primary as it is then. The flag stays until the primary is back, or a revert removes it.
     Raises NotDrained (6) if requests do not end, unless the operator said `--force`.
     """
     look = run.host.look()
@@ -74,9 +74,9 @@ def without_requests(run: Run, role: Role) -> Iterator[None]:
 
 @contextmanager
 def back_to_the_primary(run: Run, before: Observation) -> Iterator[None]:
-    """The block restarts the primary, which was so `before`; after it the flag goes.
+    """Removes the flag after the block, which restarts the primary; `before` is how that was.
 
-    It stays if the primary did not come back.
+    The flag stays if the primary did not come back.
     """
     primary = run.host.instances[PRIMARY]
     came_back = False
@@ -206,7 +206,7 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
     started = last_request = time.monotonic()
     doors = instance.doors()
     while True:
-        now = time.monotonic()  # before the look: where Ctrl-Z follows it, nothing was quiet
+        now = time.monotonic()  # before the look: the time of a Ctrl-Z must not count as quiet
         visits = doors.visits()
         if visits.requests:
             last_request = now

@@ -1,4 +1,4 @@
-"""The password in the repository's URL: git gets it from its environment.
+"""Hands git the password in the repository's URL through the environment.
 
 Everybody on the host can read the arguments of git and of its helpers, and git shows URLs.
 """
@@ -17,7 +17,7 @@ HELPER = (
 
 @dataclass(frozen=True)
 class Login:
-    """How git is told a URL: without its password, and what says it instead."""
+    """A URL without its password, and the options and variables from which git gets that."""
 
     url: str
     options: tuple[str, ...] = ()  # of git itself
@@ -36,7 +36,7 @@ def login_of(url: str) -> Login:
     key = f"credential.{parts.scheme}://{host}.helper"
     return Login(
         parts._replace(netloc=host).geturl(),
-        # Empty first: of the user's own helpers none was asked for such a URL.
+        # The empty one clears the user's own helpers: git asks none for a URL with a password.
         ("-c", f"{key}=", "-c", f"{key}={HELPER}"),
         {
             "DEPLOY_CLOJARS_GIT_USER": unquote(parts.username or ""),

@@ -85,7 +85,7 @@ def bring_up_backup(run: Run, to_rebuild: str) -> Observation:
     if look.backup.is_healthy_on(run.version):
         return keep(run, BACKUP, BACKUP)
     cost = preflight.cost_of_force(run, look)
-    if cost:  # the primary has died since it was said
+    if cost:  # the primary has died since the first look
         run.warn_once(cost)
     try:
         return restart(run, BACKUP, run.version, force=run.request.force)

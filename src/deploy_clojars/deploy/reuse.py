@@ -12,7 +12,7 @@ from deploy_clojars.run.run import Run
 
 
 def reused(run: Run, commit: str) -> str | None:
-    """Says that the release is there and will do; returns how to build it again, empty if it is not.
+    """Reports that the release is reused, and returns how to build it again (empty if it must not be).
 
     None if it is to be built now. There is no rebuild in place: a release never changes. Raises
     DeployError (1).
@@ -26,8 +26,8 @@ def reused(run: Run, commit: str) -> str | None:
     if run.request.rebuild:
         if obstacle:
             raise DeployError(
-                f"release {version} is not built again: {obstacle}",
-                remedy=f"give the commit a new tag, or deploy what is there: "
+                f"release {version} cannot be built again: {obstacle}",
+                remedy=f"give the commit a new tag, or deploy the release as it is: "
                 f"{host.command('deploy', version)}",
             )
         return None
@@ -47,7 +47,9 @@ def reused(run: Run, commit: str) -> str | None:
             f"\nto use the release that is there: {host.command('rollback', version)}",
         )
     if installed.sha256 is None:
-        run.console.say("  the journal has no checksum of it: whether it has changed is not known")
+        run.console.say(
+            "  the journal has no checksum for it, so it may have changed since it was built"
+        )
     how = f"to build it again: {rebuild}" if rebuild else ""
     if how:
         run.console.say(f"  {how}")
@@ -60,25 +62,27 @@ def _refuse_a_changed_jar(run: Run, installed: Installed, rebuild: str) -> None:
     if digest == installed.sha256:
         return
     raise DeployError(
-        f"release {run.version} is not what was built at {installed.at}: its SHA-256 is {digest}, "
+        f"release {run.version} has changed since it was built at {installed.at}: its SHA-256 is {digest}, "
         f"the journal has {installed.sha256}",
         remedy=f"build it again: {rebuild}"
         if rebuild
-        else f"put the jar back that was built: {run.host.releases.path(run.version)}",
+        else f"restore the jar that was built: {run.host.releases.path(run.version)}",
     )
 
 
 def who_runs(look: Look, version: str) -> str:
+    """Which instances run the release, for a message."""
     jobs = [each.job for each in look.instances if version in each.open_releases]
     unknown = [each.job for each in look.instances if not each.running_is_known]
     if not jobs and not unknown:
-        return "the release is run by no instance"
-    parts = [f"the release is run by {' and '.join(jobs)}"] if jobs else []
+        return "no instance runs the release"
+    verb = "run" if len(jobs) > 1 else "runs"
+    parts = [f"{' and '.join(jobs)} {verb} the release"] if jobs else []
     return "; ".join([*parts, *(f"what {job} runs is not known" for job in unknown)])
 
 
 def _or_instead(run: Run, look: Look, rebuild: str) -> str:
-    """What else leads to a release of the new commit; empty if the old one may be in use."""
+    """Another way to a release of the new commit; empty if the old release may be in use."""
     if rebuild:
         return f", or build it again: {rebuild}"
     if look.in_use is None or run.version in look.in_use:

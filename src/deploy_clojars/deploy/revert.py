@@ -65,7 +65,7 @@ def reverted_on_failure(run: Run) -> Iterator[None]:
     """
     assert run.before is not None  # the run has begun
     approved = run.before.approved
-    # The link that leads back is there before anything is flipped: a full disk stops no revert.
+    # The link for the way back is created before the flip, so that a full disk stops no revert.
     link_back = run.host.releases.link_made_for(approved) if approved else nullcontext()
     with link_back:
         run.stage = Stage.CHANGING
@@ -87,7 +87,7 @@ def reverted_on_failure(run: Run) -> Iterator[None]:
 
 
 def _after(first: DeployError, failure: DeployError) -> DeployError:
-    """The failure of a revert, with all that is known of why there was one."""
+    """The failure of a revert, with all that is known about why there was one."""
     kind = Defect if isinstance(failure, Defect) else HalfDone
     remedy = dict.fromkeys([*first.remedy.splitlines(), *failure.remedy.splitlines()])
     return kind(
@@ -141,8 +141,8 @@ def _revert_to_nothing(run: Run, attempted: str) -> None:
 def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]:
     """Restarts what is not healthy on the target, in the order that keeps users served.
 
-    Returns the failures. Both instances are looked at again before each restart. What cannot be
-    looked at is not down, and is left alone.
+    Returns the failures. Both instances are looked at again before each restart. One whose state
+    is unknown does not count as down, and is left alone.
     """
     failed: dict[Role, NotHealthy] = {}
     restarted: set[Role] = set()

@@ -17,7 +17,7 @@ DATA_STAYS = "only the code is rolled back, not the data"
 
 
 def flip(run: Run, version: str) -> None:
-    """Points the link at the release; one that does so already is no step of its own."""
+    """Points the link at the release; if it does so already, that is not shown as a step."""
     releases = run.host.releases
     before = releases.current()
     if before.text == releases.path(version).name:
@@ -90,14 +90,14 @@ def keep(run: Run, role: Role, step: str) -> Observation:
 
 
 def refuse_a_restart(run: Run, role: Role, version: str, *, force: bool) -> None:
-    """Whatever may have changed since it was decided: the last look before the request.
+    """The last look before the request: something may have changed since the restart was decided.
 
     Raises NotHealthy (6).
     """
     refuse_a_link_that_was_changed_meanwhile(run, version)
     instance = run.host.instances[role]
     found = instance.status()
-    if found.state == "unknown":  # that it cannot be looked at is no reason to restart it
+    if found.state == "unknown":  # that is no reason to restart it
         raise NotHealthy(f"the state of {instance.job} is unknown: {found.said}")
     if not force:
         _refuse_the_only_serving_instance(run, role)

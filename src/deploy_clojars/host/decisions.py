@@ -36,7 +36,7 @@ def next_to_restart(
 
     Asked again before every restart. Only what is not healthy on the target is restarted, the
     only serving instance never is, and after a failure the other one only if it serves nobody.
-    What is `unknown` cannot be looked at, which is no reason to restart it.
+    An instance in `unknown` cannot be looked at, which is no reason to restart it.
     """
     seen = {PRIMARY: primary, BACKUP: backup}
     order = (BACKUP, PRIMARY) if primary.serving else (PRIMARY, BACKUP)

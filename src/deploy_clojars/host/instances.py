@@ -49,7 +49,7 @@ class Instance:
     def doors(self) -> Doors:
         """Where requests and nailgun clients come into it now.
 
-        nginx may know it by other ports than the health URLs do: all counts on which it listens.
+        nginx may use other ports than the health URLs do, so every port on which it listens counts.
         """
         pid = self.status().pid
         tree = processes.tree(pid) if pid is not None else None
@@ -76,9 +76,11 @@ class Instance:
             if job.pid is not None and tree is None:
                 job = Job("starting", said=f"{job.said} (that process has just ended)")
         except OSError as error:
-            # Such as no descriptor left: what cannot be looked at is not down.
+            # Such as no descriptor left. An instance that cannot be inspected does not count as down.
             tree, listening = None, []
-            job = Job("unknown", said=f"{job.said}, and cannot be looked at: {reason(error)}")
+            job = Job(
+                "unknown", said=f"{job.said}, but its process cannot be inspected: {reason(error)}"
+            )
         observation = self._with_process(job, tree, listening)
         return replace(observation, checks=tuple(check.result() for check in checks))
 
@@ -126,7 +128,7 @@ class Instance:
     def _other_doors(
         self, listening: Sequence[connections.Row], tree: processes.Tree
     ) -> tuple[connections.Address, ...]:
-        """Where it listens that no health URL names."""
+        """The addresses at which it listens and that no health URL names."""
         named = {health.address_of(url)[1] for url in self._urls}
         own = (row.local for row in listening if row.inode in tree.sockets)
         return tuple(dict.fromkeys(each for each in own if each[1] not in named))
@@ -200,7 +202,7 @@ class Instance:
             else:
                 healthy_since = None
                 hopeless = self._why_hopeless(observation, pids)
-                # Not by `now`: the look may be old, where this process was stopped (Ctrl-Z) after it.
+                # Not by `now`: after Ctrl-Z the look may be old.
                 if hopeless is None and looked - started > timeout:
                     hopeless = why
                 if hopeless is not None:

@@ -165,14 +165,14 @@ class Releases:
     def link_made_for(self, version: str) -> Iterator[None]:
         """While the block runs a flip to the release needs no room on the disk.
 
-        Raises DeployError if there is none for the link that it renames.
+        The link that it then renames is made before. Raises DeployError if that fails.
         """
         with self._temporary("link") as link:
             try:
                 os.symlink(self.path(version).name, link)
             except OSError as error:
                 raise DeployError(
-                    f"no link can be made in {self.directory}: {error.strerror}"
+                    f"a link in {self.directory} cannot be created: {error.strerror}"
                 ) from error
             self._made[version] = link
             try:
@@ -192,9 +192,9 @@ class Releases:
             os.symlink(target, link)
 
     def set_aside(self) -> None:
-        """Makes the reserve, where it is not there and there is room. While the lock is held.
+        """Creates the reserve if it is missing and there is room. To be called with the lock held.
 
-        It has what a link may take, an inode and a block, on the same file system.
+        It takes what a link may need, an inode and a block, on the same file system.
         """
         if self._reserve is None:
             return

@@ -43,9 +43,9 @@ class Situation:
 
     @property
     def unclear(self) -> bool:
-        """A state is unknown, as where the service manager cannot be reached.
+        """An instance's state is unknown, for example because the service manager cannot be reached.
 
-        Nothing is restarted then, unless nothing serves and the other one's state is known.
+        Then nothing is restarted, unless neither serves and the other one's state is known.
         """
         unknown = [each for each in self.look.instances if each.state == "unknown"]
         nothing_serves = not any(each.serving for each in self.look.instances)

@@ -42,7 +42,7 @@ def _one_line(value: str | int | None) -> str:
 def call(config: Config, console: Console, run_id: str, variables: Mapping[str, str]) -> None:
     """Runs the hook and waits for its end; nothing that it does is more than a warning.
 
-    Its output goes into the log, and if that is more than MOST_OUTPUT it is ended. None of its
+    Its output goes into the log; it is ended once that is more than MOST_OUTPUT. None of its
     processes survives it. A signal does not cut it short: its time limit is short.
     """
     settings = config.hook
@@ -75,9 +75,9 @@ def call(config: Config, console: Console, run_id: str, variables: Mapping[str, 
 
 @contextmanager
 def _leaving_little(log: int, run_id: str) -> Iterator[Callable[[], None]]:
-    """Ends what the block leaves running, and cuts what it leaves in the log.
+    """Ends the processes that the block leaves, and cuts its output in the log to MOST_OUTPUT.
 
-    The block gets a function that raises DeployError if that is too much.
+    The block gets a function that raises DeployError once there is more.
     """
     end = os.fstat(log).st_size + MOST_OUTPUT
 

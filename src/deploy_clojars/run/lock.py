@@ -40,7 +40,7 @@ class Lock:
     def __init__(self, descriptor: int, holder: Holder) -> None:
         self._descriptor = descriptor
         self._holder = holder
-        self.before = _read(descriptor)  # the last holder, as far as it came
+        self.before = _read(descriptor)  # the last holder, and the step that it reached
         self._write()
 
     def at_step(self, step: str, version: str | None = None) -> None:
@@ -51,7 +51,7 @@ class Lock:
 
     def _write(self) -> None:
         try:
-            # A reader that comes between the two has the first line, and that is whole.
+            # A reader that comes between the two reads the first line, which is complete.
             text = msgspec.json.encode(self._holder) + b"\n"
             os.pwrite(self._descriptor, text, 0)
             os.ftruncate(self._descriptor, len(text))
@@ -75,12 +75,12 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
         except BlockingIOError:
             raise locked_by(_read(descriptor)) from None
         except OSError as error:
-            # As of a network's file system: without it two runs could be at work at once.
+            # As on a network file system: without a lock two runs could be at work at once.
             raise NotReady(
-                f"the file system of {file} has no locks: {error.strerror}",
-                remedy=f"{file.parent} must be on one that has them, such as a local disk",
+                f"the file system of {file} does not support locks: {error.strerror}",
+                remedy=f"move {file.parent} to one that does, such as a local disk",
             ) from None
-        with suppress(OSError):  # of a file system that has no modes
+        with suppress(OSError):  # a file system may have no modes
             os.fchmod(descriptor, 0o644)  # whatever the umask: `status` runs as any user
         yield Lock(descriptor, holder)
     finally:
@@ -88,7 +88,7 @@ def held(file: Path, holder: Holder) -> Iterator[Lock]:
 
 
 def refuse_one_that_cannot_be_held(file: Path) -> None:
-    """Finds it out without holding it, and makes no file. Raises NotReady (4)."""
+    """Opens the lock, if it is there, without taking it. Raises NotReady (4)."""
     if os.path.lexists(file):
         os.close(_opened(file))
 

@@ -191,7 +191,7 @@ class Run:
             self.unwritten = True
             self.warn_once(message)
             written = False
-        # Not before: what the journal refuses does not happen.
+        # Only now: what cannot be written down does not happen.
         said = system_log.line_of(line, self.request.command, self._version)
         if said is not None:
             system_log.tell(said)
@@ -209,9 +209,9 @@ class Run:
             self.console.warn(f"the journal cannot be written: {error.strerror}")
 
     def end(self, status: int, why: str | None) -> None:
-        """Writes the run's end, with what it leaves; of one that has not begun, that it was called off.
+        """Writes the run's end, with what it leaves; for a run that has not begun, that it was called off.
 
-        What was refused before it began is not written down.
+        A run that was refused before it began is not written down.
         """
         how: dict[str, Any] = {"outcome": self.outcome, "status": status, "why": why}
         what = {"version": self._version, "command": self.request.command}
@@ -279,8 +279,8 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
     )  # fmt: skip
     if not files.can_open(DESCRIPTORS):
         raise NotReady(
-            f"fewer than {DESCRIPTORS} more files can be opened, which would stop a revert, too",
-            remedy="raise the limit of open files (ulimit -n), or close what this shell has open",
+            f"fewer than {DESCRIPTORS} more files can be opened, too few for a revert",
+            remedy="raise the limit on open files (ulimit -n), or use another shell",
         )
     make_directory(host.deploy)
     log = host.logs / log_name(request.command, request.version, datetime.now(UTC))
@@ -387,7 +387,7 @@ def _call_the_hook(
 
 
 def known(run: Run, error: Exception) -> DeployError:
-    """The error as the operator gets it. The traceback of a defect is in the log afterwards."""
+    """The error as the operator gets it. Writes the traceback of a defect into the log."""
     if isinstance(error, DeployError):
         return error
     run.console.trace("".join(traceback.format_exception(error)))
@@ -399,10 +399,10 @@ def known(run: Run, error: Exception) -> DeployError:
 
 
 def where_the_host_stands(run: Run, otherwise: str = "") -> str:
-    """What both instances run, what is current, and the command to type next, or `otherwise` that.
+    """What both instances run, what is current, and the command to type next, or else `otherwise`.
 
-    The lock, and the run that the journal knows no end of, are this run's own: what counts is what
-    holds when it has ended.
+    The lock, and the run without an end in the journal, are this run's own: what counts is the state
+    once it has ended.
     """
     host = run.host
     look = host.look()
@@ -430,4 +430,4 @@ def make_directory(directory: Path) -> None:
         directory.mkdir(exist_ok=True)
         os.chmod(directory, 0o755)  # whatever the umask: `status` runs as any user
     except OSError as error:
-        raise NotReady(f"{directory} cannot be made: {error.strerror}") from None
+        raise NotReady(f"{directory} cannot be created: {error.strerror}") from None

@@ -12,7 +12,7 @@ from deploy_clojars.machine import signals
 
 State = Literal["running", "starting", "stopping", "stopped", "unknown"]
 
-# How long a stop may take, in time limits of a call. The manager itself kills what does not stop
+# How long a stop may take, as a multiple of a call's time limit. The manager kills what does not stop
 # (`kill timeout`, `stopwaitsecs`), so this is for what cannot be killed.
 LONGEST_STOP = 10
 
@@ -68,7 +68,7 @@ class Services(Protocol):
 def wait_while_it_stops(services: Services, job: str, timeout: float) -> None:
     """Waits for the end of a job that is being stopped; `timeout` is that of one call, in seconds.
 
-    Given up earlier, the job would end all the same, and nobody would start it again.
+    If this gave up earlier, the job would still end, and nobody would start it again.
     Raises ServiceFailed.
     """
     limit = LONGEST_STOP * timeout

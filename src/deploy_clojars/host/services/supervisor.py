@@ -152,10 +152,10 @@ class Supervisor:
             self._refuse_what_would_live_on(job)
 
     def _refuse_what_would_live_on(self, job: str) -> None:
-        """A shell that runs the application without `exec` ends alone. Raises NotReady."""
+        """A shell that runs the application without `exec` is all that a stop ends. Raises NotReady."""
         settings = self._settings(job)
         pid = self.status(job).pid
-        # Where a kill is for the whole group a stop is, too: there is no stopasgroup in the answer.
+        # supervisord does not report stopasgroup; killasgroup is true wherever that is.
         if pid is None or settings.get("killasgroup", True):
             return
         left = processes.left_listening(pid, settings.get("stopsignal", signal.SIGTERM))
@@ -163,14 +163,14 @@ class Supervisor:
             raise NotReady(
                 f"supervisord stops only the main process of {job} (PID {pid}, "
                 f"{processes.command_of(pid)}), which does not pass the signal on: PID {left[0]} "
-                "would live on and keep its ports",
-                remedy="let that command start the application by `exec`, or set stopasgroup and "
-                "killasgroup to true in its section; then restart it by hand, and end "
-                "what is left of it",
+                "would survive a restart and keep its ports",
+                remedy="nothing was changed; start the application with `exec` in that command, or set "
+                "stopasgroup and killasgroup to true in the program's section; then restart the "
+                "program by hand and end the processes that it leaves",
             )
 
     def _settings(self, job: str) -> dict[str, Any]:
-        """What supervisord says of a program's section; nothing where it does not."""
+        """What supervisord reports of a program's section; empty if it reports nothing."""
         try:
             programs = self._call("getAllConfigInfo")
             names = {(each["group"], each["name"]): each for each in programs}

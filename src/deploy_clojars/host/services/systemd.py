@@ -44,7 +44,7 @@ def job_of(unit: str, shown: Mapping[str, str]) -> Job:
     said = f"{unit} {active} ({sub})" + (f": {result}" if active == "failed" else "")
     pid = int(shown.get("MainPID", "0"))
     if active in ("active", "reloading") and pid:
-        obstacle = "" if load == "loaded" else f"{unit} runs, and its file is now: {load}"
+        obstacle = "" if load == "loaded" else f"{unit} runs, but its file is now: {load}"
         return Job("running", pid, f"{said}, PID {pid}", obstacle=obstacle)
     if load != "loaded":
         return Job("unknown", said=f"{unit}: {load or 'no answer'}")
@@ -118,7 +118,7 @@ class Systemd:
         if sockets:
             raise NotReady(
                 f"{unit_of(job)} is started by {sockets[0]}, which listens while the service is "
-                "stopped: a health check would start it, and the port is never its alone",
+                "stopped: a health check would start it, and it never owns the port alone",
                 remedy=f"let the application listen itself; as root: "
                 f"systemctl disable --now {sockets[0]}",
             )
@@ -200,5 +200,5 @@ class Systemd:
 
 
 def _one_line(said: str, status: int) -> str:
-    """The first line; the others say where to read on."""
+    """The first line; the rest says where to read more."""
     return next(iter(said.strip().splitlines()), f"exit status {status}, no message")
