@@ -225,7 +225,7 @@ def test_a_host_that_setup_made_lacks_nothing(site: Site, tmp_path: Path) -> Non
 def test_a_file_that_is_missing_is_found(site: Site, tmp_path: Path, path: str) -> None:
     (tmp_path / "root" / path).unlink()
     found = wrong(files.installed_files(site, tmp_path / "root"))
-    assert list(found) == [f"{tmp_path}/root/{path} is not there"]
+    assert list(found) == [f"{tmp_path}/root/{path} does not exist"]
     assert "deploy-clojars setup" in found.popitem()[1]
 
 
@@ -327,7 +327,7 @@ def test_the_user_is_who_has_the_home_and_not_who_has_the_releases(
     found = wrong(files.directories(site))
     mine = user_name()
     assert f"{tmp_path}/home/releases belongs to {mine}, not to nobody" in found
-    assert f"of {mine} and not of nobody: {tmp_path}/home/deploy/lock" in found
+    assert f"owned by {mine}, not by nobody: {tmp_path}/home/deploy/lock" in found
     for remedy in found.values():
         assert "chown nobody" in remedy or "chown -R nobody" in remedy
 
@@ -340,7 +340,7 @@ def test_nginx_needs_the_home_and_the_repository_alone(site: Site, tmp_path: Pat
         f"{tmp_path}/home/repo cannot be read by nginx": f"chmod go+rx {tmp_path}/home/repo",
     }
     (tmp_path / "home/repo").rmdir()
-    assert f"{tmp_path}/home/repo is not there" in wrong(
+    assert f"{tmp_path}/home/repo does not exist" in wrong(
         files.installed_files(site, tmp_path / "root")
     )
 

@@ -208,7 +208,7 @@ def test_a_visitor_past_nginx_is_named_and_not_waited_for(
     with socket.create_connection(("127.0.0.1", host.ports[0])) as visitor:
         address = "{}:{}".format(*visitor.getsockname())
         result = host.done(SECOND, "--yes")
-    assert f"not waited for, past nginx: {address}" in result.stderr
+    assert f"not waited for, as they bypass nginx: {address}" in result.stderr
 
 
 def test_a_nailgun_client_is_waited_for_and_then_cut(light_host: LittleHost, front: Front) -> None:

@@ -158,7 +158,7 @@ def test_a_primary_that_does_not_come_up_leaves_the_backup_serving(light_host: L
     assert result.returncode == 8, result.stderr
     assert f"deploy-clojars rollback {FIRST}\n" in result.stderr
     assert "and then once more: deploy-clojars restart" in result.stderr
-    assert "it is to be typed again" in host.run("status").stdout
+    assert "run it again after the command named next" in host.run("status").stdout
     assert host.versions == (None, FIRST)
     assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
     Path(f"{host.releases}/clojars-web-{FIRST}-standalone.jar.refused").unlink()
@@ -237,4 +237,4 @@ def test_what_changes_during_the_drain_is_refused_while_nothing_was_restarted(
     assert f"nothing that runs was changed; clojars runs {FIRST} as before" in shown
     assert pids(host) == before
     assert restarted(host) == []
-    assert "the restart is not done" not in host.run("status").stdout
+    assert "the restart did not finish" not in host.run("status").stdout

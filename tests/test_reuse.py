@@ -67,7 +67,7 @@ def test_a_reused_release_that_does_not_come_up_names_the_way_to_build_it_again(
     again = host.run(SECOND, "--yes", "-q")
     assert (first.returncode, again.returncode) == (6, 6)
     assert "--rebuild" not in first.stderr  # it was built just now
-    assert f"it was reused; to build it again: {REBUILD}" in again.stderr
+    assert f"the release was reused; to build it again: {REBUILD}" in again.stderr
 
 
 def test_a_release_that_was_never_promoted_is_built_again(light_host: LittleHost) -> None:

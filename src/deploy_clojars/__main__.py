@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Runs the command line. Ctrl-C ends it without a traceback also while it is being imported."""
+    """Runs the command line. Ctrl-C ends it without a traceback, even while it is being imported."""
     is_pythons_own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_pythons_own:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -296,7 +296,7 @@ def file_named(option: str | None) -> Path | None:
     """
     if option == "":
         # `-c "$UNSET"` must not mean the production host.
-        raise UsageError("-c needs the name of a file, and got an empty one")
+        raise UsageError("-c needs the name of a file, not an empty one")
     named = option or os.environ.get(VARIABLE)
     if named:
         try:
@@ -383,7 +383,7 @@ def _refuse_unknown_keys(
             raise UsageError(f"{source}: {path}{shown}: unknown key; {expected}")
         if isinstance(value, dict) and isinstance(known[key], dict):
             _refuse_unknown_keys(value, known[key], source, f"{path}{key}.")
-        if isinstance(value, list):  # those that hold tables are of health URLs
+        if isinstance(value, list):  # only lists of health URLs hold tables
             for number, table in enumerate(each for each in value if isinstance(each, dict)):
                 _refuse_unknown_keys(table, HEALTH_URL, source, f"{path}{key}[{number}].")
 

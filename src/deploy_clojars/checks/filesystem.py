@@ -45,7 +45,7 @@ def directories(site: Site) -> Findings:
 
 def _missing(site: Site, directory: Path) -> Finding:
     made = f"install -d -o {site.user} {shlex.quote(str(directory))}"
-    return Finding(f"{directory} is not there", True, site.setup or made)
+    return Finding(f"{directory} does not exist", True, site.setup or made)
 
 
 def _judged(site: Site, directory: Path) -> Finding:
@@ -82,12 +82,12 @@ def _the_tools_own(site: Site) -> Findings:
         named = ", ".join(map(str, foreign))
         whose = user_name(os.lstat(foreign[0]).st_uid)
         remedy = by_root(f"chown -R {site.user} {shlex.quote(str(deploy))}")
-        yield Finding(f"of {whose} and not of {site.user}: {named}", True, remedy)
+        yield Finding(f"owned by {whose}, not by {site.user}: {named}", True, remedy)
     for path in (deploy / "logs", deploy / "checkouts"):
         moved = running.moved_away(path, stat.S_ISDIR)
         if moved:
             yield Finding(f"{path} is not a directory", True, site.by_user(moved))
-    if not foreign and os.geteuid() in (0, site.owner):  # for others it is not to be opened
+    if not foreign and os.geteuid() in (0, site.owner):  # other users may not open it
         try:
             lock.refuse_one_that_cannot_be_held(site.host.lock_file)
         except NotReady as error:
@@ -120,7 +120,7 @@ def installed_files(site: Site, root: Path = Path("/")) -> Findings:
     ):
         path = root / by_name[name].path.lstrip("/")
         if not path.exists():
-            yield Finding(f"{path} is not there", True, site.setup)
+            yield Finding(f"{path} does not exist", True, site.setup)
     settings = by_name[f"default/{values.site}"]
     yield from _settings(site, settings, root)
     yield from _not_in_force(site, values, settings, root)

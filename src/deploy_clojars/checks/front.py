@@ -124,7 +124,7 @@ def _in_use(site: Site, values: Values) -> Findings:
     if verdict.refused_by is not None:
         shown = (verdict.said.splitlines() or [""])[0]
         test = "visudo -c" if verdict.refused_by == "sudo" else f"{values.front} -t"
-        yield Finding(f"{verdict.refused_by} refuses its configuration: {shown}", True, f"fix it until `{test}` passes")  # fmt: skip
+        yield Finding(f"{verdict.refused_by} rejects its configuration: {shown}", True, f"fix it until `{test}` passes")  # fmt: skip
     url = f"http://127.0.0.1:{values.listen}/"
     answer = web.get(url, nginx.PROBE_SECONDS, host=values.server_name)
     if answer.status is None:

@@ -155,7 +155,7 @@ def _and_restart(site: Site, command: str) -> str:
 
 
 def moved_away(path: Path, is_right: Callable[[int], bool]) -> str:
-    """The command that makes room where something else is in the place of one of the tool's own."""
+    """The command that moves away what is not the kind of file that belongs at this path, or ''."""
     if not os.path.lexists(path) or is_right(os.lstat(path).st_mode):
         return ""
     return shlex.join(["mv", str(path), f"{path}.old"])

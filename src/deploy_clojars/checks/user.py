@@ -32,7 +32,7 @@ def as_the_production_user(site: Site) -> Findings:
         is_safe = not any(in_the_way.other_tools(host.home))
         again = site.by_user(host.command("check")) if is_safe else ""
         yield Finding(
-            f"not looked at as {user_name()}: sudo rights, the login shell, the git remote", False,
+            f"not checked as {user_name()}: sudo rights, the login shell, the git remote", False,
             again,
         )  # fmt: skip
         return
@@ -83,5 +83,5 @@ def _remote(host: Host) -> Finding:
     tags = len([name for name in names if not name.endswith("^{}")])
     if tags == 0:
         return Finding(f"{url} has no tags, and only a tag can be deployed", True,
-                       "git tag VERSION && git push --tags, where the application is written")  # fmt: skip
+                       "in a clone of the application: git tag VERSION && git push --tags")  # fmt: skip
     return Finding(f"{url}, {tags} tags")

@@ -102,7 +102,7 @@ def _release(host: Host, look: Look, version: str, may_go: set[str] | None) -> R
 def _remarks(look: Look) -> list[str]:
     unknown = (each for each in look.instances if not each.running_is_known)
     remarks = [
-        f"not known to {user_name()}: what {each.job} runs ({each.said})" for each in unknown
+        f"what {each.job} runs is not known to {user_name()}: {each.said}" for each in unknown
     ]
     return [*remarks, *([look.journal_error] if look.journal_error else [])]
 

@@ -143,7 +143,7 @@ def roll_back(run: Run, before: Look) -> None:
 
 
 def why(run: Run, before: Look) -> str | None:
-    """The operator's reason: given now, or to the same rollback when that was not seen through."""
+    """The operator's reason: given now, or earlier to the same rollback if that did not finish."""
     last = before.history.last
     if run.request.why is None and last is not None and last.status != Status.DONE:
         same = (last.command, last.version) == ("rollback", run.version)

@@ -92,7 +92,7 @@ class Builder:
             and not (checkout / "project.clj").exists()
         ):
             raise BuildFailed(
-                "the tag has no project.clj, but its tests and build are still those of Leiningen",
+                "the tag has no project.clj, but the configured tests and build are Leiningen's",
                 remedy="set build.test, build.uberjar and build.jar in the configuration",
             )
 

@@ -137,7 +137,7 @@ class Mirror:
             remove(successor.directory)
 
     def remote_commit_of(self, tag: str, timeout: float) -> str:
-        """The tag's commit, asked of the remote; no mirror is needed, and none is changed.
+        """The tag's commit, as the remote has it; needs no mirror, and changes none.
 
         Raises DeployError as `fetch` and `commit_of`.
         """
@@ -153,14 +153,14 @@ class Mirror:
                 only_this._fetch(None, timeout, SILENT_SECONDS, tag, "--depth=1")
             except Stalled:
                 raise
-            except DeployError:  # a plain web server has no part of a history
+            except DeployError:  # a plain web server cannot send part of a history
                 only_this._fetch(None, timeout, SILENT_SECONDS, tag)
             return only_this.commit_of(tag)
 
     def remote_tags(self, timeout: float, silence: float = SILENT_SECONDS) -> dict[str, str]:
         """What the remote's tags name; `TAG^{}` is what an annotated one leads to.
 
-        Asked as `fetch` does. Raises DeployError as `fetch`.
+        Asks as `fetch` does. Raises DeployError as `fetch`.
         """
         words = ["ls-remote", "--tags", "--", self.origin]
         said = self._run(words, None, timeout, silence, self._directory_to_ask_from)

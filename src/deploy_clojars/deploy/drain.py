@@ -162,8 +162,8 @@ def _wait_until_followed(run: Run) -> None:
         if is_late:
             raise NotDrained(
                 f"nginx ignores the drain flag {nginx.flag}: it still answers {answer}",
-                remedy="its site must name this path, be loaded, and be able to enter the "
-                f"directory; see: {run.host.command('check')}",
+                remedy="its site must name this path and be in force, and nginx must be able to enter "
+                f"the directory; see: {run.host.command('check')}",
             )
         signals.wait(INTERVAL)
 
@@ -235,7 +235,7 @@ def _said(visits: Visits) -> str:
         addresses = [each.address for each in visits.past_nginx[:SHOWN]]
         more = len(visits.past_nginx) - len(addresses)
         said.append(
-            f"not waited for, past nginx: {', '.join(addresses)}"
+            f"not waited for, as they bypass nginx: {', '.join(addresses)}"
             + (f" and {more} more" if more else "")
         )
     return "; ".join(said)

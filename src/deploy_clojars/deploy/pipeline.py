@@ -91,7 +91,9 @@ def bring_up_backup(run: Run, to_rebuild: str) -> Observation:
         return restart(run, BACKUP, run.version, force=run.request.force)
     except NotHealthy as error:
         if to_rebuild:
-            error.remedy = "\n".join(filter(None, (error.remedy, f"it was reused; {to_rebuild}")))
+            error.remedy = "\n".join(
+                filter(None, (error.remedy, f"the release was reused; {to_rebuild}"))
+            )
         raise
 
 

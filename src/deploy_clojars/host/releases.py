@@ -20,7 +20,7 @@ UNFINISHED = ".deploy-clojars-"
 RELEASE = "RELEASE"  # a placeholder in a command
 
 CHUNK = 1024 * 1024  # bytes
-RESERVED = 64 * 1024  # bytes; a block, however large they are
+RESERVED = 64 * 1024  # bytes; a block of any file system
 
 Identity = tuple[int, int]  # a file's device and inode
 
@@ -165,7 +165,7 @@ class Releases:
     def link_made_for(self, version: str) -> Iterator[None]:
         """While the block runs a flip to the release needs no room on the disk.
 
-        The link that it then renames is made before. Raises DeployError if that fails.
+        The link that the flip renames is created now. Raises DeployError if that fails.
         """
         with self._temporary("link") as link:
             try:

@@ -25,7 +25,7 @@ TICK = 0.05  # seconds between two checks of a running program
 GRACE = 5.0  # seconds from TERM to KILL
 LAST_LINES = 25
 LAST_BYTES = 16 * 1024
-ROOM_SECONDS = 1.0  # until a user who is at the limit of processes may have one again
+ROOM_SECONDS = 1.0  # how long to wait at the limit of processes until one can be started
 
 
 class TookTooLong(DeployError):
@@ -70,7 +70,7 @@ def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | Non
 
 
 def _started(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Starts a program. At the limit of processes what was set aside makes room for it."""
+    """Starts a program. At the limit of processes, what was set aside makes room for it."""
     deadline = time.monotonic() + ROOM_SECONDS
     while True:
         is_late = time.monotonic() > deadline

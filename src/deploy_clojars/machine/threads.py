@@ -41,14 +41,14 @@ _are_released = threading.Event()
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """While the block runs `release` can make room where no process can be started any more.
+    """While the block runs, `release` can make room at the limit of processes.
 
-    The limit of a user's processes counts the threads of all JVMs, and may be reached while a
-    question is open. So there are threads that only wait, and end when their place is needed.
+    The limit on a user's processes counts the threads of all JVMs, and may be reached while a
+    question is open. So this starts threads that only wait, and end when their place is needed.
     """
     _are_released.clear()
     usual = threading.stack_size(STACK)
-    with suppress(RuntimeError):  # the limit is near already: each is one more than none
+    with suppress(RuntimeError):  # the limit is near already: some are better than none
         for _ in range(SET_ASIDE):
             _thread.start_new_thread(_are_released.wait, ())
     threading.stack_size(usual)

@@ -40,7 +40,7 @@ UNAUTHORIZED = 401
 
 # What to do where a program's state is unknown.
 SET_PASSWORD = "set services.username and services.password as in its [unix_http_server]"
-ADD = "add the program to supervisord's configuration, or set `job` of the instance to its name"
+ADD = "add the program to supervisord's configuration, or set the instance's `job` to the program's name"
 
 # supervisor.states.ProcessStates of supervisor 4.3. BACKOFF waits to be started once more; EXITED
 # does so for a moment, and FATAL is not started again.

@@ -18,10 +18,10 @@ PROPERTIES = (
     "TriggeredBy",
 )  # fmt: skip
 
-# `show` needs no rights, but a way to process 1.
+# `show` needs no rights, only a connection to process 1.
 NO_BUS = "Failed to connect to bus"
 
-OVERTAKEN = "canceled"  # by a request of somebody else
+OVERTAKEN = "canceled"  # by somebody else's request
 NOT_LOADED = "not loaded"  # the unit has no failed start to be forgotten
 
 LOG_LINES = 10
@@ -38,7 +38,7 @@ def parse_show(text: str) -> dict[str, str]:
 
 
 def job_of(unit: str, shown: Mapping[str, str]) -> Job:
-    """What the properties of a unit say of it."""
+    """What the properties of a unit say about it."""
     load, active, sub = (shown.get(each, "") for each in ("LoadState", "ActiveState", "SubState"))
     result = shown.get("Result", "")
     said = f"{unit} {active} ({sub})" + (f": {result}" if active == "failed" else "")
@@ -70,7 +70,7 @@ class Systemd:
         self._sudo = sudo and not of_user
         self._timeout = timeout
         self._of_user = of_user
-        # Of the last start that was seen: it is forgotten with a unit that nothing refers to.
+        # Of the last start that was seen: systemd forgets it with a unit that nothing refers to.
         self._invocations: dict[str, str] = {}
 
     def status(self, job: str) -> Job:
