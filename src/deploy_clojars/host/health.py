@@ -18,7 +18,6 @@ from deploy_clojars.machine import connections, processes, sockets
 CHECK_SECONDS = 5.0  # for a name server, or for a URL that is not from the configuration
 
 WEB_SCHEMES, NAILGUN_SCHEME = ("http", "https"), "tcp"  # of health URLs
-ALL_SCHEMES = (*WEB_SCHEMES, NAILGUN_SCHEME)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 LONGEST_COMMAND = 60  # characters of one in a message
 
