@@ -335,4 +335,4 @@ def test_a_large_configuration_is_read_at_once(values: Values) -> None:
 
 
 def test_setup_and_check_on_a_host_of_nginx_orgs_package(tmp_path: Path) -> None:
-    with_private_mounts(PROJECT / "tests/private/front.py", tmp_path, "--net")
+    with_private_mounts(PROJECT / "tests/private/other_nginx.py", tmp_path, "--net")

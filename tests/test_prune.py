@@ -14,7 +14,7 @@ from deploy_clojars import config
 from deploy_clojars.deploy import prune
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.journal import Event, now
+from deploy_clojars.host.journal import Event, HostVersions, now
 from deploy_clojars.host.releases import Releases
 from deploy_clojars.run.run import Request, started
 from deploy_clojars.screen.console import Console
@@ -152,7 +152,14 @@ def test_a_pruning_that_was_killed_is_taken_up_by_the_next_one(
     keeping(three_built, 1)
     written_down(
         three_built,
-        Event(event="begin", at=now(), run="1", command="prune", by="ann"),
+        Event(
+            event="begin",
+            at=now(),
+            run="1",
+            command="prune",
+            by="ann",
+            left=HostVersions(THIRD, THIRD, THIRD),
+        ),
         Event(event="prune", at=now(), run="1", version=SECOND),
     )
     assert three_built.status["interrupted"]

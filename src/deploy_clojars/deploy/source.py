@@ -11,7 +11,7 @@ from typing import TypeVar
 from deploy_clojars.deploy import build, checkout
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
-from deploy_clojars.errors import Interrupted, NotReady
+from deploy_clojars.errors import DeployError, Interrupted, NotReady
 from deploy_clojars.run.run import Run, make_directory
 
 T = TypeVar("T")
@@ -38,8 +38,15 @@ class Source:
         """What `use` returns, called again with a new mirror if this one turns out to be broken."""
         try:
             return use()
-        except checkout.Broken:
-            self._mirror.recreate(self._run.console.log, self._run.host.config.build.timeout)
+        except checkout.Broken as error:
+            try:
+                self._mirror.recreate(self._run.console.log, self._run.host.config.build.timeout)
+            except Interrupted:
+                raise
+            except DeployError as second:
+                # The reason may be another, such as a full disk.
+                detail = "\n".join(filter(None, (error.detail, second.message, second.detail)))
+                raise DeployError(error.message, detail=detail, remedy=second.remedy) from None
             return use()
 
     @contextmanager
