@@ -122,7 +122,7 @@ def test_out_of_time_a_deploy_is_reverted_and_says_who_holds_it_up(
 ) -> None:
     host = impatient_host
     before = host.pid("primary")
-    with request_in(host, front, "primary", 6000) as request:
+    with request_in(host, front, "primary", 12_000) as request:
         result = host.run(SECOND, "--yes")
         assert result.returncode == 6, result.stderr
         assert "clojars still had requests from nginx after 1 s" in result.stderr
@@ -139,7 +139,7 @@ def test_out_of_time_force_and_rollback_go_on(
     impatient_host: LittleHost, front: Front, command: tuple[str, ...]
 ) -> None:
     host = impatient_host
-    with request_in(host, front, "primary", 7000) as request:
+    with request_in(host, front, "primary", 15_000) as request:
         result = host.done(*command, "--yes")
         assert "still had requests from nginx after 1 s; continuing" in result.stderr
         assert request.result() is None

@@ -60,6 +60,7 @@ class Source:
                 f"{checkouts} is a symbolic link", remedy=f"rm {shlex.quote(str(checkouts))}"
             )
         make_directory(checkouts)
+        checkout.keep_last_failed(checkouts)  # those of runs that were killed count, too
         directory = checkout.new_directory(checkouts, run.version)
         try:
             with run.step("check out", f"{run.version} is {commit[:10]}"):
