@@ -255,7 +255,7 @@ def test_a_release_of_another_commit_is_never_rebuilt_in_place(
     assert result.returncode == 1
     for tag in (FIRST, SECOND):
         assert repository.commit(tag)[:10] in result.stderr
-    assert "run by no instance" in result.stderr
+    assert "no instance runs the release" in result.stderr
     assert path.read_bytes() == content
     assert site(host) == before
 
