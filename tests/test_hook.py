@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -123,11 +124,22 @@ def test_a_hook_that_fails_is_a_warning_and_leaves_nothing(
     with_hook(light_host, command, timeout=0.3)
     result = light_host.done("rollback", FIRST, "--yes")
     assert warning in result.stderr
+    assert re.search(r"^  hook .* failed, [0-9.]+ s$", result.stderr, re.MULTILINE)
     assert light_host.processes_of_runs() == []
     assert light_host.run("0.99", "--yes").returncode == 1
     if "broken" in command:
         log = min((light_host.deploy / "logs").iterdir())
         assert "broken" in log.read_text(encoding="utf-8")
+
+
+def test_in_the_log_a_line_of_the_tool_never_stands_behind_a_programs_last_words(
+    light_host: LittleHost,
+) -> None:
+    with_hook(light_host, "printf done")
+    light_host.done("rollback", FIRST, "--yes")
+    [log] = (light_host.deploy / "logs").iterdir()
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert "done" in lines, lines
 
 
 def test_the_next_run_calls_it_again_for_one_that_was_killed_in_it(light_host: LittleHost) -> None:

@@ -72,7 +72,7 @@ class Console:
             if file.parent.is_symlink():
                 raise NotADirectoryError(errno.ENOTDIR, "is reached through a symbolic link")
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._log = open(file, "ab", buffering=0, opener=_private)  # noqa: SIM115
+            self._log = open(file, "a+b", buffering=0, opener=_private)  # noqa: SIM115
             self.log_file = file
         except OSError as error:
             self.warn(f"no log: {file}: {error.strerror}")
@@ -257,6 +257,10 @@ class Console:
             return
         stamp = datetime.now(UTC).strftime("%H:%M:%S")
         with suppress(OSError, ValueError):
+            descriptor = self._log.fileno()
+            size = os.fstat(descriptor).st_size
+            if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n":
+                self._log.write(b"\n")  # a program's last line may lack it
             for line in printable(text).split("\n"):
                 self._log.write(f"{stamp} {line}\n".encode())
 
