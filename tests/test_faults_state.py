@@ -72,6 +72,9 @@ def test_releases_that_were_all_removed_are_built_again(second: LittleHost, link
         (1, True) if link else (4, False)
     )
     assert second.run("restart", "--yes").returncode == 4
+    if link:
+        other = second.run(THIRD, "--yes").stderr
+        assert f"put it back, or build it again: deploy-clojars deploy {SECOND}\n" in other
     assert follow(second) == [*([] if link else [f"rm {second.link}"]), f"deploy {SECOND}"]
     assert second.versions == (SECOND, SECOND)
     assert second.status["ok"]
@@ -133,6 +136,17 @@ def test_a_previous_release_that_is_gone_is_said_with_the_way_further_back(
     assert f"to go back further: deploy-clojars rollback {FIRST}\n" in refused.stderr
     second.done("rollback", FIRST, "--yes")
     assert second.status["ok"]
+
+
+def test_further_back_than_a_previous_release_that_is_gone_is_never_the_approved_one(
+    second: LittleHost,
+) -> None:
+    second.done(THIRD, "--yes")
+    second.done(SECOND, "--yes")
+    (second.releases / f"clojars-web-{THIRD}-standalone.jar").unlink()
+    refused = second.run("rollback", "--yes")
+    assert f"error: no release {THIRD} in {second.releases}\n" in refused.stderr
+    assert f"to go back further: deploy-clojars rollback {FIRST}\n" in refused.stderr
 
 
 # The journal

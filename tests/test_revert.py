@@ -166,6 +166,17 @@ def test_a_rollback_after_a_killed_deploy_keeps_its_reason(light_host: LittleHos
         terminal.ends(7)
 
 
+def test_a_deploy_that_was_killed_in_its_tests_does_not_count_as_rolled_back(
+    new_light_host: NewHost,
+) -> None:
+    host = new_light_host(build='test = "sleep 1000"')
+    host.serving(FIRST)
+    kill(host, lambda: host.is_at("test"), SECOND)
+    host.done("rollback", FIRST, "--yes")
+    [rolled_back] = [event for event in host.events if event["event"] == "rolled back"]
+    assert "previously" not in rolled_back
+
+
 def kill(host: LittleHost, when: Callable[[], bool], tag: str) -> None:
     """A deploy of the tag that is killed at this moment."""
     with host.typing(tag) as terminal:

@@ -93,7 +93,8 @@ def target_of_rollback(run: Run, look: Look) -> str:
     if not host.releases.has(target):
         ways = [_listed(host)]
         if not run.version:
-            further = host.first_there(reversed(look.history.stack[:-1]))
+            older = (each for each in reversed(look.history.stack) if each != look.approved)
+            further = host.first_there(older)
             ways += [f"to go back further: {host.command('rollback', further)}"] if further else []
         if look.approved == target:
             ways.append(f"to build it again: {host.command('deploy', target)}")
@@ -127,7 +128,9 @@ def roll_back(run: Run, before: Look) -> None:
     if failed and neither_came_up and not nothing_served:
         raise put_back(run, before, failed)
     if after.primary.is_healthy_on(target):
-        killed = run.cut_off.version if run.cut_off is not None else None
+        # A deploy that was killed before its flip never had an instance on its release.
+        cut_off = run.cut_off
+        killed = cut_off.version if cut_off is not None and cut_off.flipped else None
         replaced = (before.approved, before.current.version, killed)
         previously = next((each for each in replaced if each not in (None, target)), None)
         run.record("rolled back", version=target, previously=previously, why=why(run, before))

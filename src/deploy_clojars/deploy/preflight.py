@@ -194,10 +194,11 @@ def _refuse_a_host_without_a_way_back(host: Host, look: Look, version: str) -> N
         cut_off = look.history.unfinished
         if version in (look.approved, cut_off.version if cut_off is not None else None):
             return
+        other = "approve another release" if host.way_back(look) else "build it again"
         raise NotReady(
             f"the approved release {look.approved} is not in {host.releases.directory}: "
             "there would be nothing to revert to",
-            remedy=f"put it back, or approve another release: {host.command_back(look)}",
+            remedy=f"put it back, or {other}: {host.command_back(look)}",
         )
     serves_no_release = look.primary.serving and not look.primary.open_releases
     if serves_no_release and look.primary.visible and host.releases.versions():
