@@ -165,6 +165,25 @@ def test_when_a_release_was_installed_and_promoted_is_known_in_the_order_of_the_
     ]  # fmt: skip
 
 
+# A run in messages
+
+
+@pytest.mark.parametrize(
+    ("command", "version", "what"),
+    [
+        ("deploy", "0.2.0", "deploy of 0.2.0"),
+        ("rollback", "0.2.0", "rollback to 0.2.0"),
+        ("restart", "0.2.0", "restart on 0.2.0"),
+        ("prune", None, "prune"),
+    ],
+)
+def test_a_run_is_named_by_where_it_goes(command: str, version: str | None, what: str) -> None:
+    begin = Event(event="begin", run="1", command=command, version=version)
+    last = history_of([begin]).last
+    assert last is not None
+    assert last.what == what
+
+
 # What was rolled back
 
 

@@ -111,7 +111,8 @@ class LastRun(msgspec.Struct, frozen=True):
     @property
     def what(self) -> str:
         """The command and its version, for messages."""
-        return f"{self.command} of {self.version}" if self.version else self.command
+        preposition = {"rollback": "to", "restart": "on"}.get(self.command, "of")
+        return f"{self.command} {preposition} {self.version}" if self.version else self.command
 
     @property
     def cut_off(self) -> LastRun | None:
