@@ -313,7 +313,8 @@ def test_a_stale_flag_is_removed_by_the_command_that_status_names(
     assert (status["ok"], status["next"]) == (False, f"deploy-clojars rollback {FIRST}")
     assert "a drain flag was left behind" in host.run("status", "-q").stdout
     before = (host.pid("primary"), host.pid("backup"))
-    host.done("rollback", FIRST, "--yes")
+    done = host.done("rollback", FIRST, "--yes")
+    assert f"removing a drain flag that was left behind: {front.flag}" in done.stderr
     assert not front.flag.exists()
     assert (host.pid("primary"), host.pid("backup")) == before
     assert host.status["ok"]

@@ -124,7 +124,7 @@ def clear_stale_flag(run: Run) -> None:
     if not nginx.flag_is_set:
         return
     if run.host.look().primary_is_as_approved:
-        run.console.say(f"a drain flag was left behind: {nginx.flag}")
+        run.console.say(f"removing a drain flag that was left behind: {nginx.flag}")
         prefer_primary(run)
 
 
