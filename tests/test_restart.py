@@ -201,6 +201,23 @@ def test_a_signal_in_the_middle_is_noted_and_the_restart_seen_through(
     assert host.status["ok"]
 
 
+def test_a_signal_in_the_first_drain_comes_before_anything_is_restarted(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    before = pids(host)
+    with (
+        in_front_of(host, quiet="3", timeout="20") as front,
+        host.typing("restart", "--yes") as terminal,
+    ):
+        wait_for(lambda: host.is_at("drain"), "the drain")
+        terminal.presses("c")
+        terminal.ends(130)
+        assert not front.flag.exists()
+    assert pids(host) == before
+    assert host.status["ok"]
+
+
 def change_the_link(host: LittleHost) -> None:
     host.have(SECOND)
     host.link.unlink()

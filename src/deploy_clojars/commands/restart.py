@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain, preflight
 from deploy_clojars.deploy.ask import ask_to_restart
@@ -20,12 +22,14 @@ def restart_both(run: Run) -> None:
     look, _ = preflight.check_restart(run.host)  # the question may have been open for long
     signals.check()
     run.begin(look)
-    with run.uninterruptible(restarts=2):
-        stop_and_start_each(run)
+    with ExitStack() as seen_through:
+        stop_and_start_each(run, seen_through)
 
 
-def stop_and_start_each(run: Run) -> None:
+def stop_and_start_each(run: Run, seen_through: ExitStack) -> None:
     """Stops and starts one instance after the other, each exactly once.
+
+    From the first request on no signal stops it, until `seen_through` is closed.
 
     Raises NotHealthy (6) if nothing could be restarted, or if the first one does not come up and
     the other one is spared; PrimaryDown (8) and HalfDone (9) if the second one does not.
@@ -41,7 +45,10 @@ def stop_and_start_each(run: Run) -> None:
         try:
             with drain.without_requests(run, role):
                 refuse_a_restart(run, role, version, force=force)
-                run.no_return()
+                if run.stage is not Stage.NO_RETURN:
+                    signals.check()
+                    seen_through.enter_context(run.uninterruptible(restarts=2))
+                    run.no_return()
                 restart(run, role, version, by_stop_and_start=True, checked=True)
         except NotHealthy as error:
             if run.stage is not Stage.NO_RETURN:

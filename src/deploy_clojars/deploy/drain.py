@@ -84,14 +84,15 @@ def back_to_the_primary(run: Run, before: Observation) -> Iterator[None]:
         yield
         came_back = True
     finally:
-        was_not_restarted = before.pid is not None and primary.status().pid == before.pid
-        if came_back or was_not_restarted:
-            prefer_primary(run)
-        elif run.host.nginx.flag_is_set:
-            run.console.warn(
-                f"the drain flag {run.host.nginx.flag} stays: nginx prefers "
-                f"{run.host.instances[BACKUP].job} until {primary.job} is back"
-            )
+        with run.uninterruptible():
+            was_not_restarted = before.pid is not None and primary.status().pid == before.pid
+            if came_back or was_not_restarted:
+                prefer_primary(run)
+            elif run.host.nginx.flag_is_set:
+                run.console.warn(
+                    f"the drain flag {run.host.nginx.flag} stays: nginx prefers "
+                    f"{run.host.instances[BACKUP].job} until {primary.job} is back"
+                )
 
 
 def nginx_answers(run: Run) -> bool:
