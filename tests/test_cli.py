@@ -76,6 +76,12 @@ def test_help_and_version_read_no_configuration(words: list[str]) -> None:
     )
 
 
+def test_the_help_says_what_each_command_does_and_cuts_no_line_off() -> None:
+    commands = run("--help", COLUMNS="80").stdout.partition("\nCommands:\n")[2].splitlines()
+    assert len(commands) >= 11
+    assert [line for line in commands if not line.endswith(".") or line.endswith("..")] == []
+
+
 def test_help_imports_nothing_that_is_slow() -> None:
     script = (
         "import sys\n"

@@ -188,7 +188,10 @@ def group() -> None:
 @click.pass_obj
 def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool,
            dry_run: bool) -> None:  # fmt: skip
-    """Test, build and install TAG, try it on the backup, ask, and promote it."""
+    """Put the release TAG into production.
+
+    Tests, builds and installs it, tries it on the backup, asks, and promotes it.
+    """
     from deploy_clojars.deploy import pipeline
     from deploy_clojars.run.run import Request
 
@@ -211,7 +214,11 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool,
 def rollback(
     settings: Settings, version: str | None, yes: bool, why: str | None, dry_run: bool
 ) -> None:
-    """Go back to the release VERSION (default: the approved or the previous one)."""
+    """Go back to the release VERSION.
+
+    Without VERSION: to the approved one if anything else is current or runs, otherwise to the
+    previous one.
+    """
     from deploy_clojars.commands import rollback as command
     from deploy_clojars.run.run import Request
 
@@ -228,7 +235,10 @@ def rollback(
 @common_options
 @click.pass_obj
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
-    """Stop and start both instances on the same release, one after the other."""
+    """Stop and start both instances, one after the other.
+
+    They stay on the same release.
+    """
     from deploy_clojars.commands import restart as command
     from deploy_clojars.run.run import Request
 
@@ -269,7 +279,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @common_options
 @click.pass_obj
 def releases(settings: Settings, count: int | None, show_all: bool, as_json: bool) -> None:
-    """List the newest releases and all that are in use, newest first."""
+    """List the newest releases and all that are in use."""
     from deploy_clojars.commands import releases as listing
 
     found = listing.listing(settings.host(), _at_most(count, show_all))
@@ -281,7 +291,10 @@ def releases(settings: Settings, count: int | None, show_all: bool, as_json: boo
 @common_options
 @click.pass_obj
 def history(settings: Settings, count: int | None, show_all: bool, as_json: bool) -> None:
-    """List the last runs, newest first: who, when, what, how long, how it ended."""
+    """List the last runs, newest first.
+
+    Who, when, what, how long, how it ended.
+    """
     from deploy_clojars.commands import history
 
     runs = history.recent_runs(settings.host(), _at_most(count, show_all))
@@ -292,7 +305,10 @@ def history(settings: Settings, count: int | None, show_all: bool, as_json: bool
 @common_options
 @click.pass_obj
 def prune(settings: Settings) -> None:
-    """Remove old releases; `keep_releases` in the configuration sets how many to keep."""
+    """Remove old releases.
+
+    `keep_releases` in the configuration sets how many to keep.
+    """
     from deploy_clojars.deploy.prune import prune_releases
 
     prune_releases(settings.host(), settings.console())
@@ -354,7 +370,10 @@ def setup(settings: Settings, root: str | None, user: str | None,
 @click.option("--stop", is_flag=True, help="Stop everything that runs in DIR.")
 @common_options
 def sandbox(directory: str, stop: bool) -> None:
-    """Create a small clojars.org in DIR to try this on, or start the one that is there."""
+    """Create a small clojars.org in DIR, or start the one there.
+
+    It is for trying this tool out.
+    """
     from pathlib import Path
 
     from deploy_clojars import sandbox
@@ -370,7 +389,9 @@ def sandbox(directory: str, stop: bool) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @common_options
 def completion(shell: str) -> None:
-    """Print the shell completion script for commands, options, tags and releases.
+    """Print the shell completion script.
+
+    It completes commands, options, tags and releases.
 
     \b
     bash: deploy-clojars completion bash > /etc/bash_completion.d/deploy-clojars
