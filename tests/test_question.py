@@ -282,6 +282,17 @@ def test_the_locked_message_says_how_to_stop_a_suspended_run(ready: LittleHost) 
     assert ready.versions == (FIRST, FIRST)
 
 
+def test_after_ctrl_z_and_fg_the_question_is_asked_again(ready: LittleHost) -> None:
+    with ready.typing(SECOND) as terminal:
+        terminal.asked()
+        terminal.kill(signal.SIGSTOP)
+        wait_for(lambda: is_suspended(terminal.pid), "it sleeps")
+        terminal.kill(signal.SIGCONT)
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+
+
 def is_suspended(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 

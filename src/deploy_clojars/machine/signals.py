@@ -83,6 +83,30 @@ def uninterruptible(notice: Notice) -> Iterator[None]:
             _caught = caught_before
 
 
+@contextmanager
+def noticing_fg() -> Iterator[Callable[[], bool]]:
+    """Yields a function: whether the process, once stopped (Ctrl-Z), has continued since its last call.
+
+    wait() returns at once then.
+    """
+    continued = False
+
+    def note(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal continued
+        continued = True
+
+    def has_continued() -> bool:
+        nonlocal continued
+        was, continued = continued, False
+        return was
+
+    before = signal.signal(signal.SIGCONT, note)
+    try:
+        yield has_continued
+    finally:
+        signal.signal(signal.SIGCONT, before)
+
+
 def check() -> None:
     """Raises Interrupted (128 + N) if a signal was caught and the block may be interrupted."""
     if _caught is None:

@@ -177,15 +177,17 @@ class Console:
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
         prompt = f"{question} [yes/no] "
         self._into_log(prompt)
-        self._show(prompt, "bold", end="")
         try:
-            with lines_typed_at(sys.stdin.fileno()):
-                return self._answer(prompt, watch)
+            with lines_typed_at(sys.stdin.fileno()), signals.noticing_fg() as has_continued:
+                self._show(prompt, "bold", end="")
+                return self._answer(prompt, watch, has_continued)
         except DeployError:
             self._show("")  # what comes next does not stand behind the question
             raise
 
-    def _answer(self, prompt: str, watch: Callable[[], str | None]) -> bool:
+    def _answer(
+        self, prompt: str, watch: Callable[[], str | None], has_continued: Callable[[], bool]
+    ) -> bool:
         typed = b""
         while True:
             if signals.wait(1.0, sys.stdin.fileno()):
@@ -204,6 +206,8 @@ class Console:
                 self._show("Please type yes or no.")
                 self._show(prompt, "bold", end="")
             notice = watch()
+            if has_continued():  # the shell has written below the question since
+                self._show(prompt, "bold", end="")
             if notice:
                 self._show("")
                 self.warn(notice)
