@@ -410,6 +410,13 @@ def test_a_health_url_is_told_with_its_job(site: Site) -> None:
     checked = (Check("http://x/", ok=False, ms=1, detail="503"),)
     seen(site, observed("primary", FIRST, checks=checked), observed("backup", FIRST))
     assert list(wrong(running.jobs(site))) == ["clojars: http://x/: 503"]
+    [finding] = [each for each in running.jobs(site) if each.wrong]
+    first, then = finding.remedy.splitlines()
+    assert (
+        first
+        == "if instances.primary.health in /etc/deploy-clojars.toml is wrong, set it; otherwise:"
+    )
+    assert then == site.way_back
 
 
 def test_findings_that_one_command_mends_are_one() -> None:

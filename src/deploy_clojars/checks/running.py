@@ -65,12 +65,15 @@ def _health(site: Site, observation: Observation, approved: str) -> Finding:
         # The run at work restarts one after the other; users must be served all the same.
         nobody_serves = not (site.look.primary.serving or site.look.backup.serving)
         return Finding(f"{said} (a run is at work)", nobody_serves)
+    setting = f"instances.{observation.role}.health in {site.host.file or config.DEFAULT_FILE}"
     wrong = health.why_urls_are_wrong(observation)
     if wrong is not None:
-        file = site.host.file or config.DEFAULT_FILE
-        return Finding(wrong, True, f"set instances.{observation.role}.health in {file}")
-    ended = _ended(site, observation)
-    return Finding(said, True, "\n".join(filter(None, (ended, site.way_back))))
+        return Finding(wrong, True, f"set {setting}")
+    remedies = [_ended(site, observation)]
+    if approved in observation.open_releases and not observation.serving:
+        remedies.append(f"if {setting} is wrong, set it; otherwise:")
+    remedies.append(site.way_back)
+    return Finding(said, True, "\n".join(filter(None, remedies)))
 
 
 def _ended(site: Site, observation: Observation) -> str:
