@@ -111,7 +111,7 @@ def test_what_fish_offers(home: Path) -> None:
     assert in_shell(home, "fish", "-N", "-c", script).splitlines() == ["0.11.0", "0.10.0"]
     # And what a command does, to the end.
     script = "deploy-clojars completion fish | source; complete -C 'deploy-clojars depl'"
-    assert "install TAG, try it on" in in_shell(home, "fish", "-N", "-c", script)
+    assert "Put the release TAG into production." in in_shell(home, "fish", "-N", "-c", script)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
