@@ -266,7 +266,7 @@ class RehearsedReleases(Releases):
 
     def install(self, jar: Path, version: str) -> str:
         temporary = self.directory / f"{UNFINISHED}new.jar"
-        pattern = str(Path(self._pattern))  # as it is in the jar's path: without ./ and //
+        pattern = str(Path(self._pattern))  # without ./ and //, like the jar's path
         directory = shlex.quote(str(jar).removesuffix(pattern))
         copy = f"cp {directory}{_for_the_shell(pattern)} {_command(temporary)}"
         self._write(_command("bash", "-O", "globstar", "-c", copy))  # ** is bash's, if it is asked

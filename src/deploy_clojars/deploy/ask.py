@@ -227,14 +227,14 @@ class QuestionWatch:
     def _look_at(self, role: Role) -> Future[Observation]:
         return started(self._run.host.instances[role].observe)
 
-    def _note(self, subject: str, wrong: str | None, mended: str) -> None:
+    def _note(self, subject: str, wrong: str | None, recovered: str) -> None:
         said = self._said[subject]
         if wrong is not None and wrong not in said:
             said.add(wrong)
             self._news.append(wrong)
         elif wrong is None and said:
             said.clear()
-            self._news.append(mended)
+            self._news.append(recovered)
 
     def _of_current(self) -> str | None:
         try:

@@ -40,7 +40,7 @@ SHOWN = 5  # visitors by address
 def drain_primary(run: Run) -> Observation:
     """Before a promotion: no request is in the primary any more, unless it needs no restart.
 
-    Returns the primary as it is then. The flag stays until the primary is back, or a revert removes it.
+    Returns the primary after the drain. The flag stays until the primary is back or a revert removes it.
     Raises NotDrained (6) if requests do not end, unless the operator said `--force`.
     """
     look = run.host.look()

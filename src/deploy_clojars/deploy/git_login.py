@@ -27,7 +27,7 @@ class Login:
 def login_of(url: str) -> Login:
     """Takes the user and the password out of a URL of http or https.
 
-    One without a password stays as it is: the user's credential helpers and ~/.netrc are asked.
+    A URL without a password is not changed: git asks the user's credential helpers and ~/.netrc.
     """
     parts = urlsplit(url) if url.startswith(("http://", "https://")) else None
     if parts is None or parts.password is None:

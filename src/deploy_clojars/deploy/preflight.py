@@ -188,7 +188,7 @@ def _refuse_a_host_without_a_way_back(host: Host, look: Look, version: str) -> N
     """A revert needs the approved release, and needs to know that users get a release at all.
 
     Raises NotReady (4), unless this deploy is the way back: it builds the approved release again,
-    or finishes what was cut off, or there is no release at all.
+    or finishes an interrupted run, or no release is installed.
     """
     if look.approved is not None and not host.releases.has(look.approved):
         cut_off = look.history.unfinished
