@@ -221,9 +221,13 @@ def test_after_a_rollback_that_could_not_be_written_down_status_does_not_name_th
         terminal.asked()
         terminal.types("yes")
         wait_for(lambda: "no return" in [line["event"] for line in host.events], "the promotion")
-        # A full disk has room for some lines more in the journal's last block.
-        mount("--bind", journal, journal)
-        mount("-o", "remount,ro,bind", journal)
+        # A full disk has room for some lines more in the journal's last block. The mount is made
+        # read-only elsewhere: over the journal it is busy while a line is written.
+        frozen = host.deploy / "frozen"
+        frozen.touch()
+        mount("--bind", journal, str(frozen))
+        mount("-o", "remount,ro,bind", str(frozen))
+        mount("--bind", str(frozen), journal)
         shown = terminal.ends(9)
     assert f"{SECOND} is in production, but that could not be written down" in shown
     assert host.status["next"].endswith(f"deploy {SECOND}")
