@@ -100,7 +100,7 @@ class LittleHost:
         """Writes the configuration; `options` are further TOML lines, by table ('top': none)."""
         lines = {
             "top": f'repository = "{self.repository_url}"\nhome = "{self.home}"',
-            "services": f'bin = "{self.upstart.bin}"\nsudo = false\ntimeout = 20',
+            "services": f'manager = "upstart"\nbin = "{self.upstart.bin}"\nsudo = false\ntimeout = 20',
             "instances.primary": self._instance(self.primary, *self.ports[0::2]),
             "instances.backup": self._instance(self.backup, *self.ports[1::2]),
             "health": "timeout = 20\nsettle = 0.3\ninterval = 0.1",

@@ -67,9 +67,10 @@ def flat(table: dict[str, Any], path: str = "") -> dict[str, Any]:
         ("build.timeout", 1800),
         ("build.nice", 10),
         ("build.env", []),
-        ("services.manager", "upstart"),
+        ("services.manager", "auto"),
+        ("services.scope", "system"),
         ("services.sudo", True),
-        ("services.bin", "/sbin"),
+        ("services.bin", None),
         ("services.timeout", 90),
         ("instances.primary.job", "clojars"),
         ("instances.primary.url", "http://clojars.org:8001/"),
@@ -242,7 +243,8 @@ def test_no_time_at_all_is_refused_where_something_must_have_time(key: str) -> N
         ('name = "-web"', "name"),
         ('name = ""', "name"),
         ('[services]\nbin = "sbin"', "services.bin"),
-        ('[services]\nmanager = "systemd"', "services.manager"),
+        ('[services]\nmanager = "runit"', "services.manager"),
+        ('[services]\nscope = "session"', "services.scope"),
         ('[build]\ntest = ""', "build.test"),
         ('[build]\njar = ""', "build.jar"),
         ('[build]\njar = "../*.jar"', "build.jar"),
@@ -313,8 +315,27 @@ def test_a_value_that_ends_in_a_newline_is_refused(table: str, key: str, value: 
     assert key in refusal(f"{heading}{key} = {value}\n")
 
 
-def test_an_unknown_service_manager_is_refused_with_the_known_one() -> None:
-    assert "upstart" in refusal('[services]\nmanager = "systemd"\n')
+@pytest.mark.parametrize(("has_systemd", "chosen"), [(True, "systemd"), (False, "upstart")])
+def test_systemd_is_chosen_where_it_is_process_1(
+    has_systemd: bool, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "BOOTED", tmp_path if has_systemd else tmp_path / "missing")
+
+    assert parsed("").services.chosen == chosen
+
+
+def test_the_managers_programs_are_where_they_belong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert parsed('[services]\nmanager = "upstart"\n').services.programs == "/sbin"
+    assert parsed('[services]\nmanager = "systemd"\n').services.programs == str(tmp_path)
+    systemctl.unlink()
+    assert parsed('[services]\nmanager = "systemd"\n').services.programs == "/usr/bin"
+    assert parsed('[services]\nbin = "/opt/bin"\n').services.programs == "/opt/bin"
 
 
 SUPERVISED = '[services]\nmanager = "supervisor"\nsocket = "/s"\n[instances.primary]\njob = "{}"\n'

@@ -22,7 +22,7 @@ from deploy_clojars.config import Config, parse
 from deploy_clojars.errors import UsageError
 from deploy_clojars.host.services.upstart import Upstart as UpstartService
 from deploy_clojars.setup import in_the_way, setup, validation
-from deploy_clojars.setup.files import files, values_of
+from deploy_clojars.setup.files import files, kit, values_of
 
 DEBIAN = "nginx version: nginx/1.22.1\nconfigure arguments: --with-stream=dynamic"
 PROJECT = Path(__file__).parents[1]
@@ -86,12 +86,17 @@ def other(tmp_path: Path) -> Path:
 
 
 def test_etc_is_exactly_what_the_default_configuration_renders_to() -> None:
-    rendered = {file.etc: file for file in files(values_of(Config()))}
+    rendered = {file.etc: file for file in kit()}
     there = {name for name in tree(ETC) if name != "deploy-clojars.toml"}
     assert there == set(rendered), "python -m deploy_clojars.setup.files etc"
     for name, file in rendered.items():
         assert (ETC / name).read_text(encoding="utf-8") == file.text, name
         assert os.access(ETC / name, os.X_OK) == bool(file.mode & 0o111), name
+
+
+def test_what_the_managers_have_in_common_is_the_same() -> None:
+    texts = {(file.etc, file.text) for file in kit()}
+    assert len(texts) == len({name for name, _ in texts})
 
 
 def test_everything_is_made_below_a_directory_and_a_second_time_changes_nothing(
@@ -476,7 +481,7 @@ def test_a_host_of_supervisord_gets_no_job_files(tmp_path: Path) -> None:
     root = tmp_path / "root"
     refused = run_setup("--dry-run", config=config)
     assert refused.returncode == 2
-    assert "instances Upstart runs" in refused.stderr
+    assert "instances systemd or Upstart runs as root" in refused.stderr
     assert run_setup("--root", str(root), config=config).returncode == 0
     assert not (root / "etc/init").exists()
     assert not (root / "etc/sudoers.d").exists()

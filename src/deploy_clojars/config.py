@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import stat
 import tomllib
 from pathlib import Path
@@ -94,15 +95,19 @@ class Build(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`jar` may have ** only as a whole part of the path")
 
 
-Manager = Literal["upstart", "supervisor"]
+Manager = Literal["auto", "systemd", "upstart", "supervisor"]
+
+# There is such a directory where systemd is process 1 (sd_booted(3)).
+BOOTED = Path("/run/systemd/system")
 
 
 class Services(Struct, frozen=True, forbid_unknown_fields=True):
     """The service manager that runs the instances."""
 
-    manager: Manager = "upstart"
+    manager: Manager = "auto"
+    scope: Literal["system", "user"] = "system"
     sudo: bool = True
-    bin: AbsolutePath = "/sbin"
+    bin: AbsolutePath | None = None
     timeout: Seconds = 90
     socket: AbsolutePath | None = None
     username: Text | None = None
@@ -113,6 +118,22 @@ class Services(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("`socket` must be set where the manager is supervisor")
         if ":" in (self.username or ""):
             raise ValueError("`username` must be a name without a colon")
+
+    @property
+    def chosen(self) -> Literal["systemd", "upstart", "supervisor"]:
+        """The manager, on this host if the configuration leaves that to the tool."""
+        if self.manager == "auto":
+            return "systemd" if BOOTED.is_dir() else "upstart"
+        return self.manager
+
+    @property
+    def programs(self) -> str:
+        """The directory of the manager's programs."""
+        if self.bin is not None:
+            return self.bin
+        if self.chosen == "systemd":
+            return os.path.dirname(shutil.which("systemctl") or "/usr/bin/systemctl")
+        return "/sbin"
 
 
 class HealthUrl(Struct, frozen=True, forbid_unknown_fields=True):
@@ -261,9 +282,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
             ("primary", self.instances.primary),
             ("backup", self.instances.backup),
         ):
-            if ":" in instance.job and self.services.manager != "supervisor":
+            if ":" in instance.job and self.services.chosen != "supervisor":
                 raise ValueError(
-                    f"`instances.{role}.job` must be a job of {self.services.manager}, and only "
+                    f"`instances.{role}.job` must be a job of {self.services.chosen}, and only "
                     f"supervisord has GROUP:PROGRAM, got {instance.job!r}"
                 )
 

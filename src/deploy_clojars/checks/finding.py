@@ -50,7 +50,7 @@ class Site:
     @property
     def is_upstarts(self) -> bool:
         """Whether it is a host as `setup` makes it."""
-        return self.host.config.services.manager == "upstart"
+        return self.host.config.services.chosen == "upstart"
 
     @cached_property
     def nginx(self) -> InstalledNginx | None:

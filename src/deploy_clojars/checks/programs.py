@@ -72,8 +72,8 @@ def upstart(site: Site, root: Path = Path("/")) -> Findings:
     services = site.host.config.services
     if not site.is_upstarts:
         return
-    if os.access(f"{services.bin}/status", os.X_OK):
-        yield judged("Upstart", said_by(f"{services.bin}/status", "--version"), UPSTART_SINCE)
+    if os.access(f"{services.programs}/status", os.X_OK):
+        yield judged("Upstart", said_by(f"{services.programs}/status", "--version"), UPSTART_SINCE)
     if root_program("balance"):
         return
     nginx = site.nginx
@@ -82,7 +82,7 @@ def upstart(site: Site, root: Path = Path("/")) -> Findings:
         yield Finding(
             f"balance is not installed, and the job {job} needs it",
             True,
-            by_root(f"install balance, then {services.bin}/start {job}"),
+            by_root(f"install balance, then {services.programs}/start {job}"),
         )
     elif nginx is not None and not nginx.has_stream:
         yield Finding(

@@ -50,7 +50,7 @@ def _known_again(site: Site, observation: Observation) -> str:
     """What to do about a job whose state is unknown."""
     if site.is_upstarts:
         return site.setup
-    of_supervisord = site.host.config.services.manager == "supervisor"
+    of_supervisord = site.host.config.services.chosen == "supervisor"
     said = site.host.instances[observation.role].status().remedy
     return said or (START if of_supervisord else "")
 
@@ -113,7 +113,7 @@ def instead_of_the_application(site: Site, observation: Observation) -> psutil.P
 
 def _with_the_new_job_file(site: Site, job: str, children: list[int]) -> str:
     """The commands after which Upstart knows the application; the old one is ended on the way."""
-    bin = site.host.config.services.bin
+    bin = site.host.config.services.programs
     file = f"/etc/init/{job}.conf"
     end = f" kill {' '.join(map(str, children))};" if children else ""
     return (

@@ -71,12 +71,12 @@ def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
     host.services.refuse_what_would_fail(host.jobs)
     look = host.look()
     host.refuse_a_broken_link(look)
-    unknown = [each for each in look.instances if each.state == "unknown"]
+    unknown = [each for each in look.instances if each.state == "unknown" or each.obstacle]
     nothing_serves = not any(each.serving for each in look.instances)
     if unknown and not (one_will_do and nothing_serves and len(unknown) == 1):
         raise NotReady(
             f"the state of {unknown[0].job} is unknown: {unknown[0].said}",
-            remedy=f"nothing was changed; is {host.config.services.manager} running, and is the "
+            remedy=f"nothing was changed; is {host.config.services.chosen} running, and is the "
             "job's configuration without an error?",
         )
     _refuse_names_that_are_not_found(host)

@@ -149,7 +149,7 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
     _wait_for_what_runs_the_target_already(run, target)
     while True:
         look = run.host.look()
-        unknown = {each.role for each in look.instances if each.state == "unknown"}
+        unknown = {each.role for each in look.instances if each.state == "unknown" or each.obstacle}
         role = decisions.next_to_restart(*look.health_on(target), failed, unknown)
         if role is None:
             return failed

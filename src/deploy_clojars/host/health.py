@@ -73,6 +73,7 @@ class Observation:
     foreign_ports: tuple[int, ...] = ()  # local health ports that are not its alone
     unseen_ports: tuple[int, ...] = ()  # those of which this user cannot see whose they are
     strangers: tuple[Listener, ...] = ()  # who else listens
+    obstacle: str = ""  # why a running one could not be restarted
     silent_ports: tuple[int, ...] = ()  # local health ports on which nobody listens
     other_doors: tuple[connections.Address, ...] = ()  # where else it listens
 

@@ -112,6 +112,7 @@ class Instance:
             job=self.job,
             state=job.state,
             said=job.said,
+            obstacle=job.obstacle,
             pid=job.pid,
             since=tree.since,
             running=next(iter([*versions, *others]), None),

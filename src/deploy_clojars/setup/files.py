@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from deploy_clojars.config import BACKUP, HOST, PRIMARY, Config, Instance
+from deploy_clojars.config import BACKUP, HOST, PRIMARY, Config, Instance, Services
 from deploy_clojars.errors import UsageError
 
 Nailgun = Literal["nginx", "balance", "none"]
@@ -83,6 +83,7 @@ class Values:
     site_link: str | None = None
     nailgun_file: str = ""
     front: str = "nginx"  # what `service` calls it
+    manager: Literal["systemd", "upstart", "supervisor"] = "upstart"
     has_place_for_stream: bool = True  # whether nginx reads any file outside its http block
 
     @property
@@ -119,7 +120,7 @@ def values_of(
         )
     plain = {
         "home": config.home,
-        "services.bin": config.services.bin,
+        "services.bin": config.services.programs,
         "drain.flag": config.drain.flag,
         "drain.probe": probe.path,
     }
@@ -148,7 +149,7 @@ def values_of(
         group=user,  # what useradd gives it; one that is there may have another
         home=config.home.rstrip("/"),
         name=config.name,
-        bin=config.services.bin.rstrip("/"),
+        bin=config.services.programs.rstrip("/"),
         site=site,
         pool=_variable(primary.job),
         primary=primary.job,
@@ -161,6 +162,7 @@ def values_of(
         probe_listen=f"{_bracketed(probe.hostname or '')}:{probe.port or 80}",
         probe_path=probe.path,
         command=shlex.join(words),
+        manager=config.services.chosen,
         pages=f"{PAGES}/{site}",
         site_file=f"/etc/nginx/sites-available/{site}",
         site_link=f"/etc/nginx/sites-enabled/{site}",
@@ -208,7 +210,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def files(values: Values, *, upstart: bool = True, sudo: bool = True) -> list[File]:
+def files(values: Values, *, sudo: bool = True) -> list[File]:
     """All files of the host, the nailgun port's in both ways."""
     site = values.site
     found = [
@@ -218,14 +220,40 @@ def files(values: Values, *, upstart: bool = True, sudo: bool = True) -> list[Fi
         File(f"/etc/update-motd.d/60-{values.tool_file}", f"update-motd.d/60-{values.tool_file}",
              render("motd", values), mode=0o755),
     ]  # fmt: skip
-    if upstart:
-        found += _upstart_files(values)
-    if upstart and sudo:
-        found.append(
-            File(f"/etc/sudoers.d/{values.tool_file}", f"sudoers.d/{values.tool_file}",
-                 render("sudoers", values), mode=0o440)
-        )  # fmt: skip
+    if values.manager == "supervisor":
+        return found
+    found += _systemd_files(values) if values.manager == "systemd" else _upstart_files(values)
+    found.append(
+        File(f"/etc/default/{site}", f"default/{site}", render("default", values), mode=0o640,
+             for_user=True, once=True)
+    )  # fmt: skip
+    if sudo:
+        found.append(_sudoers(values))
     return found
+
+
+def _sudoers(values: Values) -> File:
+    of_systemd = values.manager == "systemd"
+    return File(
+        f"/etc/sudoers.d/{values.tool_file}",
+        f"{'systemd/' if of_systemd else ''}sudoers.d/{values.tool_file}",
+        render("sudoers.systemd" if of_systemd else "sudoers", values),
+        mode=0o440,
+    )
+
+
+def _systemd_files(values: Values) -> list[File]:
+    def unit(job: str, role: str, web: str, nailgun: str) -> File:
+        text = render("instance.service", values, role=role, web=_port(web), nailgun=_port(nailgun))
+        return File(f"/etc/systemd/system/{job}.service", f"systemd/{job}.service", text)
+
+    site = values.site
+    return [
+        unit(values.primary, PRIMARY, values.primary_web, values.primary_nailgun),
+        unit(values.backup, BACKUP, values.backup_web, values.backup_nailgun),
+        File(f"/etc/tmpfiles.d/{site}.conf", f"systemd/tmpfiles.d/{site}.conf",
+             render("tmpfiles.conf", values)),
+    ]  # fmt: skip
 
 
 def _upstart_files(values: Values) -> list[File]:
@@ -242,9 +270,7 @@ def _upstart_files(values: Values) -> list[File]:
         job(values.backup, instance(BACKUP, values.backup_web, values.backup_nailgun)),
         job(f"{site}-run", render("run.conf", values)),
         job(f"{site}-balance", render("balance.conf", values)),
-        File(f"/etc/default/{site}", f"default/{site}", render("default", values), mode=0o640,
-             for_user=True, once=True),
-    ]  # fmt: skip
+    ]
 
 
 def _port(address: str) -> str:
@@ -264,9 +290,15 @@ def is_for_other_nailgun(file: File, values: Values, nailgun: Nailgun) -> bool:
     return any(file.etc.endswith(name) for way, name in ways.items() if way != nailgun)
 
 
+def kit() -> list[File]:
+    """What the default configuration renders to for each manager: the project's etc/."""
+    managers = (Services(manager="upstart"), Services(manager="systemd", bin="/usr/bin"))
+    return [file for each in managers for file in files(values_of(Config(services=each)))]
+
+
 def main() -> None:
-    """Writes what the default configuration renders to into a directory, the project's etc/."""
-    for file in files(values_of(Config())):
+    """Writes the kit into a directory."""
+    for file in kit():
         path = Path(sys.argv[1]) / file.etc
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.text, encoding="utf-8")

@@ -93,11 +93,11 @@ def setup(
     Raises UsageError (2), NotReady (4) for files that sudo or nginx do not accept, and
     DeployError (1) if something there differs.
     """
-    is_upstart = config.services.manager == "upstart"
-    if root is None and not is_upstart:
+    of_supervisord = config.services.chosen == "supervisor"
+    if root is None and (of_supervisord or config.services.scope == "user"):
         raise UsageError(
-            "setup creates a host whose instances Upstart runs, but the configuration says "
-            f"{config.services.manager}: nothing was changed",
+            "setup creates a host whose instances systemd or Upstart runs as root, and the "
+            "configuration says otherwise: nothing was changed",
             remedy="--root DIR writes the files below a directory, to look at",
         )
     if root is None and os.geteuid() != 0 and not dry_run:
@@ -120,7 +120,7 @@ def setup(
     )
     wanted = [
         file
-        for file in files(values, upstart=is_upstart, sudo=config.services.sudo)
+        for file in files(values, sudo=config.services.sudo)
         if not is_for_other_nailgun(file, values, nailgun)
     ]
     try:
@@ -139,11 +139,11 @@ def setup(
         work.find_what_is_in_the_way(nailgun, conf)
         if root is None and not dry_run:
             work.refuse_what_the_whole_host_refuses(nginx)
-            work.have_upstart_read(config, wanted)
+            work.have_manager_read(config, wanted)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise DeployError(f"{where}{error.strerror}") from None
-    if not is_upstart:
+    if of_supervisord:
         say("supervisord runs the jobs: no job files and no sudoers file")
     for obstacle in in_the_way.other_tools(placed(values.home, root)):
         say(f"next: {obstacle.remedy}  # {obstacle.what}")
@@ -342,10 +342,26 @@ class _Work:
                 remedy=validation.remedy_for(verdict.said),
             )
 
-    def have_upstart_read(self, config: Config, wanted: Iterable[File]) -> None:
-        """Makes sure that Upstart knows the jobs, whatever way their files came there."""
+    def have_manager_read(self, config: Config, wanted: Sequence[File]) -> None:
+        """Makes sure that the service manager knows the jobs, whatever way their files came there."""
+        if self._values.manager == "systemd":
+            self._have_systemd_read(config, wanted)
+        else:
+            self._have_upstart_read(config, wanted)
+
+    def _have_systemd_read(self, config: Config, wanted: Iterable[File]) -> None:
+        """Reads the units again, enables them, and makes the flag's directory as after a boot."""
+        systemctl = f"{config.services.programs}/systemctl"
+        units = [Path(file.path).name for file in wanted if file.path.endswith(".service")]
+        _run([systemctl, "daemon-reload"])
+        _run([systemctl, "enable", "--quiet", *units])
+        for file in wanted:
+            if "/tmpfiles.d/" in file.path:
+                _run(["systemd-tmpfiles", "--create", file.path])
+
+    def _have_upstart_read(self, config: Config, wanted: Iterable[File]) -> None:
         services = config.services
-        upstart = Upstart(bin=services.bin, sudo=False, timeout=services.timeout)
+        upstart = Upstart(bin=services.programs, sudo=False, timeout=services.timeout)
         jobs = [Path(file.path).stem for file in wanted if file.etc.startswith("upstart/")]
         for job in upstart.read_job_files_again(jobs):
             self._say(f"FOUND     Upstart does not know the job {job}: its file has an error")

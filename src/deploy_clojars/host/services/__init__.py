@@ -86,7 +86,7 @@ def wait_while_it_stops(services: Services, job: str, timeout: float) -> None:
 def services_of(config: Config) -> Services:
     """The configured service manager."""
     settings = config.services
-    if settings.manager == "supervisor":
+    if settings.chosen == "supervisor":
         from deploy_clojars.host.services.supervisor import Supervisor
 
         assert settings.socket is not None  # the configuration demands it
@@ -97,6 +97,16 @@ def services_of(config: Config) -> Services:
             password=settings.password or "",
         )
 
+    if settings.chosen == "systemd":
+        from deploy_clojars.host.services.systemd import Systemd
+
+        return Systemd(
+            bin=settings.programs,
+            sudo=settings.sudo,
+            timeout=settings.timeout,
+            of_user=settings.scope == "user",
+        )
+
     from deploy_clojars.host.services.upstart import Upstart
 
-    return Upstart(bin=settings.bin, sudo=settings.sudo, timeout=settings.timeout)
+    return Upstart(bin=settings.programs, sudo=settings.sudo, timeout=settings.timeout)
