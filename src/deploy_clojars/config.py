@@ -245,6 +245,18 @@ class Drain(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"`quiet` must be less than `timeout`, got {self.quiet:g}")
 
 
+class Verify(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose signatures a release needs."""
+
+    tags: Literal["any", "signed"] = "any"
+    signers: AbsolutePath | None = None  # of SSH keys, see ssh-keygen(1); or a GnuPG home
+    revoked: AbsolutePath | None = None  # SSH keys, or a KRL
+
+    def __post_init__(self) -> None:
+        if self.tags == "signed" and self.signers is None:
+            raise ValueError("`signers` must be set where tags must be signed")
+
+
 class Hook(Struct, frozen=True, forbid_unknown_fields=True):
     """A command that is run when a run has ended."""
 
@@ -264,6 +276,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     instances: Instances = Instances()
     health: Health = Health()
     drain: Drain = Drain()
+    verify: Verify = Verify()
     hook: Hook = Hook()
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import shutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.checks.programs import SECONDS, said_by
-from deploy_clojars.deploy import checkout
+from deploy_clojars.deploy import checkout, signatures
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.users import user_name
@@ -39,6 +39,19 @@ def as_the_production_user(site: Site) -> Findings:
     yield from _sudo(site)
     yield from login_shell()
     yield _remote(host)
+    yield from _signers(host)
+
+
+def _signers(host: Host) -> Findings:
+    """Whether signatures can be verified, where they are demanded."""
+    settings = host.config.verify
+    if settings.tags == "signed":
+        try:
+            signatures.refuse_unsafe_signers(settings)
+        except NotReady as refused:
+            yield Finding(refused.message, True, refused.remedy)
+        else:
+            yield Finding(f"only tags signed by somebody in {settings.signers} are deployed")
 
 
 def _sudo(site: Site) -> Findings:

@@ -291,7 +291,9 @@ class RehearsedSource(Source):
 
     def fetch(self) -> str:
         config, mirror = self._run.host.config, self._mirror.directory
-        commit = self._mirror.remote_commit_of(self._run.version, config.build.timeout)
+        commit = self._mirror.remote_commit_of(
+            self._run.version, config.build.timeout, self._verify
+        )
         if not mirror.is_dir():
             format = ["--object-format=sha256"] if len(commit) == 64 else []
             self._write(_command("git", "init", "--bare", *format, mirror))

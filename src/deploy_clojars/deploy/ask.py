@@ -158,6 +158,8 @@ def what_is_promoted(run: Run, look: Look) -> list[str]:
         run.console.cut(line) if line.startswith("  ") else line  # a subject may fill the screen
         for line in what_changes(look.approved, version, commits_between(run, look))
     ]
+    if run.signer:
+        lines.append(f"signed by {run.signer}")
     rolled_back = look.history.rolled_back.get(version)
     if rolled_back is not None:
         why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -136,9 +136,12 @@ class Mirror:
         finally:
             remove(successor.directory)
 
-    def remote_commit_of(self, tag: str, timeout: float) -> str:
+    def remote_commit_of(
+        self, tag: str, timeout: float, verify: Callable[[Mirror], object] = lambda mirror: None
+    ) -> str:
         """The tag's commit, as the remote has it; needs no mirror, and changes none.
 
+        `verify` may look at the tag in a mirror that has it alone.
         Raises DeployError as `fetch` and `commit_of`.
         """
         tags = self.remote_tags(timeout)
@@ -155,6 +158,7 @@ class Mirror:
                 raise
             except DeployError:  # a plain web server cannot send part of a history
                 only_this._fetch(None, timeout, SILENT_SECONDS, tag)
+            verify(only_this)
             return only_this.commit_of(tag)
 
     def remote_tags(self, timeout: float, silence: float = SILENT_SECONDS) -> dict[str, str]:
@@ -296,6 +300,21 @@ class Mirror:
                 if kind != "commit":
                     raise DeployError(f"the tag {tag} names a {kind}, not a commit") from None
             raise Broken(f"the tag {tag} leads to no commit: {_words(error)}") from None
+
+    def tag_object(self, tag: str) -> bytes:
+        """The content of an annotated tag, its signature too. Raises DeployError, Broken."""
+        command, reference = self._git(self.directory), f"refs/tags/{tag}"
+        try:
+            kind = str(command.cat_file("-t", reference))
+            if kind != "tag":
+                raise DeployError(f"the tag {tag} is lightweight: it names the {kind} alone, and "
+                                  "nobody can have signed it")  # fmt: skip
+            content: bytes = command.cat_file(
+                "tag", reference, stdout_as_string=False, strip_newline_in_stdout=False
+            )
+        except git.GitCommandError as error:
+            raise Broken(f"the tag {tag} cannot be read: {_words(error)}") from None
+        return content
 
     def check_out(self, commit: str, directory: Path, log: IO[bytes], timeout: float) -> list[str]:
         """Makes `directory` with a real `.git` at the commit, with its submodules and LFS files.

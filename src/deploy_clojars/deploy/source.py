@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from deploy_clojars.deploy import build, checkout
+from deploy_clojars.deploy import build, checkout, signatures
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
 from deploy_clojars.errors import DeployError, Interrupted, NotReady
@@ -32,7 +32,19 @@ class Source:
         with run.step("fetch", run.host.config.repository) as becomes:
             if mirror.fetch(run.console.log, run.host.config.build.timeout):
                 becomes("the mirror was broken and has been recreated")
-            return self._of_the_mirror(lambda: mirror.commit_of(run.version))
+            commit = self._of_the_mirror(lambda: mirror.commit_of(run.version))
+        self._verify(mirror)
+        return commit
+
+    def _verify(self, mirror: Mirror) -> None:
+        """Refuses a tag that nobody has signed whom the host trusts. Raises DeployError (1)."""
+        run, settings = self._run, self._run.host.config.verify
+        if settings.tags == "signed":
+            with run.step("verify", run.version) as becomes:
+                content = self._of_the_mirror(lambda: mirror.tag_object(run.version))
+                run.signer = str(signatures.signer_of_tag(content, run.version, settings))
+                becomes(f"signed by {run.signer}")
+            run.record("verified", version=run.version, signer=run.signer)
 
     def _of_the_mirror(self, use: Callable[[], T]) -> T:
         """What `use` returns, called again with a new mirror if this one turns out to be broken."""

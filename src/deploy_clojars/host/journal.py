@@ -56,6 +56,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     sha256: str | None = None
     bytes: int | None = None
     how: str | None = None
+    signer: str | None = None
     left: HostVersions | None = None
     # The format's version. `omit_defaults` would leave out a plain default.
     v: int = msgspec.field(default_factory=lambda: FORMAT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from pathlib import Path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # no block or inode is left, or the user's quota is used up
 
@@ -35,3 +37,20 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in NOT_SYNCED:
             raise
+
+
+def why_not_roots_alone(path: Path) -> str | None:
+    """Why others than root could change or replace the file; None if nobody can."""
+    try:
+        path = path.resolve(strict=True)
+        for each in (path, *path.parents):
+            found = each.stat()
+            if found.st_uid != 0:
+                return f"{each} does not belong to root"
+            is_writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            # In a directory like /tmp nobody can replace what is root's.
+            if is_writable and not (each != path and found.st_mode & stat.S_ISVTX):
+                return f"others than root can write {each}"
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        return f"{path}: {getattr(error, 'strerror', None) or error}"
+    return None

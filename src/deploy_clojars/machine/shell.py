@@ -53,15 +53,22 @@ def root_program(name: str) -> str | None:
     return shutil.which(name, path=path)
 
 
-def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None) -> Answer:
-    """Runs a short command and returns its answer; no shell, no input, messages in English.
+def capture(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    input: Path = Path(os.devnull),
+) -> Answer:
+    """Runs a short command and returns its answer; no shell, messages in English.
 
     subprocess and not `sh`: importing `sh` takes longer than all that `status` does.
     Raises TookTooLong, Interrupted, and FileNotFoundError or PermissionError if it can't be run.
     """
     deadline = time.monotonic() + timeout
     while True:
-        answer = _captured(argv, timeout, os.environ if env is None else env)
+        with input.open("rb") as opened:
+            answer = _captured(argv, timeout, os.environ if env is None else env, opened)
         # A signal from the terminal may reach the child before it has a session of its own. Then
         # the command has not begun, and its exit status says nothing.
         if -answer.status not in TERMINAL_SIGNALS or time.monotonic() > deadline:
@@ -69,7 +76,9 @@ def capture(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | Non
         signals.check()
 
 
-def _started(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+def _started(
+    argv: Sequence[str], env: Mapping[str, str], input: IO[bytes]
+) -> subprocess.Popen[str]:
     """Starts a program. At the limit of processes, what was set aside makes room for it."""
     deadline = time.monotonic() + ROOM_SECONDS
     while True:
@@ -77,7 +86,7 @@ def _started(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[st
         try:
             return subprocess.Popen(
                 argv,
-                stdin=subprocess.DEVNULL,
+                stdin=input,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={**env, "LC_ALL": "C"},
@@ -92,8 +101,10 @@ def _started(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[st
             time.sleep(TICK)
 
 
-def _captured(argv: Sequence[str], timeout: float, env: Mapping[str, str]) -> Answer:
-    process = _started(argv, env)
+def _captured(
+    argv: Sequence[str], timeout: float, env: Mapping[str, str], input: IO[bytes]
+) -> Answer:
+    process = _started(argv, env, input)
     deadline = time.monotonic() + timeout
     try:
         while True:

@@ -92,6 +92,7 @@ class Run:
         self.before: Look | None = None  # the host as the run found it
         self.left = HostVersions()  # what the run would leave if it ended now
         self.cut_off: LastRun | None = None  # the earlier run that this one has reverted
+        self.signer = ""  # who signed the tag, where that is verified
         self.outcome = "failed"
         self.unwritten = False  # whether the journal lacks a line of this run
         self.times = Times(_usual_seconds(host) if console.is_alive else {})
