@@ -101,6 +101,7 @@ class LittleHost:
         lines = {
             "top": f'repository = "{self.repository_url}"\nhome = "{self.home}"',
             "services": f'manager = "upstart"\nbin = "{self.upstart.bin}"\nsudo = false\ntimeout = 20',
+            "build": "isolate = false",  # most builds of tests use what is beside the host
             "instances.primary": self._instance(self.primary, *self.ports[0::2]),
             "instances.backup": self._instance(self.backup, *self.ports[1::2]),
             "health": "timeout = 20\nsettle = 0.3\ninterval = 0.1",

@@ -87,6 +87,9 @@ class Build(Struct, frozen=True, forbid_unknown_fields=True):
     timeout: Seconds = 1800
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
     env: tuple[VariableName, ...] = ()
+    isolate: Literal["auto"] | bool = "auto"
+    cache: tuple[AbsolutePath, ...] = ()
+    network: bool = True
 
     def __post_init__(self) -> None:
         if self.jar.startswith("/") or ".." in self.jar.split("/"):

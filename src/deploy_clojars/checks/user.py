@@ -7,9 +7,9 @@ import pwd
 import shlex
 import shutil
 
-from deploy_clojars.checks.finding import Finding, Findings, Site
+from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.checks.programs import SECONDS, said_by
-from deploy_clojars.deploy import checkout, signatures
+from deploy_clojars.deploy import checkout, isolation, signatures
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.users import user_name
@@ -39,7 +39,19 @@ def as_the_production_user(site: Site) -> Findings:
     yield from _sudo(site)
     yield from login_shell()
     yield _remote(host)
+    yield from _isolation(host)
     yield from _signers(host)
+
+
+def _isolation(host: Host) -> Findings:
+    """Whether tests and builds are kept away from the rest of the host."""
+    why = isolation.why_not_wanted(host.config)
+    if why is None:
+        yield Finding("tests and builds are isolated by bubblewrap")
+    elif host.config.build.isolate is not False:
+        is_demanded = host.config.build.isolate is True
+        yield Finding(f"tests and builds are not isolated: {why}", is_demanded,
+                      by_root("apt-get install bubblewrap"))  # fmt: skip
 
 
 def _signers(host: Host) -> Findings:

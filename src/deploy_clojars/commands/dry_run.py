@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars.deploy import checkout
+from deploy_clojars.deploy import checkout, isolation
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.health import Observation
@@ -29,6 +29,7 @@ from deploy_clojars.host.releases import UNFINISHED, Current, Releases
 from deploy_clojars.host.services import Job, State
 from deploy_clojars.host.users import refuse_the_wrong_user
 from deploy_clojars.host.visits import Doors
+from deploy_clojars.machine.environment import environment
 from deploy_clojars.run import lock
 from deploy_clojars.run.run import Request, Run
 from deploy_clojars.screen.console import Console
@@ -324,5 +325,8 @@ class RehearsedSource(Source):
         return directory / self._run.host.config.build.jar
 
     def _type(self, directory: Path, command: str) -> None:
-        nice = self._run.host.config.build.nice
-        self._write(f"cd {_command(directory)} && nice -n {nice} /bin/sh -c {_command(command)}")
+        host = self._run.host
+        variables = environment(host.config.build.env, self._run.id)
+        words = ["nice", "-n", str(host.config.build.nice)]
+        words += isolation.prefix(host.config, host.file, directory, variables)
+        self._write(f"cd {_command(directory)} && {_command(*words, '/bin/sh', '-c', command)}")

@@ -7,6 +7,7 @@ import pwd
 import re
 import shlex
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -66,11 +67,22 @@ def refuse_a_user_without_a_home() -> None:
             ) from None
 
 
+# The words before a command that isolate it, by its working directory and its environment.
+Isolated = Callable[[Path, Mapping[str, str]], list[str]]
+
+
+def _as_it_is(directory: Path, environment: Mapping[str, str]) -> list[str]:
+    return []
+
+
 class Builder:
     """Runs the checkout's own commands, with output into the log and a time limit."""
 
-    def __init__(self, settings: config.Build, run_id: str, console: Console) -> None:
+    def __init__(
+        self, settings: config.Build, run_id: str, console: Console, isolated: Isolated = _as_it_is
+    ) -> None:
         self._settings = settings
+        self._isolated = isolated
         self._run_id = run_id
         self._console = console
 
@@ -100,12 +112,13 @@ class Builder:
         log = self._console.log
         start = os.fstat(log.fileno()).st_size
         follow = _Follower(log, start, self._console) if self._console.verbose else None
+        variables = environment(self._settings.env, self._run_id)
         try:
             status = shell.stream(
-                ["/bin/sh", "-c", command],
+                [*self._isolated(checkout, variables), "/bin/sh", "-c", command],
                 log=log,
                 cwd=checkout,
-                env=environment(self._settings.env, self._run_id),
+                env=variables,
                 timeout=self._settings.timeout,
                 nice=self._settings.nice,
                 oom_score_adj=OOM_SCORE_ADJ,

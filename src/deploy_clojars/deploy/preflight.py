@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 
 from deploy_clojars import config
-from deploy_clojars.deploy import build, drain, signatures
+from deploy_clojars.deploy import build, drain, isolation, signatures
 from deploy_clojars.deploy.revert import PATIENCE, revert_a_run_that_was_cut_off
 from deploy_clojars.errors import DeployError, NotHealthy, NotReady, reason
 from deploy_clojars.host import decisions, health
@@ -46,6 +46,7 @@ def check_deploy(run: Run) -> Look:
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}")
     build.refuse_a_user_without_a_home()
+    isolation.refuse_without_what_is_demanded(host.config)
     if host.config.verify.tags == "signed":
         signatures.refuse_unsafe_signers(host.config.verify)
     refuse_a_full_disk(host)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from deploy_clojars.deploy import build, checkout, signatures
+from deploy_clojars.deploy import build, checkout, isolation, signatures
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
 from deploy_clojars.errors import DeployError, Interrupted, NotReady
@@ -24,7 +25,8 @@ class Source:
         config = run.host.config
         self._run = run
         self._mirror = Mirror(run.host.deploy / "mirror.git", config.repository, run.id)
-        self._builder = Builder(config.build, run.id, run.console)
+        isolated = partial(isolation.isolated, config, run.host.file)
+        self._builder = Builder(config.build, run.id, run.console, isolated)
 
     def fetch(self) -> str:
         """Brings the mirror up to date; returns the tag's commit. Raises DeployError (1)."""
@@ -95,6 +97,9 @@ class Source:
 
     def test(self, directory: Path) -> None:
         """Runs the tests. Raises BuildFailed (5), Interrupted."""
+        why = isolation.why_not_wanted(self._run.host.config)
+        if why is not None and self._run.host.config.build.isolate == "auto":
+            self._run.console.say(f"  the tests and the build are not isolated: {why}")
         with self._run.step("test", self._run.host.config.build.test):
             self._builder.test(directory)
 
