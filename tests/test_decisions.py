@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from deploy_clojars.host.decisions import (
     next_to_restart,
     prunable,
 )
-from deploy_clojars.host.health import Observation
+from deploy_clojars.host.health import Check, Observation
 from deploy_clojars.host.journal import History, HostVersions, LastRun, Restarted
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import Current
@@ -459,6 +460,43 @@ CUT_OFF_PAST_RETURN = run("deploy", "B", past_return=True)
 )
 def test_ok_means_that_nothing_needs_a_person(seen: Situation, ok: bool) -> None:
     assert seen.ok is ok
+
+
+STOPPED: dict[str, Any] = {
+    "state": "stopped",
+    "pid": None,
+    "running": None,
+    "open_releases": frozenset(),
+}
+IS_UNKNOWN = {**STOPPED, "state": "unknown"}
+SILENT = {"checks": (Check("http://x/", ok=False, ms=1, detail="503"),)}
+OBSTACLE = {"obstacle": "its file is gone"}
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "unclear"),
+    [
+        ({}, {}, False),
+        ({}, IS_UNKNOWN, True),
+        ({}, OBSTACLE, True),
+        (OBSTACLE, {}, True),
+        (OBSTACLE, OBSTACLE, True),
+        (OBSTACLE, STOPPED, True),
+        # Where nothing serves, the other one may be restarted.
+        (IS_UNKNOWN, STOPPED, False),
+        ({**OBSTACLE, **SILENT}, STOPPED, False),
+        (STOPPED, {**OBSTACLE, **SILENT}, False),
+        ({**OBSTACLE, **SILENT}, IS_UNKNOWN, True),
+    ],
+)
+def test_what_could_not_be_restarted_is_as_unclear_as_what_is_not_known(
+    primary: dict[str, Any], backup: dict[str, Any], unclear: bool
+) -> None:
+    seen = situation()
+    primary_seen = replace(seen.look.primary, **primary)
+    backup_seen = replace(seen.look.backup, **backup)
+    look = replace(seen.look, primary=primary_seen, backup=backup_seen)
+    assert replace(seen, look=look).unclear is unclear
 
 
 @pytest.mark.parametrize(

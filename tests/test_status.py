@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def test_the_json_has_the_keys_of_the_contract(light_host: LittleHost) -> None:
     }
     assert set(document["instances"]) == {"primary", "backup"}
     for role, instance in document["instances"].items():
-        assert set(instance) == {"job", "state", "pid", "since", "running", "serving", "checks"}
+        keys = {"job", "state", "pid", "since", "running", "serving", "checks", "obstacle"}
+        assert set(instance) == keys
+        assert instance["obstacle"] is None
         assert instance["job"] == getattr(light_host, role)
         assert instance["state"] == "running"
         assert instance["pid"] == light_host.pid(role)
@@ -53,6 +56,19 @@ def test_the_json_has_the_keys_of_the_contract(light_host: LittleHost) -> None:
         assert instance["serving"] is True
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", instance["since"])
         assert [set(check) for check in instance["checks"]] == [{"url", "ok", "ms", "detail"}] * 2
+
+
+def test_an_instance_that_runs_and_could_not_be_restarted_is_shown(
+    light_host: LittleHost,
+) -> None:
+    host = Host(config.load(light_host.config))
+    report = status.report(host)
+    backup = replace(report.look.backup, obstacle="its file is gone")
+    report = replace(report, look=replace(report.look, backup=backup))
+    assert "clojars-backup could not be restarted: its file is gone" in status.as_text(report)
+    shown = json.loads(status.as_json(report))
+    assert shown["instances"]["primary"]["obstacle"] is None
+    assert shown["instances"]["backup"]["obstacle"] == "its file is gone"
 
 
 def test_it_takes_no_lock_and_changes_nothing(light_host: LittleHost) -> None:

@@ -126,6 +126,9 @@ def test_a_unit_that_cannot_be_started_is_unknown_with_the_reason(
         host.install(job, text)
     found = systemd.status(job)
     assert (found.state, found.pid, found.said) == ("unknown", None, f"{job}.service: {said}")
+    if text is not None:
+        verb = "unmask" if text == "masked" else "status"
+        assert f"systemctl {verb} {job}.service" in found.remedy
     with pytest.raises(ServiceFailed):
         systemd.restart(job)
 
@@ -162,6 +165,17 @@ def test_the_properties_come_in_any_order_and_may_have_equals_signs() -> None:
     shown = parse_show("MainPID=7\nActiveState=active\nLoadState=loaded\nJob=\nX=a=b\n\n")
     assert shown["X"] == "a=b"
     assert job_of("clojars.service", shown).pid == 7
+
+
+def test_one_call_shows_several_units(host: Host, systemd: Systemd) -> None:
+    has(host, "one", RUNS)
+    has(host, "other", f"KillMode=process\n{RUNS}")
+    shown = systemd.show(("KillMode", "Id"), "one", "gone", "other")
+    assert [(each["Id"], each["KillMode"]) for each in shown] == [
+        ("one.service", "control-group"),
+        ("gone.service", "control-group"),
+        ("other.service", "process"),
+    ]
 
 
 def test_a_start_that_waits_for_another_unit_is_on_its_way() -> None:

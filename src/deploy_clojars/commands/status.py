@@ -84,6 +84,7 @@ def _instance(observation: Observation) -> dict[str, Any]:
         "since": observation.since,
         "running": observation.running,
         "serving": observation.serving,
+        "obstacle": observation.obstacle or None,
         "checks": observation.checks,
     }
 
@@ -155,6 +156,11 @@ def _remarks(report: Report) -> list[str]:
     remarks = []
     if report.holder is not None:
         remarks.append(lock.locked_by(report.holder).message)
+    remarks += [
+        each.why_not_restarted
+        for each in look.instances
+        if each.obstacle and each.why_not_restarted
+    ]
     if situation.interrupted and look.history.last is not None:
         last = look.history.last
         where = "after" if last.past_return else "before"

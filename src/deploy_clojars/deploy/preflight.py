@@ -68,19 +68,19 @@ def check_deploy(run: Run) -> Look:
 def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
     """What every command needs that restarts something. Raises NotReady (4).
 
-    `one_will_do`: where nothing serves, an instance whose state is unknown does not keep the
+    `one_will_do`: where nothing serves, an instance that must not be restarted does not keep the
     other one down.
     """
     host.services.refuse_what_would_fail(host.jobs)
     look = host.look()
     host.refuse_a_broken_link(look)
-    unknown = [each for each in look.instances if each.state == "unknown" or each.obstacle]
+    refused = [each for each in look.instances if each.why_not_restarted]
     nothing_serves = not any(each.serving for each in look.instances)
-    if unknown and not (one_will_do and nothing_serves and len(unknown) == 1):
+    if refused and not (one_will_do and nothing_serves and len(refused) == 1):
+        remedy = host.instances[refused[0].role].status().remedy or f"see: {host.command('check')}"
         raise NotReady(
-            f"the state of {unknown[0].job} is unknown: {unknown[0].said}",
-            remedy=f"nothing was changed; is {host.config.services.chosen} running, and is the "
-            "job's configuration without an error?",
+            "\n".join(str(each.why_not_restarted) for each in refused),
+            remedy=f"nothing was changed; {remedy}",
         )
     _refuse_names_that_are_not_found(host)
     _refuse_what_cannot_be_seen(look)

@@ -142,14 +142,14 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
     """Restarts what is not healthy on the target, in the order that keeps users served.
 
     Returns the failures. Both instances are looked at again before each restart. One whose state
-    is unknown does not count as down, and is left alone.
+    is unknown, or that could not be restarted, does not count as down and is left alone.
     """
     failed: dict[Role, NotHealthy] = {}
     restarted: set[Role] = set()
     _wait_for_what_runs_the_target_already(run, target)
     while True:
         look = run.host.look()
-        unknown = {each.role for each in look.instances if each.state == "unknown" or each.obstacle}
+        unknown = {each.role for each in look.instances if each.why_not_restarted}
         role = decisions.next_to_restart(*look.health_on(target), failed, unknown)
         if role is None:
             return failed

@@ -78,6 +78,15 @@ class Observation:
     other_doors: tuple[connections.Address, ...] = ()  # where else it listens
 
     @property
+    def why_not_restarted(self) -> str | None:
+        """Why it must not be restarted, whatever it runs; None if it may."""
+        if self.obstacle:
+            return f"{self.job} could not be restarted: {self.obstacle}"
+        if self.state == "unknown":
+            return f"the state of {self.job} is unknown: {self.said}"
+        return None
+
+    @property
     def why_hidden(self) -> str | None:
         """Why it can never be seen to be healthy, whatever it runs; None if it can."""
         if self.pid is None or self.visible:

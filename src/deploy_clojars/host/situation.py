@@ -43,11 +43,11 @@ class Situation:
 
     @property
     def unclear(self) -> bool:
-        """An instance's state is unknown, for example because the service manager cannot be reached.
+        """An instance's state is unknown, or it runs and could not be restarted.
 
-        Then nothing is restarted, unless neither serves and the other one's state is known.
+        Then nothing is restarted, unless neither serves and that is so of one only.
         """
-        unknown = [each for each in self.look.instances if each.state == "unknown"]
+        unknown = [each for each in self.look.instances if each.why_not_restarted]
         nothing_serves = not any(each.serving for each in self.look.instances)
         return bool(unknown) and not (nothing_serves and len(unknown) == 1)
 

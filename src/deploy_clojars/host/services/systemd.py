@@ -7,7 +7,9 @@ what `systemctl show` says.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from deploy_clojars.errors import NotReady, reason
 from deploy_clojars.host.services import Job, ServiceFailed, State, sudo, wait_while_it_stops
@@ -37,6 +39,11 @@ def parse_show(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
+def parse_shows(text: str) -> list[dict[str, str]]:
+    """Reads what `systemctl show` prints for several units: an empty line parts them."""
+    return [parse_show(each) for each in text.strip("\n").split("\n\n")]
+
+
 def job_of(unit: str, shown: Mapping[str, str]) -> Job:
     """What the properties of a unit say about it."""
     load, active, sub = (shown.get(each, "") for each in ("LoadState", "ActiveState", "SubState"))
@@ -58,6 +65,19 @@ def job_of(unit: str, shown: Mapping[str, str]) -> Job:
     return Job(states.get(active, "unknown"), said=said)
 
 
+def sockets_of(shown: Mapping[str, str]) -> list[str]:
+    """The socket units that start a service."""
+    return [each for each in shown.get("TriggeredBy", "").split() if each.endswith(".socket")]
+
+
+def why_no_sockets(unit: str, sockets: Sequence[str]) -> str:
+    """Why a service that sockets start cannot be deployed to."""
+    return (
+        f"{unit} is started by {', '.join(sockets)}, which listens while the service is stopped: "
+        "a health check would start it, and it never owns the port alone"
+    )
+
+
 class Systemd:
     """The systemctl in the directory `bin`, of the system or of the user's own manager.
 
@@ -75,12 +95,30 @@ class Systemd:
 
     def status(self, job: str) -> Job:
         try:
-            shown = self._shown(job)
+            [shown] = self.show(PROPERTIES, job)
         except ServiceFailed as error:
-            return Job("unknown", said=str(error), visible=NO_BUS not in str(error))
+            remedy = f"see: {self.typed('status')}"
+            return Job("unknown", said=str(error), visible=NO_BUS not in str(error), remedy=remedy)
         if shown.get("InvocationID"):
             self._invocations[job] = shown["InvocationID"]
-        return job_of(unit_of(job), shown)
+        found = job_of(unit_of(job), shown)
+        return replace(found, remedy=self._remedy(job, shown.get("LoadState", "")))
+
+    def _remedy(self, job: str, load: str) -> str:
+        """What to do about a unit's file that systemd does not take."""
+        unit = unit_of(job)
+        if load in ("loaded", "not-found"):  # for the latter, what to do depends on who wants it
+            return ""
+        if load == "masked":
+            return self.typed("unmask", unit)
+        see = f"{self.typed('status', unit)} says what is wrong with its file"
+        return f"{see}; fix it, then run: {self.typed('daemon-reload')}"
+
+    def typed(self, verb: str, *words: str) -> str:
+        """What to type for a command of systemctl; all but `status` is for root, or for the user's own."""
+        by_root = verb != "status" and not self._of_user and os.geteuid() != 0
+        of_user = ["--user"] if self._of_user else []
+        return f"{'as root: ' * by_root}{shlex.join(['systemctl', *of_user, verb, *words])}"
 
     def restart(self, job: str) -> None:
         self._forget_failed_starts(job)
@@ -111,16 +149,15 @@ class Systemd:
 
     def _refuse_socket_activation(self, job: str) -> None:
         try:
-            triggers = self._shown(job).get("TriggeredBy", "").split()
+            [shown] = self.show(PROPERTIES, job)
         except ServiceFailed:
             return  # its state is unknown, which is refused with the reason
-        sockets = [each for each in triggers if each.endswith(".socket")]
+        sockets = sockets_of(shown)
         if sockets:
             raise NotReady(
-                f"{unit_of(job)} is started by {sockets[0]}, which listens while the service is "
-                "stopped: a health check would start it, and it never owns the port alone",
-                remedy=f"let the application listen itself; as root: "
-                f"systemctl disable --now {sockets[0]}",
+                why_no_sockets(unit_of(job), sockets),
+                remedy="let the application listen itself\n"
+                + self.typed("disable", "--now", *sockets),
             )
 
     def words(self, verb: str, job: str) -> list[str]:
@@ -151,18 +188,19 @@ class Systemd:
     def _with_rights(self, words: list[str]) -> list[str]:
         return [*(["sudo", "-n"] if self._sudo else []), *self._program, *words]
 
-    def _shown(self, job: str) -> dict[str, str]:
-        """The unit's properties. Raises ServiceFailed."""
-        words = [*self._program, "show", "--property", ",".join(PROPERTIES), unit_of(job)]
+    def show(self, properties: Sequence[str], *jobs: str) -> list[dict[str, str]]:
+        """These properties of the jobs' units, asked in one call. Raises ServiceFailed."""
+        units = [unit_of(job) for job in jobs]
+        words = [*self._program, "show", "--property", ",".join(properties), *units]
         try:
             answer = capture(words, timeout=self._timeout, env=self._environment)
         except TookTooLong as error:
-            raise ServiceFailed(f"systemctl show {unit_of(job)}: {error}") from None
+            raise ServiceFailed(f"systemctl show {' '.join(units)}: {error}") from None
         except OSError as error:
             raise ServiceFailed(f"{words[0]}: {error.strerror}") from None
         if answer.status != 0:
             raise ServiceFailed(_one_line(answer.err, answer.status))
-        return parse_show(answer.out)
+        return parse_shows(answer.out)
 
     def _forget_failed_starts(self, job: str) -> None:
         """Each start counts: the sixth in ten seconds would stop what runs."""
