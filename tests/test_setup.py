@@ -186,9 +186,17 @@ def test_a_site_of_the_same_name_and_port_is_told(text: str, conflicts: bool) ->
 
 
 def test_a_refusal_of_the_nailgun_ports_file_has_its_remedy() -> None:
-    assert "--nailgun balance" in validation.remedy_for('"stream" directive is duplicate')
-    assert "libnginx-mod-stream" in validation.remedy_for('unknown directive "stream" in x')
-    assert validation.remedy_for("rubbish") == ""
+    values = values_of(parse({"services": {"manager": "upstart"}}, "test"))
+    assert "--nailgun balance" in validation.remedy_for('"stream" directive is duplicate', values)
+    unknown = validation.remedy_for('unknown directive "stream" in x', values)
+    assert "libnginx-mod-stream" in unknown
+    assert "--nailgun balance" in unknown
+    assert validation.remedy_for("rubbish", values) == ""
+    # Where systemd is, there is no balance.
+    values = values_of(parse({"services": {"manager": "systemd"}}, "test"))
+    for said in ('"stream" directive is duplicate', 'unknown directive "stream" in x'):
+        assert "balance drops" not in validation.remedy_for(said, values)
+        assert "--nailgun none" in validation.remedy_for(said, values)
 
 
 def test_the_group_is_the_one_that_the_user_has() -> None:

@@ -91,10 +91,26 @@ class Values:
         """The name of this site's sudoers file and message of the day. sudo skips files with a dot."""
         return f"deploy-{re.sub(r'[^A-Za-z0-9_-]', '_', self.site)}"
 
+    def front_command(self, verb: str) -> str:
+        """What to type so that nginx starts or reloads."""
+        return front_command(self.manager, self.front, verb)
+
+    @property
+    def without_stream(self) -> str:
+        """What to give `setup` where nginx cannot serve the nailgun port, and what that means."""
+        if self.manager == "systemd":
+            return "--nailgun none  # another balancer must serve the nailgun port then"
+        return f"--nailgun balance  # {HALF_CLOSED}"
+
     @property
     def flag_directory(self) -> str:
         """Where the drain's flag is made."""
         return str(Path(self.flag).parent)
+
+
+def front_command(manager: str, front: str, verb: str) -> str:
+    """What to type so that a service of the system starts or reloads."""
+    return f"systemctl {verb} {front}" if manager == "systemd" else f"service {front} {verb}"
 
 
 def user_of(config: Config) -> str:

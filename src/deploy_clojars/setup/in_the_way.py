@@ -65,7 +65,7 @@ def other_sites(
                 removed = f"remove that server from {file}"
             yield Obstacle(
                 f"{file} is another site for {values.server_name}, and nginx uses only one",
-                f"{removed} && service {values.front} reload",
+                f"{removed} && {values.front_command('reload')}",
             )
 
 
@@ -104,7 +104,7 @@ def other_nailgun(values: Values, nailgun: Nailgun, root: Path) -> Iterator[Obst
             if file.path.startswith("/etc/init/"):
                 command = f"{values.bin}/stop {balance}; {removed}"
             else:
-                command = f"{removed} && service {values.front} reload"
+                command = f"{removed} && {values.front_command('reload')}"
                 command += f" && {values.bin}/start {balance}" if nailgun == "balance" else ""
             who = f", which {nailgun} should serve" if nailgun != "none" else ""
             yield Obstacle(f"{path} also serves the nailgun port{who}", command)

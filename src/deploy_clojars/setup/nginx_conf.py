@@ -163,7 +163,7 @@ def remedy_for_unread(conf: Configuration, values: Values) -> str:
     directory = os.path.dirname(values.site_link or values.site_file)
     return (
         f"add to the http block of {conf.files[0]}: include {directory}/*;\n"
-        f"then run: service {values.front} reload"
+        f"then run: {values.front_command('reload')}"
     )
 
 

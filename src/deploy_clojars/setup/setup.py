@@ -32,11 +32,15 @@ from deploy_clojars.setup.files import (
     refuse_collisions,
     values_of,
 )
+from deploy_clojars.setup.journal_access import JOURNAL_GROUP, reads_the_journal
 from deploy_clojars.setup.nginx_conf import Configuration
 
 Say = Callable[[str], None]
 
-PROGRAM_SECONDS = 30.0  # for useradd
+UNITS = "/etc/systemd/system/"
+UNITS_OF_PACKAGES = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")  # fmt: skip
+
+PROGRAM_SECONDS = 30.0  # for useradd and the like
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,11 @@ def setup(
     os.umask(0o022)  # nginx and the jobs must get at what is made on the way, too
     values = values_of(config, words, user)
     refuse_collisions(values)
+    if nailgun == "balance" and values.manager == "systemd":
+        raise UsageError(
+            "--nailgun balance: only for Upstart, whose systems have no nginx that can serve the port",
+            remedy=f"nginx does: apt-get install libnginx-mod-stream\nor: {values.without_stream}",
+        )
     if root is None:
         values = with_real_group(values)
     nginx = validation.nginx()
@@ -116,7 +125,7 @@ def setup(
     nailgun = (
         nailgun
         or in_the_way.nailgun_there(values, root or Path("/"))
-        or ("nginx" if by_nginx else "balance")
+        or ("nginx" if by_nginx or values.manager == "systemd" else "balance")
     )
     wanted = [
         file
@@ -128,9 +137,11 @@ def setup(
         if root is None and os.geteuid() == 0:
             _refuse_what_is_refused_already(nginx)
         validation.of_sudoers(wanted, say, needed=root is None)
+        validation.of_units(wanted, say)
         validation.of_nginx(values, nailgun, nginx, say)
         work = _Work(values, say, root, dry_run, quiet)
         work.make_user()
+        work.let_user_read_journal()
         for directory in directories(values):
             work.make_directory(directory)
         for each in planned:
@@ -193,7 +204,7 @@ def directories(values: Values) -> list[Directory]:
         Directory(home, 0o711, for_user=True, open_to=0o011),
         Directory(f"{home}/releases", 0o755, for_user=True),
         Directory(f"{home}/repo", 0o755, for_user=True),
-        # After a boot the job makes it again.
+        # After a boot the job or systemd-tmpfiles makes it again.
         Directory(values.flag_directory, 0o755, for_user=True, open_to=0o011),
     ]
 
@@ -204,16 +215,19 @@ def _planned(file: File, root: Path | None) -> Planned:
         _refuse_to_leave(root, path)
     if file.once and path.exists():
         return Planned(file, path, "kept", b"", path)  # it may have passwords
+    wanted = file.text.encode()
+    beside = _beside(path, wanted)
+    if file.path.startswith(UNITS) and not path.exists():
+        # One of a package, which another in /etc would replace.
+        places = (placed(f"{each}/{path.name}", root) for each in UNITS_OF_PACKAGES)
+        path = next((each for each in places if each.exists()), path)
     try:
         there = path.read_bytes()
     except FileNotFoundError:
         if path.is_symlink():
             raise DeployError(f"{path} is a link that leads nowhere") from None
         return Planned(file, path, "absent", b"", path)
-    wanted = file.text.encode()
-    return Planned(
-        file, path, "same" if there == wanted else "differs", there, _beside(path, wanted)
-    )
+    return Planned(file, path, "same" if there == wanted else "differs", there, beside)
 
 
 def _beside(path: Path, wanted: bytes) -> Path:
@@ -280,6 +294,18 @@ class _Work:
             )
         self._note(f"same      user {user}")
 
+    def let_user_read_journal(self) -> None:
+        """The log of an instance is in systemd's journal, which shows it to a group."""
+        user = self._values.user
+        if self._values.manager != "systemd" or self._root is not None:
+            return
+        if reads_the_journal(user):
+            self._note(f"same      user {user} reads the journal")
+            return
+        if not self._dry_run:
+            _run(["usermod", "--append", "--groups", JOURNAL_GROUP, user])
+        self._made_it(f"user {user} a member of {JOURNAL_GROUP}, to read the instances' logs")
+
     def make_directory(self, directory: Directory) -> None:
         """The directory with its owner and mode; one that is there keeps both but for `open_to`."""
         path = placed(directory.path, self._root)
@@ -339,7 +365,7 @@ class _Work:
                 "the files were taken back: together with what else is on this host "
                 f"{verdict.refused_by} refuses them",
                 detail=verdict.said,
-                remedy=validation.remedy_for(verdict.said),
+                remedy=validation.remedy_for(verdict.said, self._values),
             )
 
     def have_manager_read(self, config: Config, wanted: Sequence[File]) -> None:
@@ -352,10 +378,16 @@ class _Work:
     def _have_systemd_read(self, config: Config, wanted: Iterable[File]) -> None:
         """Reads the units again, enables them, and makes the flag's directory as after a boot."""
         systemctl = f"{config.services.programs}/systemctl"
-        units = [Path(file.path).name for file in wanted if file.path.endswith(".service")]
         _run([systemctl, "daemon-reload"])
-        _run([systemctl, "enable", "--quiet", *units])
         for file in wanted:
+            unit = Path(file.path).name
+            if unit.endswith(".service"):
+                try:
+                    _run([systemctl, "enable", "--quiet", unit])
+                except NotReady as error:
+                    self._say(f"FOUND     {unit} would not start at boot: {error.detail}")
+                    self._say(f"          systemctl status {unit}")
+                    self.attention.append(unit)
             if "/tmpfiles.d/" in file.path:
                 _run(["systemd-tmpfiles", "--create", file.path])
 
@@ -463,7 +495,7 @@ def _private(file: str, flags: int) -> int:
 def _run(argv: Sequence[str]) -> None:
     program = root_program(argv[0])
     if program is None:
-        raise NotReady(f"{argv[0]} is not installed", remedy="apt-get install passwd")
+        raise NotReady(f"{argv[0]} is not installed")
     try:
         answer = capture([program, *argv[1:]], timeout=PROGRAM_SECONDS)
     except TookTooLong as error:
@@ -478,7 +510,7 @@ def _say_what_is_left(words: Iterable[str], values: Values, nailgun: Nailgun, sa
         say(
             f"next: install balance, then {values.bin}/start {values.site}-balance  # {HALF_CLOSED}"
         )
-    say(f"next: service {values.front} reload, or start if it does not run")
+    say(f"next: {values.front_command('reload')}, or start if it does not run")
     # As root: what a login shell of the user would find first may be another program.
     say(f"next: sudo {command} check")
     say(f"next: sudo -iu {user} {command} TAG")

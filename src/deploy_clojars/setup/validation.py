@@ -1,4 +1,4 @@
-"""Whether sudo and nginx take the files: asked of visudo and nginx before anything is left in place."""
+"""Whether sudo, systemd and nginx take the files: asked of them before anything is left in place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from deploy_clojars.errors import NotReady
 from deploy_clojars.host.nginx import NAMES, names_running
 from deploy_clojars.machine.shell import Answer, TookTooLong, capture, root_program
 from deploy_clojars.setup import nginx_conf
-from deploy_clojars.setup.files import HALF_CLOSED, File, Nailgun, Values, render
+from deploy_clojars.setup.files import File, Nailgun, Values, render
 from deploy_clojars.setup.nginx_conf import Configuration
 
-SECONDS = 30.0  # for visudo and nginx -t
+SECONDS = 30.0  # for visudo, systemd-analyze and nginx -t
 
 # `proxy_half_close`, without which a client that has sent all never gets its answer.
 STREAM_SINCE = (1, 21, 4)
@@ -125,6 +125,27 @@ def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: boo
             _refuse(_asked([visudo, "-c", "-f", str(draft)]), f"visudo rejects {file.path}")
 
 
+def of_units(files: Iterable[File], say: Callable[[str], None]) -> None:
+    """Shows the units to systemd-analyze. Raises NotReady (4)."""
+    units = {Path(file.path).name: file.text for file in files if file.path.endswith(".service")}
+    if not units:
+        return
+    analyze = root_program("systemd-analyze")
+    if analyze is None:
+        say("systemd-analyze is not installed: the units were not checked")
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        for name, text in units.items():
+            # Java may come later: `check` tells.
+            draft = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text)
+            (Path(directory) / name).write_text(draft, encoding="utf-8")
+        drafts = [f"{directory}/{name}" for name in units]
+        answer = _asked([analyze, "verify", "--recursive-errors=no", *drafts])
+        if "unrecognized option" in answer.err:  # before systemd 250
+            answer = _asked([analyze, "verify", *drafts])
+        _refuse(answer, f"systemd rejects {' and '.join(units)}")
+
+
 def of_nginx(
     values: Values, nailgun: Nailgun, nginx: InstalledNginx | None, say: Callable[[str], None]
 ) -> None:
@@ -135,14 +156,14 @@ def of_nginx(
     if nailgun == "nginx" and not nginx.has_stream:
         raise NotReady(
             "this nginx cannot serve the nailgun port",
-            remedy="apt-get install libnginx-mod-stream (nginx 1.21.4 or newer), "
-            f"or --nailgun balance ({HALF_CLOSED})",
+            remedy="apt-get install libnginx-mod-stream (nginx 1.21.4 or newer)\n"
+            f"or: {values.without_stream}",
         )
     if nailgun == "nginx" and not values.has_place_for_stream:
         raise NotReady(
             "nginx reads no file outside its http block, and the nailgun port's server belongs there",
             remedy="add to the top of nginx.conf: include modules-enabled/*.conf;\n"
-            f"or --nailgun balance ({HALF_CLOSED})",
+            f"or: {values.without_stream}",
         )
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -188,19 +209,19 @@ def of_whole_host(nginx: InstalledNginx | None) -> Verdict:
     return Verdict()
 
 
-def remedy_for(said: str) -> str:
+def remedy_for(said: str, values: Values) -> str:
     """What to do about a refusal of nginx that the nailgun port's file is in."""
+    otherwise = f"or: deploy-clojars setup {values.without_stream}"
     if '"stream" directive is duplicate' in said:
         return (
             "this nginx already has a stream block: put the nailgun port's server into it by "
-            f"hand, then run: deploy-clojars setup --nailgun none\n"
-            f"or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
+            f"hand, then run: deploy-clojars setup --nailgun none\n{otherwise}"
         )
     if 'unknown directive "stream"' in said:
         return (
             "the stream module is not enabled: apt-get install libnginx-mod-stream, or link "
-            "/usr/share/nginx/modules-available/mod-stream.conf into /etc/nginx/modules-enabled, "
-            f"or: deploy-clojars setup --nailgun balance  # {HALF_CLOSED}"
+            "/usr/share/nginx/modules-available/mod-stream.conf into /etc/nginx/modules-enabled\n"
+            f"{otherwise}"
         )
     return ""
 

@@ -36,7 +36,12 @@ def unit_of(job: str) -> str:
 
 def parse_show(text: str) -> dict[str, str]:
     """Reads what `systemctl show` prints for one unit: lines `A=value`, in its own order."""
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals:  # one with several values has several lines
+            found[key] = f"{found[key]}\n{value}" if key in found else value
+    return found
 
 
 def parse_shows(text: str) -> list[dict[str, str]]:
@@ -89,7 +94,7 @@ class Systemd:
         self._journal = ["journalctl", *(["--user"] if of_user else [])]
         self._sudo = sudo and not of_user
         self._timeout = timeout
-        self._of_user = of_user
+        self.of_user = of_user
         # Of the last start that was seen: systemd forgets it with a unit that nothing refers to.
         self._invocations: dict[str, str] = {}
 
@@ -116,8 +121,8 @@ class Systemd:
 
     def typed(self, verb: str, *words: str) -> str:
         """What to type for a command of systemctl; all but `status` is for root, or for the user's own."""
-        by_root = verb != "status" and not self._of_user and os.geteuid() != 0
-        of_user = ["--user"] if self._of_user else []
+        by_root = verb != "status" and not self.of_user and os.geteuid() != 0
+        of_user = ["--user"] if self.of_user else []
         return f"{'as root: ' * by_root}{shlex.join(['systemctl', *of_user, verb, *words])}"
 
     def restart(self, job: str) -> None:
@@ -168,7 +173,7 @@ class Systemd:
         if invocation is None:
             return ""
         fields = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
-        if self._of_user:
+        if self.of_user:
             fields += ["+", f"USER_INVOCATION_ID={invocation}"]
         words = [*self._journal, "--no-pager", "--output=cat", f"--lines={LOG_LINES}", *fields]
         try:
