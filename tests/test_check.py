@@ -309,7 +309,7 @@ def test_check_does_not_remove_the_balance_that_was_asked_for_last(
     assert f"rm {root}/etc/nginx/modules-enabled/90-clojars-nailgun.conf" in remedy
     assert "/nowhere/start clojars-balance" in remedy
     (root / "etc/nginx/modules-enabled/90-clojars-nailgun.conf").unlink()
-    [(what, remedy)] = wrong(programs.upstart(site, root)).items()
+    [(what, remedy)] = wrong(programs.nailgun(site, root)).items()
     assert what == "balance is not installed, and the job clojars-balance needs it"
     assert "install balance, then /nowhere/start clojars-balance" in remedy
 

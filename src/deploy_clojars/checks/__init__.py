@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from deploy_clojars.checks import filesystem, front, programs, running, user
+from deploy_clojars.checks import filesystem, front, programs, running, units, user
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import threads
@@ -17,11 +17,13 @@ def findings(host: Host) -> list[Finding]:
     parts: tuple[Callable[[], Findings], ...] = (
         programs.versions,
         lambda: programs.of_the_build(site),
-        lambda: programs.upstart(site),
+        lambda: programs.manager(site),
+        lambda: programs.nailgun(site),
         lambda: filesystem.directories(site),
         lambda: filesystem.disk(site),
         lambda: filesystem.installed_files(site),
         lambda: running.jobs(site),
+        lambda: units.units(site),
         lambda: running.releases(site),
         lambda: front.drain(site),
         lambda: front.sites(site),
@@ -44,7 +46,7 @@ def _all_of(part: Callable[[], Findings]) -> list[Finding]:
 def with_one_remedy(found: list[Finding]) -> list[Finding]:
     """Findings that one command fixes are one: the later ones join the first."""
     joined: list[Finding] = []
-    for finding in found:
+    for finding in dict.fromkeys(found):
         same = [each for each in joined if each.wrong and finding.wrong and finding.remedy]
         first = next((each for each in same if each.remedy == finding.remedy), None)
         if first is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import stat
 from datetime import datetime
@@ -53,7 +54,7 @@ def _judged(site: Site, directory: Path) -> Finding:
     quoted = shlex.quote(str(directory))
     found = directory.stat()
     # nginx looks through the home, at /repo and at nothing else; a sandbox's is its user's own.
-    open_to = {site.host.home: 0o001, site.host.home / "repo": 0o005} if site.is_upstarts else {}
+    open_to = {site.host.home: 0o001, site.host.home / "repo": 0o005} if site.setup_makes_it else {}
     through = open_to.get(directory, 0)
     if found.st_uid != site.owner:
         whose = user_name(found.st_uid)
@@ -106,28 +107,50 @@ def disk(site: Site) -> Findings:
 
 
 def installed_files(site: Site, root: Path = Path("/")) -> Findings:
-    """The files that `setup` makes, on a host of Upstart; `root` stands for /."""
+    """The files that `setup` makes, on a host as it makes one; `root` stands for /."""
     values = site.values
-    if not site.is_upstarts or values is None or not (root / "etc/init").is_dir():
+    if values is None or not site.is_in(root):
         return
     repository = site.host.home / "repo"
     if site.host.home.exists() and not repository.exists():
         yield _missing(site, repository)
     by_name = {file.etc: file for file in files(values)}
-    for name in (
-        *(f"upstart/{job}.conf" for job in (values.primary, values.backup, f"{values.site}-run")),
-        "nginx/503.html",
-    ):
+    jobs = (values.primary, values.backup, f"{values.site}-run")
+    # systemd may have the units elsewhere, and says so.
+    of_manager = [f"upstart/{job}.conf" for job in jobs] if site.is_upstarts else []
+    for name in (*of_manager, "nginx/503.html"):
         path = root / by_name[name].path.lstrip("/")
         if not path.exists():
             yield Finding(f"{path} does not exist", True, site.setup)
-    settings = by_name[f"default/{values.site}"]
-    yield from _settings(site, settings, root)
-    yield from _not_in_force(site, values, settings, root)
+    if site.is_upstarts:
+        settings = by_name[f"default/{values.site}"]
+        yield from _settings(site, settings, root)
+        yield from _not_in_force(site, values, settings, root)
+    elif not is_made_at_boot(Path(values.flag_directory), root):
+        what = f"{values.flag_directory}, the drain flag's directory, would be missing after a boot"
+        yield Finding(what, True, site.setup)
     keep = in_the_way.nailgun_there(values, root)
     for other in in_the_way.other_nailgun(values, keep, root) if keep else ():
         what = f"nginx and balance both serve the nailgun port, {keep} by the later file"
         yield Finding(what, True, by_root(other.remedy))
+
+
+def is_made_at_boot(directory: Path, root: Path) -> bool:
+    """Whether a directory survives a boot, or systemd-tmpfiles makes it again."""
+    named = re.sub(r"^/var/run/", "/run/", str(directory))
+    if not named.startswith("/run/"):
+        return True
+    lines = [
+        line.split()
+        for place in ("etc", "run", "usr/local/lib", "usr/lib")
+        for file in (root / place / "tmpfiles.d").glob("*.conf")
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+    return any(
+        line[0][0] in "dD" and re.sub(r"^/var/run/", "/run/", line[1]).rstrip("/") == named
+        for line in lines
+        if len(line) > 1
+    )
 
 
 def _settings(site: Site, settings: File, root: Path) -> Findings:
@@ -163,7 +186,7 @@ def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Fin
             (f"/etc/init/{observation.job}.conf", definition),
             (settings.path, observation.since),
         ):
-            if _changed_since(root / path.lstrip("/"), since):
+            if changed_since(root / path.lstrip("/"), since):
                 yield Finding(
                     f"{path} was changed after {observation.job} was started",
                     True,
@@ -171,7 +194,7 @@ def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Fin
                 )
 
 
-def _changed_since(path: Path, since: str) -> bool:
+def changed_since(path: Path, since: str) -> bool:
     if not path.exists():
         return False
     # Not the time of its content: `mv` of a file that was written before puts it into place, too.

@@ -13,10 +13,11 @@ from pathlib import Path
 from deploy_clojars.errors import UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
+from deploy_clojars.host.services.systemd import Systemd
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 from deploy_clojars.setup import validation
-from deploy_clojars.setup.files import Values, values_of
+from deploy_clojars.setup.files import Values, front_command, values_of
 from deploy_clojars.setup.nginx_conf import Configuration
 from deploy_clojars.setup.validation import InstalledNginx
 
@@ -49,8 +50,29 @@ class Site:
 
     @property
     def is_upstarts(self) -> bool:
-        """Whether it is a host as `setup` makes it."""
+        """Whether Upstart runs the instances."""
         return self.host.config.services.chosen == "upstart"
+
+    @property
+    def systemd(self) -> Systemd | None:
+        """The systemd that runs the instances, or None."""
+        return self.host.services if isinstance(self.host.services, Systemd) else None
+
+    @property
+    def setup_makes_it(self) -> bool:
+        """Whether it is a host as `setup` makes it."""
+        of_system = self.systemd is not None and not self.systemd.of_user
+        return self.is_upstarts or of_system
+
+    def is_in(self, root: Path) -> bool:
+        """Whether it is such a host whose / is this directory, and not a place to try things in."""
+        directory = "etc/init" if self.is_upstarts else "run/systemd/system"
+        return self.setup_makes_it and (root / directory).is_dir()
+
+    def front_command(self, verb: str) -> str:
+        """What to type so that nginx starts or reloads."""
+        front = self.nginx.service if self.nginx is not None else "nginx"
+        return front_command(self.host.config.services.chosen, front, verb)
 
     @cached_property
     def nginx(self) -> InstalledNginx | None:
@@ -63,7 +85,7 @@ class Site:
             values = values_of(self.host.config, self.host.words, self.user)
         except UsageError:
             return None, None
-        is_asked = self.is_upstarts and os.geteuid() == 0 and Path("/etc/init").is_dir()
+        is_asked = os.geteuid() == 0 and self.is_in(Path("/"))
         return validation.located(values, self.nginx) if is_asked else (values, None)
 
     @property
@@ -73,13 +95,13 @@ class Site:
 
     @property
     def nginx_conf(self) -> Configuration | None:
-        """All that nginx reads; only for root, where Upstart runs the instances."""
+        """All that nginx reads; only for root, on a host as `setup` makes it."""
         return self._located[1]
 
     @property
     def setup(self) -> str:
         """The command that makes what is missing; empty where `setup` does not do that."""
-        return by_root(self.host.command("setup")) if self.is_upstarts else ""
+        return by_root(self.host.command("setup")) if self.setup_makes_it else ""
 
     @property
     def way_back(self) -> str:

@@ -39,24 +39,18 @@ def drain(site: Site) -> Findings:
         yield Finding(
             f"nginx ignores the drain flag {flag}: it answers {answer}",
             True,
-            f"{by_root(f'service {_service(site)} reload')}; nginx's user must be able to enter {flag.parent}",
+            f"{by_root(site.front_command('reload'))}; nginx's user must be able to enter {flag.parent}",
         )
     else:
         yield Finding(f"nginx prefers the {answer}")
 
 
-def _service(site: Site) -> str:
-    return site.nginx.service if site.nginx is not None else "nginx"
-
-
 def _answers(site: Site) -> str:
     """What makes nginx answer: `reload` does nothing for one that does not run."""
     verb = "reload" if nginx.own_processes().uids else "start"
-    service = f"service {_service(site)} {verb}"
-    if not site.is_upstarts:
-        return by_root(service)
-    made = "" if _is_installed(site) else f"{site.host.command('setup')} && "
-    return by_root(f"{made}{service}")
+    is_made = not site.setup_makes_it or _is_installed(site)
+    made = "" if is_made else f"{site.host.command('setup')} && "
+    return by_root(f"{made}{site.front_command(verb)}")
 
 
 def _is_installed(site: Site, root: Path = Path("/")) -> bool:
@@ -80,7 +74,7 @@ def flag_directory(site: Site, directory: Path) -> Finding:
     found = directory.stat()
     closed = [each for each in (directory, *directory.parents) if not each.stat().st_mode & 0o001]
     # A sandbox's nginx is its user's own, and no service: it sees what that user sees.
-    if closed and site.is_upstarts:
+    if closed and site.setup_makes_it:
         remedy = by_root(f"chmod go+x {shlex.quote(str(closed[-1]))}")
         return Finding(f"nginx cannot enter {closed[-1]}", True, remedy)
     if site.owner is not None and found.st_uid != site.owner:
@@ -89,7 +83,7 @@ def flag_directory(site: Site, directory: Path) -> Finding:
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         remedy = site.by_user(f"chmod go-w {quoted}")
         return Finding(f"{directory} can be written by others", True, remedy)
-    if site.is_upstarts and directory.is_relative_to(tempfile.gettempdir()):
+    if site.setup_makes_it and directory.is_relative_to(tempfile.gettempdir()):
         return Finding(f"{directory} is a temporary directory, and nginx may see another", True,
                        "set drain.flag to a path below /run")  # fmt: skip
     return Finding(f"{directory} for the drain flag")
@@ -98,7 +92,7 @@ def flag_directory(site: Site, directory: Path) -> Finding:
 def sites(site: Site, root: Path = Path("/")) -> Findings:
     """Whether nginx uses the site of `setup`, or another of the same name; `root` stands for /."""
     values, conf = site.values, site.nginx_conf if root == Path("/") else None
-    if not site.is_upstarts or values is None:
+    if not site.setup_makes_it or values is None:
         return
     for obstacle in in_the_way.other_sites(values, root, conf):
         yield Finding(obstacle.what, True, by_root(obstacle.remedy))
@@ -110,7 +104,7 @@ def sites(site: Site, root: Path = Path("/")) -> Findings:
 
 
 def _mended(site: Site, values: Values, conf: Configuration, fault: nginx_conf.Fault) -> str:
-    reload = f"service {values.front} reload"
+    reload = values.front_command("reload")
     if fault.wanted:
         return by_root(f"add to that server block: {fault.wanted}\nthen run: {reload}")
     if _is_installed(site) and not nginx_conf.reads(conf, values):
@@ -129,7 +123,7 @@ def _in_use(site: Site, values: Values) -> Findings:
     answer = web.get(url, nginx.PROBE_SECONDS, host=values.server_name)
     if answer.status is None:
         what = f"the site does not answer at {url}: {answer}"
-        yield Finding(what, True, by_root(f"service {values.front} start"))
+        yield Finding(what, True, by_root(values.front_command("start")))
     elif answer.status >= 500 and site.look.primary.serving:
         what = f"the site answers {answer} at {url}, though {site.look.primary.job} serves"
         yield Finding(what, True, "nginx's error log says why")

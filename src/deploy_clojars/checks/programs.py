@@ -10,21 +10,24 @@ from pathlib import Path
 
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.deploy import build
+from deploy_clojars.machine import connections
 from deploy_clojars.machine.shell import TookTooLong, capture, root_program
 from deploy_clojars.setup import in_the_way, validation
 from deploy_clojars.setup.files import HALF_CLOSED
 
-# Why not older: `fetch --no-write-fetch-head`; a POST is sent twice; `setuid` and `console log`.
+# Why not older: `fetch --no-write-fetch-head`; a POST is sent twice; `setuid` and `console log`;
+# @system-service in the units' SystemCallFilter, and (232) the invocation that a log is of.
 GIT_SINCE = (2, 29)
 NGINX_SINCE = (1, 9, 13)
 UPSTART_SINCE = (1, 4)
+SYSTEMD_SINCE = (239,)
 
 SECONDS = 20.0  # for a program, the git remote among them
 
 
 def version_in(text: str) -> tuple[int, ...] | None:
     """The first version number in what a program says of itself."""
-    match = re.search(r"\d+(?:\.\d+)+", text)
+    match = re.search(r"\d+(?:\.\d+)*", text)
     return tuple(map(int, match[0].split("."))) if match else None
 
 
@@ -67,16 +70,20 @@ def of_the_build(site: Site) -> Findings:
         )
 
 
-def upstart(site: Site, root: Path = Path("/")) -> Findings:
-    """Upstart, and what serves the nailgun port on its hosts."""
-    services = site.host.config.services
-    if not site.is_upstarts:
+def manager(site: Site) -> Findings:
+    """The service manager, where it is one of the system."""
+    bin = site.host.config.services.programs
+    if site.is_upstarts and os.access(f"{bin}/status", os.X_OK):
+        yield judged("Upstart", said_by(f"{bin}/status", "--version"), UPSTART_SINCE)
+    if site.systemd is not None and os.access(f"{bin}/systemctl", os.X_OK):
+        yield judged("systemd", said_by(f"{bin}/systemctl", "--version"), SYSTEMD_SINCE)
+
+
+def nailgun(site: Site, root: Path = Path("/")) -> Findings:
+    """What serves the nailgun port on a host as `setup` makes it."""
+    if not site.setup_makes_it or (site.is_upstarts and root_program("balance")):
         return
-    if os.access(f"{services.programs}/status", os.X_OK):
-        yield judged("Upstart", said_by(f"{services.programs}/status", "--version"), UPSTART_SINCE)
-    if root_program("balance"):
-        return
-    nginx = site.nginx
+    services, nginx = site.host.config.services, site.nginx
     if site.values is not None and in_the_way.nailgun_there(site.values, root) == "balance":
         job = f"{site.values.site}-balance"
         yield Finding(
@@ -84,13 +91,21 @@ def upstart(site: Site, root: Path = Path("/")) -> Findings:
             True,
             by_root(f"install balance, then {services.programs}/start {job}"),
         )
-    elif nginx is not None and not nginx.has_stream:
+    elif nginx is not None and not nginx.has_stream and not _is_served(site):
+        remedy = by_root(f"apt-get install libnginx-mod-stream && {site.host.command('setup')}")
+        if site.is_upstarts:
+            remedy += f"\nor install balance and the same `setup`; {HALF_CLOSED}"
         yield Finding(
             "nothing can serve the nailgun port: this nginx is older than 1.21.4 or has no stream",
             True,
-            by_root(f"apt-get install libnginx-mod-stream && {site.host.command('setup')}")
-            + f"\nor install balance and the same `setup`; {HALF_CLOSED}",
+            remedy,
         )
+
+
+def _is_served(site: Site) -> bool:
+    """Whether some program serves the nailgun port already."""
+    port = int(site.values.nailgun_port) if site.values is not None else None
+    return any(row.local[1] == port for row in connections.listeners())
 
 
 def said_by(*words: str) -> str:

@@ -15,6 +15,7 @@ from deploy_clojars import config
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host import health
 from deploy_clojars.host.health import Observation
+from deploy_clojars.host.services.systemd import unit_of
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.machine import processes
@@ -43,6 +44,9 @@ def jobs(site: Site) -> Findings:
             yield Finding(f"{job} serves; what it runs is not visible to {user_name()}")
         else:
             yield _health(site, observation, approved)
+        if observation.obstacle:
+            why = observation.why_not_restarted or ""
+            yield Finding(why, True, _known_again(site, observation))
         yield from _process(site, observation)
 
 
@@ -52,7 +56,8 @@ def _known_again(site: Site, observation: Observation) -> str:
         return site.setup
     of_supervisord = site.host.config.services.chosen == "supervisor"
     said = site.host.instances[observation.role].status().remedy
-    return said or (START if of_supervisord else "")
+    named = f"set instances.{observation.role}.job to the name of a unit that is there"
+    return said or (START if of_supervisord else site.setup or named)
 
 
 def _health(site: Site, observation: Observation, approved: str) -> Finding:
@@ -86,27 +91,33 @@ def _ended(site: Site, observation: Observation) -> str:
 
 
 def _process(site: Site, observation: Observation) -> Findings:
-    """Upstart must know the application's own process: what `su` started can outlive a restart."""
+    """The manager must know the application's own process, and not the `su` that started it."""
     process = instead_of_the_application(site, observation)
     if process is None:
         return
-    children = processes.descendants_of(process.pid)
-    yield Finding(
-        f"{observation.job}: Upstart knows {process.name()} of {user_name(process.uids().real)} "
-        f"(PID {observation.pid}) and not the application itself, which can outlive a restart and "
-        "keep its ports",
-        True,
-        _with_the_new_job_file(site, observation.job, children),
+    manager = "Upstart" if site.is_upstarts else "systemd"
+    what = (
+        f"{observation.job}: {manager} knows {process.name()} of {user_name(process.uids().real)} "
+        f"(PID {observation.pid}) and not the application itself"
     )
+    if site.is_upstarts:
+        children = processes.descendants_of(process.pid)
+        remedy = _with_the_new_job_file(site, observation.job, children)
+        what += ", which can outlive a restart and keep its ports"
+    else:
+        remedy = _with_the_new_unit(site, observation.job)
+        what += f": what it has open is hidden from {site.user}"
+    yield Finding(what, True, remedy)
 
 
 def instead_of_the_application(site: Site, observation: Observation) -> psutil.Process | None:
-    """What Upstart knows where it does not know the application's own process, such as `su`."""
-    if observation.pid is None or not site.is_upstarts:
+    """What the manager knows where it does not know the application's own process, such as `su`."""
+    if observation.pid is None or not site.setup_makes_it:
         return None
     with suppress(psutil.Error):
         process = psutil.Process(observation.pid)
-        if process.name() in ("su", "sudo") or process.uids().real != site.owner:
+        is_others = site.is_upstarts and process.uids().real != site.owner  # a unit has User=
+        if process.name() in ("su", "sudo", "runuser") or is_others:
             return process
     return None
 
@@ -119,6 +130,17 @@ def _with_the_new_job_file(site: Site, job: str, children: list[int]) -> str:
     return (
         f"{site.setup} puts the new job file beside the old one; then, while the other one serves:\n"
         + by_root(f"mv {file}.new {file} && {bin}/stop {job};{end} {bin}/start {job}")
+    )
+
+
+def _with_the_new_unit(site: Site, job: str) -> str:
+    """The commands after which systemd runs the application itself."""
+    unit = unit_of(job)
+    file = f"/etc/systemd/system/{unit}"
+    take = f"mv {file}.new {file} && systemctl daemon-reload && systemctl restart {unit}"
+    return (
+        f"{site.setup} puts the new unit beside the old one; then, while the other one serves:\n"
+        + by_root(take)
     )
 
 

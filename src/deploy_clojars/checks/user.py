@@ -12,6 +12,7 @@ from deploy_clojars.checks.programs import SECONDS, said_by
 from deploy_clojars.deploy import checkout, isolation, signatures
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
+from deploy_clojars.host.services.sudo import SudoRefuses
 from deploy_clojars.host.users import user_name
 from deploy_clojars.setup import in_the_way
 
@@ -72,9 +73,10 @@ def _sudo(site: Site) -> Findings:
     except NotReady as refused:
         what = "\n".join(filter(None, (refused.message, refused.detail)))
         # What setup makes may be there, and not be enough.
-        yield Finding(what, True, "\n".join(filter(None, (site.setup, refused.remedy))))
+        made = site.setup if isinstance(refused, SudoRefuses) else ""
+        yield Finding(what, True, "\n".join(filter(None, (made, refused.remedy))))
         return
-    if site.is_upstarts and site.host.config.services.sudo:
+    if site.setup_makes_it and site.host.config.services.sudo:
         yield Finding("sudo allows what is needed")
 
 

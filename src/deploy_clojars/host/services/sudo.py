@@ -15,14 +15,18 @@ PASSED = (NOWHERE, "the -D option")
 REFUSED = ("a password is required", "you must have a tty")
 
 
+class SudoRefuses(NotReady):
+    """sudo would not run what a run may need."""
+
+
 def refuse_what_it_refuses(commands: Iterable[Sequence[str]], timeout: float) -> None:
-    """Raises NotReady (4) unless sudo would run each of the commands; none is run."""
+    """Raises SudoRefuses (4) unless sudo would run each of the commands; none is run."""
     answers = {" ".join(command): _why_refused(command, timeout) for command in commands}
     refused = {command: said for command, said in answers.items() if said is not None}
     if not refused:
         return
     reasons = dict.fromkeys(filter(None, refused.values()))
-    raise NotReady(
+    raise SudoRefuses(
         f"sudo does not let this user run {', '.join(refused)} without a password",
         detail="\n".join(reasons),
         remedy=(
