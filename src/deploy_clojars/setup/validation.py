@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,10 +139,12 @@ def of_units(files: Iterable[File], say: Callable[[str], None]) -> None:
             # Java may come later: `check` tells.
             draft = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text)
             (Path(directory) / name).write_text(draft, encoding="utf-8")
-        drafts = [f"{directory}/{name}" for name in units]
-        answer = _asked([analyze, "verify", "--recursive-errors=no", *drafts])
+        # As a user's, for the system's own would leave a file in /run.
+        words = [analyze, "verify", "--user", *(f"{directory}/{name}" for name in units)]
+        env = {**os.environ, "XDG_RUNTIME_DIR": directory}
+        answer = _asked([*words, "--recursive-errors=no"], env)
         if "unrecognized option" in answer.err:  # before systemd 250
-            answer = _asked([analyze, "verify", *drafts])
+            answer = _asked(words, env)
         _refuse(answer, f"systemd rejects {' and '.join(units)}")
 
 
@@ -226,9 +228,9 @@ def remedy_for(said: str, values: Values) -> str:
     return ""
 
 
-def _asked(argv: list[str]) -> Answer:
+def _asked(argv: list[str], env: Mapping[str, str] | None = None) -> Answer:
     try:
-        return capture(argv, timeout=SECONDS)
+        return capture(argv, timeout=SECONDS, env=env)
     except TookTooLong as error:
         return Answer(1, "", f"{argv[0]}: {error}")
 
