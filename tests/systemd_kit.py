@@ -22,11 +22,14 @@ from systemd_machine import Machine
 from zip_application import zip_jar
 
 PROJECT = Path(__file__).parents[1]
-FIRST = "0.1.0"
+FIRST, SECOND = "0.1.0", "0.2.0"
 PYTHON = f"/opt/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 
 CONFIG = """\
 repository = "/nowhere"
+[build]
+test = "true"
+uberjar = "true"
 [instances.primary]
 job = "clojars"
 url = "http://127.0.0.1:{0}/"
@@ -37,6 +40,7 @@ url = "http://127.0.0.1:{1}/"
 health = ["http://127.0.0.1:{1}/", "tcp://127.0.0.1:{3}"]
 [health]
 timeout = 20
+answer_timeout = 2
 settle = 0.2
 interval = 0.1
 [drain]
@@ -58,7 +62,7 @@ class Kit:
     def tool(self, *words: str, by: str = "root") -> subprocess.CompletedProcess[str]:
         """Runs the tool there, as root or as another user's login."""
         login = [] if by == "root" else ["sudo", "-iu", by]
-        return self.machine.run(*login, "deploy-clojars", *words, check=False)
+        return self.machine.run(*login, "deploy-clojars", *words, check=False, timeout=180)
 
     def check(self, by: str = "root") -> str:
         """What `check` finds wrong."""
@@ -86,14 +90,26 @@ class Kit:
         self.machine.run("rm", "-rf", *units)
         self.systemctl("daemon-reload")
 
+    @property
+    def link(self) -> Path:
+        """What both instances start from."""
+        return self.root / "home/clojars/releases/clojars-web-current.jar"
+
+    def have(self, version: str) -> str:
+        """Puts a release where a deploy would have put it, and returns its file's name."""
+        with tempfile.TemporaryDirectory() as directory:
+            jar = zip_jar(version, "c" * 40, Path(directory))
+            self.link.with_name(jar.name).write_bytes(jar.read_bytes())
+        self.machine.run("chown", "clojars:", f"/home/clojars/releases/{jar.name}")
+        return jar.name
+
+    def point_to(self, jar: str) -> None:
+        """Points the link at a release, as somebody without this tool would."""
+        self.machine.run("ln", "-sfn", jar, "/home/clojars/releases/clojars-web-current.jar")
+
     def serve(self) -> None:
         """Starts both instances on a release, as somebody without this tool would."""
-        releases = self.root / "home/clojars/releases"
-        with tempfile.TemporaryDirectory() as directory:
-            jar = zip_jar(FIRST, "c" * 40, Path(directory))
-            (releases / jar.name).write_bytes(jar.read_bytes())
-        (releases / "clojars-web-current.jar").symlink_to(jar.name)
-        self.machine.run("chown", "-Rh", "clojars:", "/home/clojars/releases")
+        self.point_to(self.have(FIRST))
         self.systemctl("start", "clojars", "clojars-backup")
         wait_for(lambda: self.status["ok"], "both serve", 60)
 

@@ -91,7 +91,9 @@ def ask_to_roll_back(run: Run, look: Look) -> None:
     for observation in look.instances:
         healthy = observation.is_healthy_on(run.version)
         verb = "started" if observation.state == "stopped" else "restarted"
-        what = "is healthy on it already" if healthy else f"will be {verb}"
+        what = f"will be {verb}"
+        if healthy or observation.why_not_restarted:
+            what = "is healthy on it already" if healthy else "is left alone"
         show(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
     if look.primary.serving and not look.primary.is_healthy_on(run.version):
         show("  users are logged out")

@@ -97,6 +97,8 @@ def refuse_a_restart(run: Run, role: Role, version: str, *, force: bool) -> None
     refuse_a_link_that_was_changed_meanwhile(run, version)
     instance = run.host.instances[role]
     found = instance.status()
+    if found.obstacle:
+        raise NotHealthy(f"{instance.job} could not be restarted: {found.obstacle}")
     if found.state == "unknown":  # that is no reason to restart it
         raise NotHealthy(f"the state of {instance.job} is unknown: {found.said}")
     if not force:
@@ -139,6 +141,8 @@ def half_done(
     look = run.host.look()
     reason = "; ".join(each.message for each in failed.values())
     reason = reason or look.why_not_both_healthy_on(version)
+    obstacles = [str(each.why_not_restarted) for each in look.instances if each.obstacle]
+    reason = "; ".join([reason, *(each for each in obstacles if each not in reason)])
     detail = "\n".join(each.detail for each in failed.values() if each.detail)
     if spared is not None:
         message = f"{reason}; {spared} serves alone and is left running"

@@ -1,0 +1,165 @@
+"""An instance that runs and could not be restarted, because systemd does not take its file any more."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from little_host import wait_for
+from systemd_kit import FIRST, SECOND, Kit, serving_kit
+
+from deploy_clojars.host.journal import Event, Journal, now
+from deploy_clojars.host.journal import HostVersions as Left
+
+COMMANDS = (("deploy", SECOND), ("rollback", FIRST), ("restart",))
+UNITS = {"primary": "clojars", "backup": "clojars-backup"}
+FILE = "/etc/systemd/system/{}.service"
+
+
+@pytest.fixture(scope="module")
+def kit() -> Iterator[Kit]:
+    with serving_kit() as kit:
+        kit.have(SECOND)
+        yield kit
+
+
+@pytest.fixture
+def host(kit: Kit) -> Iterator[Kit]:
+    """Both instances serve, and systemd takes their files."""
+    for unit in UNITS.values():
+        kit.machine.run("cp", FILE.format(unit), f"/root/{unit}")
+    yield kit
+    for unit in UNITS.values():
+        kit.machine.run("rm", "-f", FILE.format(unit))
+        kit.machine.run("cp", f"/root/{unit}", FILE.format(unit))
+    kit.machine.run("rm", "-rf", "/home/clojars/deploy")
+    kit.point_to(f"clojars-web-{FIRST}-standalone.jar")
+    kit.systemctl("daemon-reload")
+    kit.systemctl("restart", *UNITS.values())
+    wait_for(lambda: kit.status["ok"], "both serve", 60)
+
+
+def spoil(host: Kit, unit: str, how: str) -> None:
+    """Makes systemd refuse the file of a unit that goes on running."""
+    file = FILE.format(unit)
+    if how == "bad-setting":
+        host.machine.write(file, "[Service]\n")
+    else:
+        host.machine.run("rm", file)
+    if how == "masked":
+        host.machine.run("ln", "-s", "/dev/null", file)
+    host.systemctl("daemon-reload")
+
+
+def pids(host: Kit) -> list[str]:
+    """The main processes of both."""
+    return host.systemctl("show", "--value", "-p", "MainPID", *UNITS.values()).split()
+
+
+@pytest.mark.parametrize("how", ["bad-setting", "not-found", "masked"])
+@pytest.mark.parametrize("roles", [["primary"], ["backup"], ["primary", "backup"]], ids=str)
+def test_it_is_shown_and_nothing_is_restarted(host: Kit, how: str, roles: list[str]) -> None:
+    before = pids(host)
+    for role in roles:
+        spoil(host, UNITS[role], how)
+    whys = {
+        role: f"{UNITS[role]} could not be restarted: {UNITS[role]}.service runs, but its file is now: {how}"
+        for role in roles
+    }  # fmt: skip
+    text = host.tool("status").stdout
+    for why in whys.values():
+        assert f"\n{why}\n" in text
+    status = host.status
+    assert status["ok"] is True  # users are served as they should be
+    for role, instance in status["instances"].items():
+        assert (instance["obstacle"] is not None) is (role in roles)
+        assert instance["serving"] is True
+    verb = {"bad-setting": "systemctl status", "masked": "systemctl unmask", "not-found": "setup"}
+    found = host.check()
+    for role, why in whys.items():
+        assert f"!!  {why}\n" in found
+        unit = "" if how == "not-found" else f" {UNITS[role]}.service"
+        assert f"{verb[how]}{unit}" in found
+    for words in COMMANDS:
+        refused = host.tool(*words, "--yes", by="clojars")
+        assert refused.returncode == 4, refused.stderr
+        for why in whys.values():
+            assert why in refused.stderr
+        assert "nothing was changed; " in refused.stderr
+    assert pids(host) == before
+
+
+def test_where_nothing_serves_a_rollback_starts_the_other_one(host: Kit) -> None:
+    spoil(host, "clojars", "masked")
+    host.systemctl("stop", "clojars-backup")
+    [before, _] = pids(host)
+    hung = host.machine.outside(int(before))
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        refused = host.tool("restart", "--yes", by="clojars")
+        assert refused.returncode == 4
+        assert "clojars could not be restarted" in refused.stderr
+        assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
+        result = host.tool("rollback", SECOND, "--yes", by="clojars")
+        assert result.returncode == 8, result.stderr
+        assert f"clojars runs {FIRST}: is left alone" in result.stderr
+        assert f"clojars-backup serves {SECOND}" in result.stderr
+        assert "clojars could not be restarted: clojars.service runs" in result.stderr
+    finally:
+        os.kill(hung, signal.SIGCONT)
+    assert pids(host)[0] == before
+    assert host.status["instances"]["backup"]["serving"] is True
+
+
+def test_where_nothing_serves_and_neither_could_be_restarted_a_rollback_is_refused(
+    host: Kit,
+) -> None:
+    for unit in UNITS.values():
+        spoil(host, unit, "masked")
+    before = pids(host)
+    hung = [host.machine.outside(int(pid)) for pid in before]
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert host.status["next"] == "deploy-clojars check"
+        refused = host.tool("rollback", FIRST, "--yes", by="clojars")
+        assert refused.returncode == 4, refused.stderr
+    finally:
+        for pid in hung:
+            os.kill(pid, signal.SIGCONT)
+    assert pids(host) == before
+
+
+def test_a_revert_leaves_it_alone_and_says_what_is_left_to_do(host: Kit) -> None:
+    """A deploy was killed after the backup's restart, and the backup's file is broken since then."""
+    journal = Journal(host.root / "home/clojars/deploy/journal.jsonl")
+    host.machine.run("install", "-d", "-o", "clojars", "/home/clojars/deploy")
+    left = Left(current=FIRST, primary=FIRST, backup=FIRST)
+    for event in (
+        Event(event="adopted", at=now(), version=FIRST, left=left),
+        Event(event="begin", at=now(), run="x", by="ann", command="deploy", version=SECOND),
+        Event(event="flip", at=now(), run="x", version=SECOND, previously=FIRST),
+    ):
+        journal.append(event)
+    host.machine.run("chown", "clojars:", "/home/clojars/deploy/journal.jsonl")
+    host.point_to(f"clojars-web-{SECOND}-standalone.jar")
+    host.systemctl("restart", "clojars-backup")
+    wait_for(
+        lambda: host.status["instances"]["backup"]["running"] == SECOND, f"it runs {SECOND}", 60
+    )
+    spoil(host, "clojars-backup", "bad-setting")
+    before = pids(host)
+    result = host.tool("deploy", SECOND, "--yes", by="clojars")
+    assert result.returncode == 9, result.stderr
+    assert f"the revert to {FIRST} is half done: clojars-backup runs {SECOND}, not {FIRST}" in result.stderr  # fmt: skip
+    assert "clojars-backup could not be restarted: clojars-backup.service runs" in result.stderr
+    assert os.readlink(host.link) == f"clojars-web-{FIRST}-standalone.jar"
+    assert pids(host) == before
+    # Once its file is right again, what is named is enough.
+    host.machine.run("cp", "/root/clojars-backup", FILE.format("clojars-backup"))
+    host.systemctl("daemon-reload")
+    result = host.tool("rollback", FIRST, "--yes", by="clojars")
+    assert result.returncode == 0, result.stderr
+    assert host.status["ok"] is True
