@@ -225,6 +225,22 @@ def test_a_manager_that_cannot_be_asked_is_one_finding(site: Site) -> None:
     assert list(programs.manager(site)) == []
 
 
+def test_a_users_own_systemd_ends_with_the_last_session_unless_it_lingers(tmp_path: Path) -> None:
+    host = Host(
+        parse({"home": str(tmp_path), "services": {"manager": "systemd", "scope": "user"}}, "test")
+    )
+    site = Site(host, host.look())
+    site.owner = pwd.getpwnam(NOBODY).pw_uid
+    assert site.setup == ""
+    assert not site.is_in(tmp_path)
+    [(what, remedy)] = wrong(units.of_the_user(site, tmp_path)).items()
+    assert what == "the systemd of nobody ends with its last session, and so do both instances"
+    assert remedy.endswith("loginctl enable-linger nobody")
+    (tmp_path / "var/lib/systemd/linger").mkdir(parents=True)
+    (tmp_path / "var/lib/systemd/linger/nobody").touch()
+    assert list(units.of_the_user(site, tmp_path)) == []
+
+
 def test_the_version_of_systemd_is_a_whole_number() -> None:
     said = "systemd 252 (252.38-1~deb12u1)\n+PAM +AUDIT"
     assert programs.judged("systemd", said, programs.SYSTEMD_SINCE) == Finding("systemd 252")

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from little_host import wait_for
 from systemd_kit import FIRST, SECOND, Kit, serving_kit
 
-from deploy_clojars.host.journal import Event, Journal, now
-from deploy_clojars.host.journal import HostVersions as Left
+from deploy_clojars.config import BACKUP, parse
+from deploy_clojars.deploy import steps
+from deploy_clojars.errors import NotHealthy
+from deploy_clojars.host.host import Host
+from deploy_clojars.host.journal import Event, HostVersions, Journal, now
+from deploy_clojars.host.services import Job
+from deploy_clojars.run.run import Run
 
 COMMANDS = (("deploy", SECOND), ("rollback", FIRST), ("restart",))
 UNITS = {"primary": "clojars", "backup": "clojars-backup"}
@@ -132,11 +140,27 @@ def test_where_nothing_serves_and_neither_could_be_restarted_a_rollback_is_refus
     assert pids(host) == before
 
 
+def test_right_before_the_request_it_is_looked_at_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain may take a minute."""
+    releases = tmp_path / "releases"
+    releases.mkdir()
+    (releases / f"clojars-web-{FIRST}-standalone.jar").touch()
+    (releases / "clojars-web-current.jar").symlink_to(f"clojars-web-{FIRST}-standalone.jar")
+    host = Host(parse({"home": str(tmp_path)}, "test"))
+    spoilt = Job("running", 1, obstacle="its file is gone")
+    monkeypatch.setattr(host.instances[BACKUP], "status", lambda: spoilt)
+    run = cast(Run, SimpleNamespace(host=host))
+    with pytest.raises(NotHealthy, match=r"^clojars-backup could not be restarted: its file is"):
+        steps.refuse_a_restart(run, BACKUP, FIRST, force=True)
+
+
 def test_a_revert_leaves_it_alone_and_says_what_is_left_to_do(host: Kit) -> None:
     """A deploy was killed after the backup's restart, and the backup's file is broken since then."""
     journal = Journal(host.root / "home/clojars/deploy/journal.jsonl")
     host.machine.run("install", "-d", "-o", "clojars", "/home/clojars/deploy")
-    left = Left(current=FIRST, primary=FIRST, backup=FIRST)
+    left = HostVersions(current=FIRST, primary=FIRST, backup=FIRST)
     for event in (
         Event(event="adopted", at=now(), version=FIRST, left=left),
         Event(event="begin", at=now(), run="x", by="ann", command="deploy", version=SECOND),

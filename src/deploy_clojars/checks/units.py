@@ -64,7 +64,7 @@ def units(site: Site, root: Path = Path("/")) -> Findings:
             found = list(_unit(site, systemd, observation, of_unit, root))
             unit = unit_of(observation.job)
             yield from found or [Finding(f"{unit} starts at boot{_differs(site, of_unit, root)}")]
-    yield from _user(site, root)
+    yield from of_the_user(site, root)
 
 
 def _unit(
@@ -286,7 +286,7 @@ def why_for_a_shell(line: str) -> str | None:
     return None
 
 
-def _user(site: Site, root: Path) -> Findings:
+def of_the_user(site: Site, root: Path) -> Findings:
     """Whether the production user reads what systemd logs, and has a manager while nobody is logged in."""
     if site.owner in (None, 0) or site.systemd is None:
         return

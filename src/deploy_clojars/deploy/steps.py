@@ -44,7 +44,7 @@ def restart(
 ) -> Observation:  # fmt: skip
     """Restarts an instance and waits until it is healthy on the release.
 
-    `by_stop_and_start` reads a changed job file. `force`: also the only one that serves. `checked`:
+    `by_stop_and_start` reads a changed job file or unit. `force`: also the only one that serves. `checked`:
     the caller has just made sure that nothing speaks against it. Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
