@@ -31,7 +31,6 @@ from deploy_clojars.checks import front, programs, running, user
 from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import Role, parse
 from deploy_clojars.errors import DeployError
-from deploy_clojars.host import nginx
 from deploy_clojars.host.health import Check, Observation
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.users import user_name
@@ -357,11 +356,8 @@ def test_a_flag_directory_for_everybody_is_found(site: Site, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("runs", "verb"), [(True, "reload"), (False, "start")])
-def test_an_nginx_that_does_not_run_is_started(
-    site: Site, runs: bool, verb: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uids = frozenset({0} if runs else ())
-    monkeypatch.setattr(nginx, "own_processes", lambda: nginx.Processes(uids))
+def test_an_nginx_that_does_not_run_is_started(site: Site, runs: bool, verb: str) -> None:
+    site.nginx_runs = runs
     remedies = wrong(front.drain(site)).values()
     assert any(each.endswith(f"setup && service nginx {verb}") for each in remedies)
 

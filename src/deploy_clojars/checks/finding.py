@@ -13,6 +13,7 @@ from pathlib import Path
 from deploy_clojars.errors import UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
+from deploy_clojars.host.nginx import own_processes
 from deploy_clojars.host.services.systemd import Systemd
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
@@ -42,6 +43,8 @@ class Site:
         self.look = look
         self.holder = lock.holder_of(host.lock_file)
         self.owner = host.owner
+        # Asked before a check starts another nginx, to learn what it says of its files.
+        self.nginx_runs = bool(own_processes().uids)
 
     @property
     def user(self) -> str:

@@ -47,7 +47,7 @@ def drain(site: Site) -> Findings:
 
 def _answers(site: Site) -> str:
     """What makes nginx answer: `reload` does nothing for one that does not run."""
-    verb = "reload" if nginx.own_processes().uids else "start"
+    verb = "reload" if site.nginx_runs else "start"
     is_made = not site.setup_makes_it or _is_installed(site)
     made = "" if is_made else f"{site.host.command('setup')} && "
     return by_root(f"{made}{site.front_command(verb)}")
