@@ -64,8 +64,11 @@ def test_an_instance_that_runs_and_could_not_be_restarted_is_shown(
     host = Host(config.load(light_host.config))
     report = status.report(host)
     backup = replace(report.look.backup, obstacle="its file is gone")
+    assert status.as_one_line(report) == ""
     report = replace(report, look=replace(report.look, backup=backup))
-    assert "clojars-backup could not be restarted: its file is gone" in status.as_text(report)
+    why = "clojars-backup could not be restarted: its file is gone"
+    assert f"\n{why}\nok" in status.as_text(report)
+    assert status.as_one_line(report) == why
     shown = json.loads(status.as_json(report))
     assert shown["instances"]["primary"]["obstacle"] is None
     assert shown["instances"]["backup"]["obstacle"] == "its file is gone"

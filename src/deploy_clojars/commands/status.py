@@ -118,7 +118,7 @@ def coloured(text: str) -> str:
 def as_one_line(report: Report) -> str:
     """What a login shows: nothing if all is well, otherwise what is the matter and what to type."""
     if report.ok:
-        return ""
+        return "; ".join(report.look.obstacles)
     down = [_instance_line(each) for each in report.look.instances if not each.serving]
     parts = [*(_remarks(report) or down or [_judgement(report)])]
     if report.next:
@@ -156,11 +156,7 @@ def _remarks(report: Report) -> list[str]:
     remarks = []
     if report.holder is not None:
         remarks.append(lock.locked_by(report.holder).message)
-    remarks += [
-        each.why_not_restarted
-        for each in look.instances
-        if each.obstacle and each.why_not_restarted
-    ]
+    remarks += look.obstacles
     if situation.interrupted and look.history.last is not None:
         last = look.history.last
         where = "after" if last.past_return else "before"

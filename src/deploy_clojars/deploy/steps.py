@@ -141,8 +141,7 @@ def half_done(
     look = run.host.look()
     reason = "; ".join(each.message for each in failed.values())
     reason = reason or look.why_not_both_healthy_on(version)
-    obstacles = [str(each.why_not_restarted) for each in look.instances if each.obstacle]
-    reason = "; ".join([reason, *(each for each in obstacles if each not in reason)])
+    reason = "; ".join([reason, *(each for each in look.obstacles if each not in reason)])
     detail = "\n".join(each.detail for each in failed.values() if each.detail)
     if spared is not None:
         message = f"{reason}; {spared} serves alone and is left running"

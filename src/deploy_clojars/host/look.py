@@ -49,6 +49,11 @@ class Look:
         return "; ".join(reason for reason in reasons if reason)
 
     @property
+    def obstacles(self) -> list[str]:
+        """Why instances that run could not be restarted; users notice nothing of it yet."""
+        return [str(each.why_not_restarted) for each in self.instances if each.obstacle]
+
+    @property
     def primary_is_as_approved(self) -> bool:
         """Whether the primary is healthy on the approved release; then no flag need be left."""
         return self.approved is not None and self.primary.is_healthy_on(self.approved)
