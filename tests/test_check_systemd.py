@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import ipaddress
 import pwd
 import re
 import time
@@ -17,7 +18,9 @@ from deploy_clojars.checks import filesystem, front, programs, running, units
 from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import parse
 from deploy_clojars.host.host import Host
+from deploy_clojars.machine import connections
 from deploy_clojars.setup import journal_access
+from deploy_clojars.setup.validation import InstalledNginx
 
 NOBODY = "nobody"
 GROUP = grp.getgrgid(pwd.getpwnam(NOBODY).pw_gid).gr_name
@@ -208,6 +211,20 @@ def test_what_setup_makes_and_is_missing_is_found(site: Site, tmp_path: Path) ->
     assert "/run/clojars, the drain flag's directory, would be missing after a boot" in found
     assert {remedy.rpartition(" ")[2] for remedy in found.values()} == {"setup"}
     assert not [what for what in found if "/etc/init" in what]
+
+
+def test_an_nginx_that_cannot_serve_the_nailgun_port_is_found_unless_something_else_does(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.nginx = InstalledNginx("nginx", (1, 18, 0), "")
+    monkeypatch.setattr(connections, "listeners", list)
+    [(what, remedy)] = wrong(programs.nailgun(site)).items()
+    assert what.startswith("nothing can serve the nailgun port")
+    assert remedy.endswith("apt-get install libnginx-mod-stream && deploy-clojars setup")
+    port = (ipaddress.IPv4Address("127.0.0.1"), 7600)
+    row = connections.Row(port, port, "LISTEN", 0, 1)
+    monkeypatch.setattr(connections, "listeners", lambda: [row])
+    assert wrong(programs.nailgun(site)) == {}
 
 
 def test_a_manager_that_cannot_be_asked_is_one_finding(site: Site) -> None:
@@ -515,6 +532,13 @@ def test_settings_from_the_days_of_a_shell_are_found(host: Kit) -> None:
         assert "xyz" not in shown
     finally:
         host.machine.write("/etc/default/clojars", text, 0o640)
+
+
+def test_settings_in_a_directory_of_roots_are_no_finding(host: Kit) -> None:
+    host.machine.write("/root/settings", "A=1\n", 0o600)
+    host.drop_in("clojars-backup", "EnvironmentFile=/root/settings")
+    for by in ("root", "clojars"):
+        assert "/root/settings" not in host.check(by)
 
 
 def test_who_may_not_read_the_journal_is_found(host: Kit) -> None:

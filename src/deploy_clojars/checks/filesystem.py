@@ -195,9 +195,9 @@ def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Fin
 
 
 def changed_since(path: Path, since: str) -> bool:
-    if not path.exists():
+    try:
+        # Not the time of its content: `mv` of a file that was written before puts it into place, too.
+        changed = path.stat().st_ctime
+    except OSError:  # not there, or in a directory of root's
         return False
-    # Not the time of its content: `mv` of a file that was written before puts it into place, too.
-    return path.stat().st_ctime > (
-        datetime.fromisoformat(since).timestamp() + decisions.CLOCKS_DIFFER
-    )
+    return changed > datetime.fromisoformat(since).timestamp() + decisions.CLOCKS_DIFFER
