@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,31 @@ def test_where_nothing_serves_and_neither_could_be_restarted_a_rollback_is_refus
         for pid in hung:
             os.kill(pid, signal.SIGCONT)
     assert pids(host) == before
+
+
+def test_a_broken_file_that_systemd_has_not_read_costs_the_backup_alone(host: Kit) -> None:
+    host.machine.write(FILE.format("clojars-backup"), "[Service]\n")
+    [primary, _] = pids(host)
+    # Which of the two depends on how long it has been running.
+    assert re.search(
+        r"!!  (systemd has not read the changed files of clojars-backup\.service|"
+        r"/etc/systemd/system/clojars-backup\.service was changed after)",
+        host.check(),
+    )
+    result = host.tool("restart", "--yes", by="clojars")
+    assert result.returncode == 6, result.stderr
+    assert "clojars-backup.service has a bad unit file setting" in result.stderr
+    assert "clojars serves alone and is left running" in result.stderr
+    assert pids(host)[0] == primary
+    refused = host.tool("rollback", FIRST, "--yes", by="clojars")
+    assert refused.returncode == 4
+    assert "fix it, then run: as root: systemctl daemon-reload" in refused.stderr
+    host.machine.run("cp", "/root/clojars-backup", FILE.format("clojars-backup"))
+    host.systemctl("daemon-reload")
+    for words in (("rollback", FIRST), ("restart",)):
+        done = host.tool(*words, "--yes", by="clojars")
+        assert done.returncode == 0, done.stderr
+    assert host.status["ok"] is True
 
 
 def test_right_before_the_request_it_is_looked_at_once_more(
