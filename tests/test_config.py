@@ -248,6 +248,7 @@ def test_no_time_at_all_is_refused_where_something_must_have_time(key: str) -> N
         ('[services]\nbin = "sbin"', "services.bin"),
         ('[services]\nmanager = "runit"', "services.manager"),
         ('[services]\nscope = "session"', "services.scope"),
+        ('[services]\nmanager = "upstart"\nscope = "user"', 'services.scope: must be "system"'),
         ('[build]\ntest = ""', "build.test"),
         ('[build]\njar = ""', "build.jar"),
         ('[build]\njar = "../*.jar"', "build.jar"),

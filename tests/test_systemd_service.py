@@ -299,13 +299,33 @@ def test_the_last_lines_are_those_of_its_own_start(
     systemd.start("talks")
     systemd.status("talks")
     wait_for(lambda: "first of" in systemd.last_log_lines("talks"), "its line is there", DEADLINE)
-    has(host, "talks", "ExecStart=sh -c 'echo second; exit 3'")
+    # The journal asks the kernel whose line it is: of who has gone by then it cannot say it.
+    has(host, "talks", "ExecStart=sh -c 'echo second; sleep 1; exit 3'")
     systemd.restart("talks")
     is_soon(systemd, "talks", "stopped")
     wait_for(lambda: "second" in systemd.last_log_lines("talks"), "its line is there", DEADLINE)
     shown = systemd.last_log_lines("talks")
     assert "first of" not in shown
     assert "Main process exited, code=exited, status=3" in shown
+
+
+def test_the_last_lines_of_a_unit_that_is_started_again_and_again_say_why_it_died(
+    host: Host, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{host.bin}:/usr/bin:/bin")
+    dies_once = (
+        "test -e /run/died && exec sleep 1000; touch /run/died; echo the reason; sleep 1; exit 1"
+    )
+    has(host, "phoenix", f"ExecStart=sh -c '{dies_once}'\nRestart=always\nRestartSec=1")
+    systemd.restart("phoenix")
+    is_soon(systemd, "phoenix", "starting")
+    is_soon(systemd, "phoenix", "running")
+    wait_for(
+        lambda: "the reason" in systemd.last_log_lines("phoenix"), "its line is there", DEADLINE
+    )
+    systemd.restart("phoenix")
+    systemd.status("phoenix")
+    assert "the reason" not in systemd.last_log_lines("phoenix")
 
 
 def test_a_journal_that_cannot_be_read_says_why(

@@ -119,6 +119,8 @@ class Services(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.manager == "supervisor" and self.socket is None:
             raise ValueError("`socket` must be set where the manager is supervisor")
+        if self.scope == "user" and self.chosen != "systemd":
+            raise ValueError(f'`scope` must be "system" where the manager is {self.chosen}')
         if ":" in (self.username or ""):
             raise ValueError("`username` must be a name without a colon")
 

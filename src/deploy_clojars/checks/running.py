@@ -30,9 +30,9 @@ def jobs(site: Site) -> Findings:
         job, approved = observation.job, site.look.approved
         if observation.state == "unknown" and not observation.visible:
             answers = all(check.ok for check in observation.checks)
-            yield Finding(
-                f"job {job}: {observation.said}", not answers, by_root(site.host.command("check"))
-            )
+            of_user = site.host.config.services.scope == "user"
+            again = (site.by_user if of_user else by_root)(site.host.command("check"))
+            yield Finding(f"job {job}: {observation.said}", not answers, again)
         elif observation.state == "unknown":
             yield Finding(f"job {job}: {observation.said}", True, _known_again(site, observation))
         elif observation.why_hidden is not None and site.owner == os.geteuid():

@@ -15,6 +15,11 @@ from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.services import ServiceFailed
 from deploy_clojars.host.services.systemd import Systemd, sockets_of, unit_of, why_no_sockets
+from deploy_clojars.host.services.user_manager import (
+    enable_lingering,
+    is_lingering,
+    runtime_directory,
+)
 from deploy_clojars.setup.files import files
 from deploy_clojars.setup.journal_access import reads_the_journal
 
@@ -63,8 +68,9 @@ def units(site: Site, root: Path = Path("/")) -> Findings:
         if of_unit.get("LoadState") == "loaded":
             found = list(_unit(site, systemd, observation, of_unit, root))
             unit = unit_of(observation.job)
-            yield from found or [Finding(f"{unit} starts at boot{_differs(site, of_unit, root)}")]
-    yield from of_the_user(site, root)
+            when = "starts at boot" if not _is_fleeting(site, of_unit) else "is gone with a reboot"
+            yield from found or [Finding(f"{unit} {when}{_differs(site, of_unit, root)}")]
+    yield from of_the_user(site, root, lasts=not any(_is_fleeting(site, each) for each in shown))
 
 
 def _unit(
@@ -85,11 +91,11 @@ def _unit(
             f"{unit} has failed ({shown.get('Result')}) after {shown['NRestarts']} restarts, and "
             "systemd no longer starts it"
         )
-        yield Finding(what, True, f"journalctl -u {unit} says why; then: {site.way_back}")
+        yield Finding(what, True, f"{systemd.journal_of(unit)} says why; then: {site.way_back}")
     found = [*_faults(site, shown)]
     remedy = _drop_in(site, systemd, unit, found)
     yield from (Finding(f"{unit} {fault.why}", True, remedy) for fault in found)
-    if not starts_at_boot(shown):
+    if not starts_at_boot(shown) and not _is_fleeting(site, shown):
         # One without an [Install] section cannot be enabled.
         static = shown.get("UnitFileState") == "static"
         target = "multi-user.target" if not systemd.of_user else "default.target"
@@ -97,6 +103,14 @@ def _unit(
         yield Finding(f"{unit} would not start at boot", True, systemd.typed(*enable))
     yield from _not_in_force(site, systemd, observation, shown, root)
     yield from _settings(shown, root)
+
+
+def _is_fleeting(site: Site, shown: Shown) -> bool:
+    """Whether somebody put it where a user has what is not to outlive the session, as a sandbox does."""
+    of_user = site.systemd is not None and site.systemd.of_user
+    if not of_user or site.owner is None:
+        return False
+    return shown.get("FragmentPath", "").startswith(f"{runtime_directory(site.owner)}/")
 
 
 def _differs(site: Site, shown: Shown, root: Path) -> str:
@@ -207,8 +221,8 @@ def _drop_in(site: Site, systemd: Systemd, unit: str, found: list[Fault]) -> str
     if not by_hand:
         write = write if systemd.of_user else by_root(write)
         return f"{write}\nthen run: {site.by_user(site.host.command('restart'))}"
-    user = " --user" if systemd.of_user else ""
-    write += f" && systemctl{user} daemon-reload && systemctl{user} restart {unit}"
+    systemctl = shlex.join(systemd.words_typed)
+    write += f" && {systemctl} daemon-reload && {systemctl} restart {unit}"
     return f"while the other instance serves:\n{write if systemd.of_user else by_root(write)}"
 
 
@@ -286,15 +300,18 @@ def why_for_a_shell(line: str) -> str | None:
     return None
 
 
-def of_the_user(site: Site, root: Path) -> Findings:
-    """Whether the production user reads what systemd logs, and has a manager while nobody is logged in."""
+def of_the_user(site: Site, root: Path, *, lasts: bool = True) -> Findings:
+    """Whether the production user reads what systemd logs, and has a manager while nobody is logged in.
+
+    `lasts`: whether the units are to outlive the user's sessions.
+    """
     if site.owner in (None, 0) or site.systemd is None:
         return
     user = site.user
     if site.systemd.of_user:
-        if not (root / "var/lib/systemd/linger" / user).exists():
+        if not is_lingering(site.owner, root):
             what = f"the systemd of {user} ends with its last session, and so do both instances"
-            yield Finding(what, True, by_root(f"loginctl enable-linger {user}"))
+            yield Finding(what, lasts, enable_lingering(site.owner) if lasts else "")
     elif not reads_the_journal(user):
         what = f"{user} cannot read the journal: the end of an instance's log would not be shown"
         yield Finding(what, True, by_root(f"usermod --append --groups systemd-journal {user}"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -83,6 +85,13 @@ def wait_while_it_stops(services: Services, job: str, timeout: float) -> None:
         signals.wait(0.1)
 
 
+def _owner(config: Config) -> int:
+    """The production user's number; this process's while nothing is there."""
+    with suppress(OSError):
+        return os.stat(config.releases_directory).st_uid
+    return os.geteuid()
+
+
 def services_of(config: Config) -> Services:
     """The configured service manager."""
     settings = config.services
@@ -104,7 +113,7 @@ def services_of(config: Config) -> Services:
             bin=settings.programs,
             sudo=settings.sudo,
             timeout=settings.timeout,
-            of_user=settings.scope == "user",
+            user=_owner(config) if settings.scope == "user" else None,
         )
 
     from deploy_clojars.host.services.upstart import Upstart

@@ -13,6 +13,8 @@ from dataclasses import replace
 
 from deploy_clojars.errors import NotReady, reason
 from deploy_clojars.host.services import Job, ServiceFailed, State, sudo, wait_while_it_stops
+from deploy_clojars.host.services.user_manager import runtime_directory, without_one
+from deploy_clojars.host.users import user_name
 from deploy_clojars.machine.shell import TookTooLong, capture
 
 PROPERTIES = (
@@ -20,13 +22,14 @@ PROPERTIES = (
     "TriggeredBy",
 )  # fmt: skip
 
-# `show` needs no rights, only a connection to process 1.
+# `show` needs no rights, only a connection to process 1, or to the user's own manager.
 NO_BUS = "Failed to connect to bus"
 
 OVERTAKEN = "canceled"  # by somebody else's request
 NOT_LOADED = "not loaded"  # the unit has no failed start to be forgotten
 
 LOG_LINES = 10
+STARTS = 3  # whose lines are shown of a unit that is started again and again
 
 
 def unit_of(job: str) -> str:
@@ -84,30 +87,44 @@ def why_no_sockets(unit: str, sockets: Sequence[str]) -> str:
 
 
 class Systemd:
-    """The systemctl in the directory `bin`, of the system or of the user's own manager.
+    """The systemctl in the directory `bin`, of the system or of the own manager of `user`.
 
     `timeout` is in seconds, for one call.
     """
 
-    def __init__(self, *, bin: str, sudo: bool, timeout: float, of_user: bool = False) -> None:
-        self._program = [f"{bin}/systemctl", *(["--user"] if of_user else [])]
-        self._journal = ["journalctl", *(["--user"] if of_user else [])]
-        self._sudo = sudo and not of_user
+    def __init__(self, *, bin: str, sudo: bool, timeout: float, user: int | None = None) -> None:
+        self._program = [f"{bin}/systemctl", *(["--user"] if user is not None else [])]
+        self._sudo = sudo and user is None
         self._timeout = timeout
-        self.of_user = of_user
-        # Of the last start that was seen: systemd forgets it with a unit that nothing refers to.
-        self._invocations: dict[str, str] = {}
+        self._user = user
+        # Of the starts that were seen since the last request: systemd forgets that of a unit that
+        # nothing refers to, and one that is started again and again has a new one each time.
+        self._invocations: dict[str, list[str]] = {}
+
+    @property
+    def of_user(self) -> bool:
+        """Whether it is a user's own manager."""
+        return self._user is not None
 
     def status(self, job: str) -> Job:
         try:
             [shown] = self.show(PROPERTIES, job)
         except ServiceFailed as error:
-            remedy = f"see: {self.typed('status')}"
-            return Job("unknown", said=str(error), visible=NO_BUS not in str(error), remedy=remedy)
-        if shown.get("InvocationID"):
-            self._invocations[job] = shown["InvocationID"]
+            return self._unknown(str(error))
+        invocation, seen = shown.get("InvocationID"), self._invocations.setdefault(job, [])
+        if invocation and invocation not in seen:
+            seen.append(invocation)
         found = job_of(unit_of(job), shown)
         return replace(found, remedy=self._remedy(job, shown.get("LoadState", "")))
+
+    def _unknown(self, said: str) -> Job:
+        """A job of which systemd says nothing."""
+        may_ask = self._user in (None, os.geteuid())
+        if self._user is not None and may_ask and NO_BUS in said:
+            said, remedy = without_one(self._user, said)
+            return Job("unknown", said=f"{said}; {remedy}", remedy=remedy)
+        visible = may_ask and NO_BUS not in said
+        return Job("unknown", said=said, visible=visible, remedy=f"see: {self.typed('status')}")
 
     def _remedy(self, job: str, load: str) -> str:
         """What to do about a unit's file that systemd does not take."""
@@ -122,8 +139,18 @@ class Systemd:
     def typed(self, verb: str, *words: str) -> str:
         """What to type for a command of systemctl; all but `status` is for root, or for the user's own."""
         by_root = verb != "status" and not self.of_user and os.geteuid() != 0
-        of_user = ["--user"] if self.of_user else []
-        return f"{'as root: ' * by_root}{shlex.join(['systemctl', *of_user, verb, *words])}"
+        return f"{'as root: ' * by_root}{shlex.join([*self.words_typed, verb, *words])}"
+
+    @property
+    def words_typed(self) -> list[str]:
+        """`systemctl` as a person types it."""
+        return [*self._where, "systemctl", *(["--user"] * self.of_user)]
+
+    def journal_of(self, job: str) -> str:
+        """The command that shows what a job has logged."""
+        unit = unit_of(job)
+        # Not `--user -u`: that leaves out the system's journal, where without /var/log/journal all is.
+        return f"journalctl {f'_SYSTEMD_USER_UNIT={unit}' if self.of_user else f'-u {unit}'}"
 
     def restart(self, job: str) -> None:
         self._forget_failed_starts(job)
@@ -166,35 +193,49 @@ class Systemd:
             )
 
     def words(self, verb: str, job: str) -> list[str]:
-        return self._with_rights([verb, unit_of(job)])
+        return [*self._where, *self._with_rights([verb, unit_of(job)])]
 
     def last_log_lines(self, job: str) -> str:
-        invocation = self._invocations.get(job)
-        if invocation is None:
+        self.status(job)  # a start that failed at once was not looked at
+        invocations = self._invocations.get(job, [])[-STARTS:]
+        if not invocations:
             return ""
-        fields = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
-        if self.of_user:
-            fields += ["+", f"USER_INVOCATION_ID={invocation}"]
-        words = [*self._journal, "--no-pager", "--output=cat", f"--lines={LOG_LINES}", *fields]
+        # Of what the application prints, and of what systemd says about it.
+        names = (
+            "_SYSTEMD_INVOCATION_ID",
+            "USER_INVOCATION_ID" if self.of_user else "INVOCATION_ID",
+        )
+        fields = " + ".join(f"{name}={each}" for each in invocations for name in names).split()
+        words = ["journalctl", "--quiet", "--no-pager", "--output=cat", f"--lines={LOG_LINES}"]
         try:
-            answer = capture(words, timeout=self._timeout, env=self._environment)
+            answer = capture([*words, *fields], timeout=self._timeout)
         except (TookTooLong, OSError) as error:
             return f"({reason(error)})"
         if answer.out.strip():
             return answer.out.strip()
         why = answer.err.strip().splitlines()
-        return f"({why[-1]} as root: journalctl -u {unit_of(job)})" if why else ""
+        return f"({why[-1]} as root: {self.journal_of(job)})" if why else ""
+
+    @property
+    def _where(self) -> list[str]:
+        """The words that tell systemctl where the user's own manager is, where nothing does yet."""
+        if self._user is None:
+            return []
+        directory = runtime_directory(self._user)
+        is_set = os.environ.get("XDG_RUNTIME_DIR") == directory
+        return [] if is_set else ["env", f"XDG_RUNTIME_DIR={directory}"]
 
     @property
     def _environment(self) -> dict[str, str]:
-        """Where the user's own manager is, which `sudo -iu` does not say."""
-        return {"XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}", **os.environ}
+        return {**os.environ, **dict(each.split("=", 1) for each in self._where[1:])}
 
     def _with_rights(self, words: list[str]) -> list[str]:
         return [*(["sudo", "-n"] if self._sudo else []), *self._program, *words]
 
     def show(self, properties: Sequence[str], *jobs: str) -> list[dict[str, str]]:
         """These properties of the jobs' units, asked in one call. Raises ServiceFailed."""
+        if self._user not in (None, os.geteuid()):
+            raise ServiceFailed(f"only {user_name(self._user)} can ask their own systemd")
         units = [unit_of(job) for job in jobs]
         words = [*self._program, "show", "--property", ",".join(properties), *units]
         try:
@@ -209,6 +250,7 @@ class Systemd:
 
     def _forget_failed_starts(self, job: str) -> None:
         """Each start counts: the sixth in ten seconds would stop what runs."""
+        self._invocations.pop(job, None)
         self._call(["reset-failed", unit_of(job)], but=NOT_LOADED)
 
     def _do(self, verb: str, job: str) -> None:
