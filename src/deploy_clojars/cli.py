@@ -367,9 +367,11 @@ def setup(settings: Settings, root: str | None, user: str | None,
 
 @group.command()
 @click.argument("directory", metavar="DIR", shell_complete=_offers("directories"))
+@click.option("--systemd", is_flag=True,
+              help="Run it under your own systemd (systemctl --user) instead of supervisord.")  # fmt: skip
 @click.option("--stop", is_flag=True, help="Stop everything that runs in DIR.")
 @common_options
-def sandbox(directory: str, stop: bool) -> None:
+def sandbox(directory: str, systemd: bool, stop: bool) -> None:
     """Create a small clojars.org in DIR, or start the one there.
 
     It is for trying this tool out.
@@ -382,7 +384,7 @@ def sandbox(directory: str, stop: bool) -> None:
         for line in sandbox.stop(Path(directory)):
             _show_result(line)
     else:
-        _show_result(sandbox.as_text(sandbox.start(Path(directory))))
+        _show_result(sandbox.as_text(sandbox.start(Path(directory), systemd=systemd)))
 
 
 @group.command()

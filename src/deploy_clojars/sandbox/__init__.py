@@ -1,7 +1,8 @@
 """A whole little clojars.org in one directory: no root, no JVM, nothing but Python and git.
 
-A git repository with good tags and bad ones, both instances of its application under supervisord,
-and a configuration file for this tool. Nothing of it is outside the directory.
+A git repository with good tags and bad ones, both instances of its application under supervisord
+or the user's own systemd, and a configuration file for this tool. Nothing of it is outside the
+directory but systemd's units, while they run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.machine import processes
 from deploy_clojars.machine.shell import root_program
 from deploy_clojars.run import lock
-from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord
+from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord, units
 from deploy_clojars.sandbox.place import Sandbox
 
 __all__ = ["Sandbox", "as_text", "start", "stop"]
@@ -38,23 +39,31 @@ TO_TRY = {
 }
 
 
-def start(directory: Path) -> Sandbox:
+def start(directory: Path, *, systemd: bool = False) -> Sandbox:
     """Creates a sandbox in a directory that is empty or absent, or starts the one that is there.
 
+    `systemd`: a new one is run by the user's own systemd and not by a supervisord.
     Raises UsageError (2) for a directory that is neither, NotReady (4) where supervisor or git is
-    not installed, DeployError (1) for a sandbox that was moved or broken and for all else.
+    not installed or the user has no systemd, DeployError (1) for a sandbox that was moved or broken
+    and for all else.
     """
     with _system_errors():
         directory = place.resolved(directory)
-        _require_programs()
+        _require_programs(directory, systemd=systemd or place.is_under_systemd(directory))
         directory.mkdir(parents=True, exist_ok=True)
         place.refuse_another_users(directory)
         with _one_at_a_time(directory):
             record = place.recorded(directory)
             if record is None or not record.made:
-                return _running(_made(directory))
+                systemd = systemd or (record is not None and record.systemd)
+                return _running(_made(directory, systemd=systemd))
             place.refuse_moved(directory, record)
-            sandbox = Sandbox(Path(record.directory), record.ports)
+            if systemd and not record.systemd:
+                raise UsageError(
+                    f"{directory} is a sandbox under supervisord; nothing was changed",
+                    remedy="for one under systemd name another directory",
+                )
+            sandbox = Sandbox(Path(record.directory), record.ports, systemd=record.systemd)
             _refuse_broken(sandbox)
             return _running(sandbox)
 
@@ -88,7 +97,7 @@ def as_text(sandbox: Sandbox) -> str:
             f"  primary     http://127.0.0.1:{sandbox.ports.primary.web}/",
             f"  backup      http://127.0.0.1:{sandbox.ports.backup.web}/",
             f"  repository  {sandbox.repository}",
-            f"  logs        {sandbox.logs}",
+            f"  logs        {_logs(sandbox)}",
             "try:",
             *(f"  # {what}\n  {words}" for words, what in commands.items()),
         ]
@@ -101,8 +110,16 @@ def _site(sandbox: Sandbox) -> str:
     return f"http://127.0.0.1:{sandbox.ports.site}/  (nginx: the primary, or else the backup)"
 
 
-def _require_programs() -> None:
-    if importlib.util.find_spec("supervisor") is None:
+def _logs(sandbox: Sandbox) -> str:
+    if sandbox.systemd:
+        return f"journalctl --user -u '{place.unit_prefix(sandbox.directory)}*'"
+    return str(sandbox.logs)
+
+
+def _require_programs(directory: Path, *, systemd: bool) -> None:
+    if systemd:
+        units.require_manager(directory)
+    elif importlib.util.find_spec("supervisor") is None:
         raise NotReady(
             "a sandbox needs the Python package supervisor",
             remedy="pip install 'deploy-clojars[sandbox]'",
@@ -132,9 +149,9 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _made(directory: Path) -> Sandbox:
+def _made(directory: Path, *, systemd: bool) -> Sandbox:
     """Writes all that stays. If it is cut off in the middle, the next start makes it again."""
-    sandbox = Sandbox(directory, ports.chosen(), news=("just created",))
+    sandbox = Sandbox(directory, ports.chosen(), news=("just created",), systemd=systemd)
     sandbox.save(made=False)
     repository.make(sandbox.repository)
     configuration.write_configuration(sandbox)
@@ -156,22 +173,23 @@ def _running(sandbox: Sandbox) -> Sandbox:
     sandbox.releases.mkdir(parents=True, exist_ok=True)
     sandbox.logs.mkdir(exist_ok=True)
     news = [*sandbox.news]
+    manager = units if sandbox.systemd else supervisord
+    if manager.answers(sandbox):
+        sandbox.news = (*news, "it runs already; nothing was changed")
+        return sandbox
     if supervisord.living(sandbox.directory):
-        if supervisord.answers(sandbox):
-            sandbox.news = (*news, "it runs already; nothing was changed")
-            return sandbox
         _refuse_while_a_run_is_at_work(sandbox.directory)
         pids = supervisord.end_all(sandbox.directory)
         news.append(f"ended what a crash had left: {_pids(pids)}")
     _refuse_while_a_run_is_at_work(sandbox.directory)
     old = sandbox.ports
-    sandbox = Sandbox(sandbox.directory, ports.chosen(old))
+    sandbox = Sandbox(sandbox.directory, ports.chosen(old), systemd=sandbox.systemd)
     if sandbox.ports != old:
         configuration.change_ports(sandbox, old)
         sandbox.save(made=True)
         moves = zip(old.all, sandbox.ports.all, strict=True)
         news += [f"port {a} is taken by somebody else; now it is {b}" for a, b in moves if a != b]
-    supervisord.start(sandbox)
+    manager.start(sandbox)
     news.append("started" if sandbox.link.exists() else "started; nothing is deployed yet")
     if Host(config.load(sandbox.config)).journal.history().unfinished is not None:
         news.append("a run was cut off: `status` says what to type first")
@@ -193,7 +211,7 @@ def _started_in(directory: Path) -> Path:
         if record is None:
             raise place.no_sandbox(directory)
     except DeployError as error:
-        if supervisord.living(directory) or place.looks_like_one(directory):
+        if _is_at_work(directory) or place.looks_like_one(directory):
             return directory  # its processes say themselves whose they are
         raise (place.no_sandbox(directory) if isinstance(error, UsageError) else error) from None
     there = Path(record.directory)
@@ -202,13 +220,24 @@ def _started_in(directory: Path) -> Path:
     return there
 
 
+def _is_at_work(directory: Path) -> bool:
+    return bool(supervisord.living(directory) or units.there(directory))
+
+
+def _end_all(directory: Path) -> list[int]:
+    """Ends all that runs of the sandbox that was started in the directory, and returns the PIDs."""
+    found = {each.pid for each in supervisord.living(directory)}
+    units.remove(directory)
+    return sorted(found | {*supervisord.end_all(directory)})
+
+
 def _stopped(directory: Path, started_in: Path) -> tuple[str, ...]:
     home = directory / "home"
     _refuse_while_a_run_is_at_work(directory)
     # nginx is found by where it is now, all else by where it was started.
-    pids = [*supervisord.end_all(started_in)]
+    pids = _end_all(started_in)
     if directory != started_in:
-        pids += supervisord.end_all(directory)
+        pids += _end_all(directory)
     supervisord.remove_leftovers(directory)
     if home.exists():
         # Of tests and builds whose run was killed; the next run would have ended them.

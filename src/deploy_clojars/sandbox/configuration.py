@@ -25,17 +25,15 @@ jar = "target/*-standalone.jar"
 timeout = 300
 
 [services]
-manager = "supervisor"
-socket = {socket}
-sudo = false
+{services}
 timeout = 30
 
 [instances.primary]
-job = "clojars"
+job = "{jobs[primary]}"
 {primary}
 
 [instances.backup]
-job = "clojars-backup"
+job = "{jobs[backup]}"
 {backup}
 
 [health]
@@ -59,7 +57,8 @@ def write_configuration(sandbox: Sandbox) -> None:
         home=_quoted(str(sandbox.home)),
         test=_quoted(f"{python} -m unittest"),
         build=_quoted(f"{python} build.py"),
-        socket=_quoted(str(sandbox.socket)),
+        services=_services(sandbox),
+        jobs=sandbox.jobs,
         primary=_urls(sandbox.ports.primary),
         backup=_urls(sandbox.ports.backup),
         flag=_quoted(str(sandbox.flag)),
@@ -74,6 +73,12 @@ def change_ports(sandbox: Sandbox, old: Ports) -> None:
     for before, after in zip(old.all, sandbox.ports.all, strict=True):
         text = re.sub(rf"(?<=127\.0\.0\.1:){before}(?!\d)", str(after), text)
     write(sandbox.config, text)
+
+
+def _services(sandbox: Sandbox) -> str:
+    if sandbox.systemd:
+        return 'manager = "systemd"\nscope = "user"'
+    return f'manager = "supervisor"\nsocket = {_quoted(str(sandbox.socket))}\nsudo = false'
 
 
 def _urls(ports: Pair) -> str:

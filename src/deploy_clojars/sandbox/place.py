@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +19,7 @@ FILE = "sandbox.json"
 CONFIG = "deploy-clojars.toml"
 SOCKET = "supervisor.sock"
 FLAG = "run/drain-primary"
+JOBS = {"primary": "clojars", "backup": "clojars-backup"}
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -51,15 +54,24 @@ class Record(Struct, frozen=True):
     directory: str  # absolute, and what everything in the sandbox was made for
     made: bool  # False while it is being made
     ports: Ports
+    systemd: bool = False
 
 
 class Sandbox:
-    """A little clojars.org: what is where. `news` are lines about what was done just now."""
+    """A little clojars.org: what is where. `news` are lines about what was done just now.
 
-    def __init__(self, directory: Path, ports: Ports, news: tuple[str, ...] = ()) -> None:
+    `systemd`: the user's own systemd runs it, and not a supervisord.
+    """
+
+    def __init__(
+        self, directory: Path, ports: Ports, news: tuple[str, ...] = (), *, systemd: bool = False
+    ) -> None:
         self.directory = directory
         self.ports = ports
         self.news = news
+        self.systemd = systemd
+        prefix = unit_prefix(directory) if systemd else ""
+        self.jobs = {role: f"{prefix}{job}" for role, job in JOBS.items()}
         self.file = directory / FILE
         self.config = directory / CONFIG  # for `deploy-clojars -c`
         self.repository = directory / "clojars-web"
@@ -73,9 +85,15 @@ class Sandbox:
 
     def save(self, *, made: bool) -> None:
         """Writes the sandbox's own file."""
-        record = Record(1, str(self.directory), made, self.ports)
+        record = Record(1, str(self.directory), made, self.ports, self.systemd)
         text = msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
         write(self.file, text + "\n")
+
+
+def unit_prefix(directory: Path) -> str:
+    """How the names of a sandbox's units begin, and those of no other sandbox and no host."""
+    digest = hashlib.sha256(str(directory).encode()).hexdigest()
+    return f"deploy-clojars-sandbox-{digest[:8]}-"
 
 
 def resolved(directory: Path) -> Path:
@@ -118,6 +136,14 @@ def recorded(directory: Path) -> Record | None:
         raise DeployError(f"{file} cannot be read: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise broken(directory, f"{file} is not what `sandbox` wrote: {error}") from None
+
+
+def is_under_systemd(directory: Path) -> bool:
+    """Whether the sandbox in the directory was made with `--systemd`."""
+    with suppress(DeployError):  # which is raised again where it matters
+        record = recorded(directory)
+        return record is not None and record.systemd
+    return False
 
 
 def _refuse_what_is_no_sandbox(directory: Path) -> None:

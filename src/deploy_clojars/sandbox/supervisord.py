@@ -27,9 +27,6 @@ from deploy_clojars.sandbox.place import SOCKET, Sandbox, write
 # how they are found, also when a crash has left no supervisord, no PID file and no sandbox.json.
 MARK = "DEPLOY_CLOJARS_SANDBOX"
 
-# The names of the programs, and which ports are theirs.
-JOBS = {"clojars": "primary", "clojars-backup": "backup"}
-
 LET_THROUGH = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "TZ", "VIRTUAL_ENV")
 
 PATIENCE = 20  # seconds for supervisord to start, or to end; more than `stopwaitsecs`
@@ -110,7 +107,7 @@ def configuration(sandbox: Sandbox, *, autostart: bool) -> str:
             nailgun=getattr(sandbox.ports, role).nailgun,
             autostart=str(autostart).lower(),
         )
-        for job, role in JOBS.items()
+        for role, job in sandbox.jobs.items()
     ]
     found = root_program("nginx")
     front = [NGINX.format(nginx=shlex.quote(found))] if found else []
@@ -132,7 +129,11 @@ def start(sandbox: Sandbox) -> None:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(sandbox.supervisord)],
             cwd=sandbox.directory,
-            env=environment(sandbox.directory),
+            # supervisord splits the command like a shell
+            env={
+                **environment(sandbox.directory),
+                "SANDBOX_PYTHON": shlex.quote(sys.executable),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -149,11 +150,11 @@ def start(sandbox: Sandbox) -> None:
             detail=done.stdout.decode("utf-8", "replace"),
         )
     if autostart:
-        _wait_until_all_answer(sandbox)
+        wait_until_all_answer(sandbox)
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """What supervisord and the instances get.
+    """What the sandbox's processes get.
 
     Not the rest of the shell's: under Upstart a job gets none of that either, and a release must
     not come up because a MAIL_URL happens to be there.
@@ -163,25 +164,20 @@ def environment(directory: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in LET_THROUGH or name.startswith("LC_")
     }
-    return {
-        **inherited,
-        MARK: str(directory),
-        "SANDBOX_PYTHON": shlex.quote(
-            sys.executable
-        ),  # supervisord splits the command like a shell
-    }
+    return {**inherited, MARK: str(directory)}
 
 
 def answers(sandbox: Sandbox) -> bool:
     """Whether a supervisord answers on the sandbox's socket."""
-    return _client(sandbox).status(next(iter(JOBS))).state != "unknown"
+    return _client(sandbox).status(sandbox.jobs["primary"]).state != "unknown"
 
 
 def _client(sandbox: Sandbox) -> Supervisor:
     return Supervisor(path=str(sandbox.socket), timeout=5)
 
 
-def _wait_until_all_answer(sandbox: Sandbox) -> None:
+def wait_until_all_answer(sandbox: Sandbox) -> None:
+    """Waits until both instances answer; one that does not come up is left to `status`."""
     deadline = time.monotonic() + 5
     pairs = (sandbox.ports.primary, sandbox.ports.backup)
     urls = [HealthUrl(f"http://127.0.0.1:{pair.web}/") for pair in pairs]
