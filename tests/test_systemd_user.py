@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,15 @@ TOOL = Path(sys.executable).with_name("deploy-clojars")
 SANDBOX = "/home/clojars/my sandbox; #1"  # a name that has to be quoted
 PREFIX = "deploy-clojars-sandbox-"
 JOBS = ("clojars", "clojars-backup")
+
+# What the host's page has for such a host.
+PAGE = (PROJECT / "docs/host.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("## The user's own systemd\n")[2].partition("\n## ")[0]
+UNIT = SECTION.partition("```ini\n")[2].partition("```")[0]
+AS_ROOT, AS_CLOJARS = (
+    [line.strip() for line in re.findall(r"(?m)^ {4}\S.*", part)]
+    for part in SECTION.split("```ini")
+)
 
 
 class Host:
@@ -105,8 +115,9 @@ class Host:
         return self.units, files, marked.stdout
 
     def lingers(self) -> None:
-        """`loginctl enable-linger clojars`; returns when the manager runs."""
-        self.machine.run("loginctl", "enable-linger", "clojars")
+        """Has the manager run; returns when it does."""
+        [command] = [line for line in AS_ROOT if "linger" in line]
+        self.machine.run(*command.split())
         wait_for(lambda: self.systemctl("is-system-running").strip() == "running", "it runs")
 
     def has_no_manager(self) -> None:
@@ -137,22 +148,25 @@ class Host:
         ]
         self.done("mkdir", "-p", units)
         for job in JOBS:
-            text = self.systemctl("cat", f"{prefix}{job}.service")
-            text += "\n[Install]\nWantedBy=default.target\n"
+            lines = self.systemctl("cat", f"{prefix}{job}.service").splitlines()
+            own = "\n".join(line for line in lines if line.startswith(("ExecStart", "WorkingDir")))
+            text = re.sub(r"(?m)^WorkingDir.*\n", "", UNIT)
+            text = re.sub(r"(?m)^ExecStart.*", own.replace("\\", r"\\"), text)
             self.machine.write(f"{units}/{job}.service", text)
         text = self.machine.run("cat", self.config).stdout
         text = text.replace(prefix, "").replace('manager = "systemd"', 'manager = "auto"')
         self.machine.write(config, text)
         self.done("deploy-clojars", "sandbox", SANDBOX, "--stop")
-        self.systemctl("daemon-reload")
-        self.systemctl("enable", "--now", *JOBS)
+        assert len(AS_CLOJARS) == 3
+        self.done("sh", "-c", " && ".join(AS_CLOJARS))  # sudo -i takes no line end
+        self.systemctl("start", *JOBS)
         self.config, before = config, self.config
         try:
             yield
         finally:
             self.config = before
             self.systemctl("disable", "--now", *JOBS)
-            self.done("rm", "-r", units, config)
+            self.machine.run("rm", "-r", units, config)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +242,8 @@ def test_a_release_that_dies_at_its_start_shows_its_own_lines_or_why_it_cannot(
     ) in said
     assert "KeyError" in serving.machine.run("journalctl", f"_SYSTEMD_USER_UNIT={backup}").stdout
 
-    serving.machine.run("usermod", "-aG", "systemd-journal", "clojars")
+    [command] = [line for line in AS_ROOT if "journal" in line]
+    serving.machine.run(*command.split())
     try:
         said = serving.fails(6, *serving.tool(tag, "--yes"))
     finally:
@@ -331,6 +346,13 @@ def test_enabled_units_come_back_with_a_reboot_and_check_finds_that_nothing_ling
         found = serving.type(*serving.tool("check")).stdout
         assert "ok  clojars.service starts at boot" in found
         assert serving.status["ok"]
+
+        drop_in = "/home/clojars/.config/systemd/user/clojars.service.d/x.conf"
+        serving.machine.write(drop_in, "[Service]\nExecStartPre=touch /home/clojars/started\n")
+        found = serving.fails(11, *serving.tool("check"))
+        assert f"!!  systemd has not read {drop_in} yet\n" in found
+        serving.done(*serving.tool("restart", "--yes"))
+        serving.done("rm", "/home/clojars/started")
 
         with serving.logged_in():
             serving.machine.run("loginctl", "disable-linger", "clojars")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 import re
 import shlex
@@ -209,9 +210,7 @@ def seconds_of(shown: str) -> float:
 
 def _drop_in(site: Site, systemd: Systemd, unit: str, found: list[Fault]) -> str:
     """The commands that set what is better, and bring it into force."""
-    home = (
-        site.host.home / ".config/systemd/user" if systemd.of_user else Path("/etc/systemd/system")
-    )
+    home = _own_units(site) if systemd.of_user else Path("/etc/systemd/system")
     directory = shlex.quote(str(home / f"{unit}.d"))
     settings = shlex.quote(
         "".join(f"{line}\\n" for line in ["[Service]", *(each.instead for each in found)])
@@ -224,6 +223,11 @@ def _drop_in(site: Site, systemd: Systemd, unit: str, found: list[Fault]) -> str
     systemctl = shlex.join(systemd.words_typed)
     write += f" && {systemctl} daemon-reload && {systemctl} restart {unit}"
     return f"while the other instance serves:\n{write if systemd.of_user else by_root(write)}"
+
+
+def _own_units(site: Site) -> Path:
+    """Where the production user has units of their own."""
+    return Path(os.path.expanduser(f"~{site.user}"), ".config/systemd/user")
 
 
 def starts_at_boot(shown: Shown) -> bool:
@@ -240,9 +244,11 @@ def _not_in_force(
     unit = unit_of(observation.job)
     known = [shown.get("FragmentPath", ""), *shown.get("DropInPaths", "").split()]
     # NeedDaemonReload is `no` for the first drop-in of a unit.
-    there = [
-        path for directory in DROP_INS for path in (root / directory / f"{unit}.d").glob("*.conf")
-    ]
+    directories = [root / directory for directory in DROP_INS]
+    if systemd.of_user:
+        directories = [each.with_name("user") for each in directories]
+        directories.append(root / _own_units(site).relative_to("/"))
+    there = [path for each in directories for path in (each / f"{unit}.d").glob("*.conf")]
     unread = sorted(
         {f"/{path.relative_to(root)}" for path in there} - {*known, *map(_merged, known)}
     )

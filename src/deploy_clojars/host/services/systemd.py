@@ -28,8 +28,8 @@ NO_BUS = "Failed to connect to bus"
 OVERTAKEN = "canceled"  # by somebody else's request
 NOT_LOADED = "not loaded"  # the unit has no failed start to be forgotten
 
-LOG_LINES = 10
-STARTS = 3  # whose lines are shown of a unit that is started again and again
+# Of a unit that is started again and again: systemd itself has five lines for each start.
+LOG_LINES, STARTS = 20, 3
 
 
 def unit_of(job: str) -> str:
