@@ -29,11 +29,12 @@ from system import lives
 
 from deploy_clojars import sandbox
 from deploy_clojars.errors import NotReady
+from deploy_clojars.host.services import user_manager
 from deploy_clojars.host.services.supervisor import Supervisor
 from deploy_clojars.machine import connections
 from deploy_clojars.machine.shell import root_program
 from deploy_clojars.run import lock
-from deploy_clojars.sandbox import repository
+from deploy_clojars.sandbox import repository, user_units
 from deploy_clojars.sandbox.place import Pair, Ports, Sandbox
 from deploy_clojars.sandbox.ports import chosen
 
@@ -715,6 +716,18 @@ def test_what_is_not_installed_is_named(place: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(place))
     with pytest.raises(NotReady, match="not on PATH: git"):
         sandbox.start(place / "sandbox")
+    assert list(place.iterdir()) == []
+
+
+def test_where_no_systemd_runs_one_under_it_is_refused_and_nothing_is_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_manager, "runtime_directory", lambda _: str(place))
+    monkeypatch.setattr(user_units, "BOOTED", place / "run/systemd/system")
+    with pytest.raises(NotReady, match="has no systemd of their own") as refused:
+        sandbox.start(place / "sandbox", systemd=True)
+    typed = f"deploy-clojars sandbox {place / 'sandbox'}"
+    assert refused.value.remedy == f"under supervisord instead: {typed}"
     assert list(place.iterdir()) == []
 
 

@@ -279,6 +279,9 @@ def test_started_again_it_changes_nothing_and_stopped_it_leaves_nothing_and_goes
     )
     serving.done("deploy-clojars", "sandbox", SANDBOX)
     assert serving.running == ("0.1.0", "0.1.0")
+    serving.systemctl("stop", f"{PREFIX}*")
+    serving.done("deploy-clojars", "sandbox", SANDBOX)
+    assert serving.running == ("0.1.0", "0.1.0")
 
 
 def test_a_second_one_has_units_of_its_own(serving: Host) -> None:
@@ -329,6 +332,7 @@ def test_where_it_has_crashed_although_it_lingers_it_is_to_be_restarted(serving:
     serving.machine.run("systemctl", "stop", service)
     remedy = f"as root: systemctl restart {service}"
     assert remedy in serving.fails(4, *serving.tool("0.2.0", "--yes"))
+    serving.done("deploy-clojars", "sandbox", SANDBOX, "--stop")
     serving.machine.run(*remedy.removeprefix("as root: ").split())
     serving.lingers()
     serving.done("deploy-clojars", "sandbox", SANDBOX)

@@ -22,7 +22,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.machine import processes
 from deploy_clojars.machine.shell import root_program
 from deploy_clojars.run import lock
-from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord, units
+from deploy_clojars.sandbox import configuration, place, ports, repository, supervisord, user_units
 from deploy_clojars.sandbox.place import Sandbox
 
 __all__ = ["Sandbox", "as_text", "start", "stop"]
@@ -118,7 +118,7 @@ def _logs(sandbox: Sandbox) -> str:
 
 def _require_programs(directory: Path, *, systemd: bool) -> None:
     if systemd:
-        units.require_manager(directory)
+        user_units.require_manager(directory)
     elif importlib.util.find_spec("supervisor") is None:
         raise NotReady(
             "a sandbox needs the Python package supervisor",
@@ -173,7 +173,7 @@ def _running(sandbox: Sandbox) -> Sandbox:
     sandbox.releases.mkdir(parents=True, exist_ok=True)
     sandbox.logs.mkdir(exist_ok=True)
     news = [*sandbox.news]
-    manager = units if sandbox.systemd else supervisord
+    manager = user_units if sandbox.systemd else supervisord
     if manager.answers(sandbox):
         sandbox.news = (*news, "it runs already; nothing was changed")
         return sandbox
@@ -221,13 +221,13 @@ def _started_in(directory: Path) -> Path:
 
 
 def _is_at_work(directory: Path) -> bool:
-    return bool(supervisord.living(directory) or units.there(directory))
+    return bool(supervisord.living(directory) or user_units.files_of(directory))
 
 
 def _end_all(directory: Path) -> list[int]:
     """Ends all that runs of the sandbox that was started in the directory, and returns the PIDs."""
     found = {each.pid for each in supervisord.living(directory)}
-    units.remove(directory)
+    user_units.remove(directory)
     return sorted(found | {*supervisord.end_all(directory)})
 
 

@@ -140,7 +140,7 @@ def recorded(directory: Path) -> Record | None:
 
 def is_under_systemd(directory: Path) -> bool:
     """Whether the sandbox in the directory was made with `--systemd`."""
-    with suppress(DeployError):  # which is raised again where it matters
+    with suppress(DeployError, OSError):  # which are raised again where they matter
         record = recorded(directory)
         return record is not None and record.systemd
     return False

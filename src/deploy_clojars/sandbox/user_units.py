@@ -106,18 +106,19 @@ def start(sandbox: Sandbox) -> None:
 
 
 def answers(sandbox: Sandbox) -> bool:
-    """Whether systemd has the sandbox's units."""
-    return _client().status(sandbox.jobs["primary"]).state != "unknown"
+    """Whether systemd has the sandbox's units, and something of them runs."""
+    is_known = _client().status(sandbox.jobs["primary"]).state != "unknown"
+    return is_known and bool(supervisord.living(sandbox.directory))
 
 
-def there(directory: Path) -> list[Path]:
+def files_of(directory: Path) -> list[Path]:
     """The files of the units of the sandbox that was started in the directory."""
     return sorted(_directory().glob(f"{unit_prefix(directory)}*.service"))
 
 
 def remove(directory: Path) -> None:
     """Stops the units and removes them. Raises DeployError."""
-    files = there(directory)
+    files = files_of(directory)
     if files:
         _systemctl("stop", *(file.name for file in files))
         for file in files:
