@@ -355,6 +355,10 @@ def test_enabled_units_come_back_with_a_reboot_and_check_finds_that_nothing_ling
         serving.machine.write(drop_in, "[Service]\nExecStartPre=touch /home/clojars/started\n")
         found = serving.fails(11, *serving.tool("check"))
         assert f"!!  systemd has not read {drop_in} yet\n" in found
+        assert "!!  clojars cannot read the journal" in found
+        serving.machine.run("mkdir", "/var/log/journal")
+        assert "the journal" not in serving.fails(11, *serving.tool("check"))
+        serving.machine.run("rmdir", "/var/log/journal")
         serving.done(*serving.tool("restart", "--yes"))
         serving.done("rm", "/home/clojars/started")
 

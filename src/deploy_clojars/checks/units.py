@@ -41,6 +41,10 @@ TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 
 DROP_INS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system")  # fmt: skip
 
 
+FIRST_PERSON = (
+    1000  # the first number of a user who is not the system's (SYSTEM_UID_MAX of systemd)
+)
+
 DROP_IN = "zz-deploy-clojars.conf"  # of several, the last name counts
 
 
@@ -313,11 +317,12 @@ def of_the_user(site: Site, root: Path, *, lasts: bool = True) -> Findings:
     """
     if site.owner in (None, 0) or site.systemd is None:
         return
-    user = site.user
-    if site.systemd.of_user:
-        if not is_lingering(site.owner, root):
-            what = f"the systemd of {user} ends with its last session, and so do both instances"
-            yield Finding(what, lasts, enable_lingering(site.owner) if lasts else "")
-    elif not reads_the_journal(user):
+    user, of_user = site.user, site.systemd.of_user
+    if of_user and not is_lingering(site.owner, root):
+        what = f"the systemd of {user} ends with its last session, and so do both instances"
+        yield Finding(what, lasts, enable_lingering(site.owner) if lasts else "")
+    # On disk the journal has a file for each person, with what their own systemd runs.
+    has_a_file = of_user and site.owner >= FIRST_PERSON and (root / "var/log/journal").is_dir()
+    if lasts and not has_a_file and not reads_the_journal(user):
         what = f"{user} cannot read the journal: the end of an instance's log would not be shown"
         yield Finding(what, True, by_root(f"usermod --append --groups systemd-journal {user}"))
