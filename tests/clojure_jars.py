@@ -26,6 +26,10 @@ LIBRARIES = {
 }
 
 
+# Tells a pytest that another one has started where that one's shared directory is.
+SHARED = "DEPLOY_CLOJARS_SHARED"
+
+
 def require_clojure() -> None:
     """Skip the test, or fail it in CI, unless the application can be built and run here."""
     require_program("git", "lein", "java")
@@ -102,6 +106,8 @@ def build_jar(repository: ClojureRepository, tag: str, into: Path, lein_home: Pa
 
 def shared_directory(factory: pytest.TempPathFactory) -> Path:
     """The temporary directory of the whole test run, which pytest-xdist's workers have in common."""
+    if SHARED in os.environ:
+        return Path(os.environ[SHARED])
     own = factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 

@@ -21,11 +21,12 @@ from clojure_jars import (
 from clojure_repository import ClojureRepository, make_repository
 from inherited import heed_all_signals
 from light_host import make_light_host
-from little_host import LittleHost
+from little_host import LittleHost, ServiceManager
 from private_machine import INSIDE
 from programs import require_program
 from sandbox_host import serving_sandbox
 from standin.upstart import RealUpstart, Upstart
+from systemd_machine import INSIDE_SYSTEMD, RealSystemd
 
 from deploy_clojars.host.journal import Event, now
 
@@ -127,8 +128,12 @@ class Clojure:
 
 
 @pytest.fixture
-def upstart(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Upstart | RealUpstart]:
-    """Upstart: the stand-in, or the real one if the option names it."""
+def upstart(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServiceManager]:
+    """Upstart: the stand-in, or the real one if the option names it; systemd where it is process 1."""
+    if INSIDE_SYSTEMD in os.environ:
+        with RealSystemd.opened() as systemd:
+            yield systemd
+        return
     real = request.config.getoption("--real-upstart")
     if real:
         with RealUpstart.opened(Path(real[0]), Path(real[1])) as upstart:
@@ -142,7 +147,7 @@ NewHost = Callable[..., LittleHost]
 
 
 @pytest.fixture
-def new_host(tmp_path: Path, upstart: Upstart | RealUpstart, clojure: Clojure) -> NewHost:
+def new_host(tmp_path: Path, upstart: ServiceManager, clojure: Clojure) -> NewHost:
     """Makes a host for the Clojure application, on which nothing was ever deployed."""
 
     def make(**options: str) -> LittleHost:
@@ -167,7 +172,7 @@ def host(new_host: NewHost, clojure: Clojure) -> LittleHost:
 
 @pytest.fixture
 def new_light_host(
-    tmp_path: Path, upstart: Upstart | RealUpstart, repository: ClojureRepository
+    tmp_path: Path, upstart: ServiceManager, repository: ClojureRepository
 ) -> NewHost:
     """Makes a host whose releases need no JVM; its build only has to be quick."""
 
@@ -200,12 +205,12 @@ def three_built(new_light_host: NewHost) -> LittleHost:
     return host
 
 
-@pytest.fixture(params=["upstart", "supervisor"])
+@pytest.fixture(params=["systemd"] if INSIDE_SYSTEMD in os.environ else ["upstart", "supervisor"])
 def ready(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LittleHost]:
     """0.1.0 is in production, 0.2.0 and 0.2.1 are there.
 
-    Under Upstart; and in a sandbox under supervisord. Where the test is marked so, it runs on JVMs
-    under Upstart, and 0.2.1 is not there.
+    Under Upstart, and in a sandbox under supervisord; or under systemd. Where the test is marked so,
+    it runs on JVMs under Upstart and systemd, and 0.2.1 is not there.
     """
     host: LittleHost
     if request.param == "supervisor":

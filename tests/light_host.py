@@ -1,17 +1,18 @@
-"""A host whose releases need no JVM, under the Upstart stand-in; its build only has to be quick."""
+"""A host whose releases need no JVM, under a manager; its build only has to be quick."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from clojure_repository import ClojureRepository
-from little_host import LittleHost, UpstartLike
+from little_host import LittleHost, ServiceManager
 from zip_application import zip_jar
 
 
 def make_light_host(
-    directory: Path, upstart: UpstartLike, repository: ClojureRepository, **options: str
+    directory: Path, upstart: ServiceManager, repository: ClojureRepository, **options: str
 ) -> LittleHost:
     """Makes the host in `directory`; `options` are further TOML lines, by table."""
     jars = directory / "jars"
@@ -27,7 +28,7 @@ def make_light_host(
             f'uberjar = "mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"',
             **options,
         },
-        launcher=f"{sys.executable} -IS",
+        launcher=f"{os.path.realpath(sys.executable)} -IS",
     )
     for tag in repository.git("tag").split():
         zip_jar(tag, repository.commit(tag), jars)

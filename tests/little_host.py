@@ -1,4 +1,4 @@
-"""A whole little clojars.org in a directory: a home, two jobs under Upstart, a configuration."""
+"""A whole little clojars.org in a directory: a home, two jobs of a manager, a configuration."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ ETC = Path(__file__).parents[1] / "etc"
 PROMPT = "[yes/no] "
 
 
-class UpstartLike(Protocol):
-    """The stand-in or the real thing."""
+class ServiceManager(Protocol):
+    """Upstart's stand-in, the real Upstart, or a real systemd; a running job keeps its old file."""
 
+    manager: str
     bin: Path
-    jobs: Path
-    logs: Path
 
     def install(self, job: str, text: str) -> None: ...
+    def control(self, verb: str, job: str) -> None: ...
     def pid(self, job: str) -> int | None: ...
+    def printed(self, job: str) -> str: ...
 
 
 # Every worker of pytest-xdist has a thousand of its own, below what the kernel gives away by itself:
@@ -72,7 +73,7 @@ class LittleHost:
     """The host. `jobs` are the names of the primary's and the backup's job."""
 
     directory: Path
-    upstart: UpstartLike
+    upstart: ServiceManager
     repository_url: str
     environment: dict[str, str]
     options: dict[str, str] = field(default_factory=dict)  # TOML lines by table
@@ -100,7 +101,8 @@ class LittleHost:
         """Writes the configuration; `options` are further TOML lines, by table ('top': none)."""
         lines = {
             "top": f'repository = "{self.repository_url}"\nhome = "{self.home}"',
-            "services": f'manager = "upstart"\nbin = "{self.upstart.bin}"\nsudo = false\ntimeout = 20',
+            "services": f'manager = "{self.upstart.manager}"\nbin = "{self.upstart.bin}"\n'
+            "sudo = false\ntimeout = 20",
             "build": "isolate = false",  # most builds of tests use what is beside the host
             "instances.primary": self._instance(self.primary, *self.ports[0::2]),
             "instances.backup": self._instance(self.backup, *self.ports[1::2]),
@@ -124,14 +126,36 @@ class LittleHost:
         )
 
     def job_file(self, job: str, web: int, nailgun: int, **changes: str) -> str:
-        """The project's own job file with this host's paths and ports."""
-        text = (ETC / "upstart" / f"{job}.conf").read_text(encoding="utf-8")
+        """The project's own job file with this host's paths and ports.
+
+        `changes` are regular expressions and what stands there instead, or names of the
+        environment and their values.
+        """
+        ports = {"PORT": str(web), "NAILGUN_PORT": str(nailgun)}
+        names = {name: changes.pop(name) for name in [*changes] if name.isupper()}
+        values = [f"{name}={value}" for name, value in {**ports, **names}.items()]
+        if self.upstart.manager == "systemd":
+            file = ETC / "systemd" / f"{job}.service"
+            own = {
+                r"^(User|Group)=.*\n": "",
+                r"^Environment=PORT=.*\n": "",
+                r"^EnvironmentFile=.*": "\n".join(f"Environment={value}" for value in values),
+                r"^TimeoutStopSec=.*": "TimeoutStopSec=10",
+                # Else PrivateTmp would hide it.
+                r"^(ReadWritePaths=).*": rf"\1{self.directory}\nBindPaths={self.directory}",
+            }
+        else:
+            file = ETC / "upstart" / f"{job}.conf"
+            own = {
+                r"^set[ug]id .*\n": "",
+                rf"^env ({'|'.join({**ports, **names})})=.*\n": "",
+                r"^script$": "".join(f"env {value}\n" for value in values) + "script",
+                r"^kill timeout .*": "kill timeout 10",
+            }
+        text = file.read_text(encoding="utf-8")
         for pattern, new in {
-            r"^set[ug]id .*\n": "",
+            **own,
             r"/home/clojars": str(self.home),
-            r"^env PORT=.*": f"env PORT={web}",
-            r"^env NAILGUN_PORT=.*": f"env NAILGUN_PORT={nailgun}",
-            r"^kill timeout .*": "kill timeout 10",
             r"java -Xmx512m -jar": self.launcher,
             **changes,
         }.items():
@@ -229,8 +253,8 @@ class LittleHost:
         wait_for(lambda: None not in self.versions, f"both serve {version}")
 
     def control(self, verb: str, job: str) -> None:
-        """Upstart's own program, as an operator would type it."""
-        subprocess.run([self.upstart.bin / verb, job], check=True, capture_output=True)
+        """The manager's own program, as an operator would type it."""
+        self.upstart.control(verb, job)
 
     @property
     def current(self) -> str | None:
@@ -238,7 +262,7 @@ class LittleHost:
         return os.readlink(self.link) if self.link.is_symlink() else None
 
     def pid(self, role: str) -> int | None:
-        """The PID that Upstart has for an instance."""
+        """The PID that the manager has for an instance."""
         return self.upstart.pid(self.primary if role == "primary" else self.backup)
 
     def version(self, role: str) -> str | None:
@@ -264,7 +288,7 @@ class LittleHost:
 
     @contextlib.contextmanager
     def lost_jvm(self, version: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A process on the backup's web port that Upstart knows nothing of."""
+        """A process on the backup's web port that the manager knows nothing of."""
         ports = {"PORT": str(self.ports[1]), "NAILGUN_PORT": str(free_ports(1)[0])}
         jar = self.releases / f"clojars-web-{version}-standalone.jar"
         with subprocess.Popen(

@@ -1,6 +1,7 @@
 """A throwaway host with a real systemd as its process 1, in namespaces of its own.
 
-Its files are an overlay of the real ones, gone with it; its network is the test's own.
+Its files are an overlay of the real ones, gone with it; its network is a loopback of its own.
+`run_tests_inside` runs tests in it: there the manager of every host is that systemd.
 """
 
 from __future__ import annotations
@@ -9,15 +10,24 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
+from clojure_jars import SHARED, shared_directory
 from little_host import wait_for
+from private_machine import INSIDE, PROJECT, without_pytest
 from programs import require_program, skip_or_fail
+
+# Tells tests and programs of the tests that process 1 is a systemd of theirs.
+INSIDE_SYSTEMD = "DEPLOY_CLOJARS_ON_SYSTEMD"
 
 CGROUPS = "deploy-clojars-test-"  # how their names begin
 
@@ -93,7 +103,7 @@ class Machine:
         group.mkdir()
         console = directory / "console"
         words = [
-            *("unshare", "--mount", "--pid", "--ipc", "--uts", "--cgroup", "--fork"),
+            *("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork"),
             *("--kill-child", "--propagation", "private", "--"),
             *("sh", "-c", BOOT, "boot", directory, *shared),
         ]
@@ -115,7 +125,7 @@ class Machine:
 
     def command(self, *words: object) -> list[str]:
         """The words that run a command there."""
-        enter = ["nsenter", "-t", str(self.pid), "-m", "-p", "-i", "-u", "-C", "--"]
+        enter = ["nsenter", "-t", str(self.pid), "-m", "-p", "-n", "-i", "-u", "-C", "--"]
         return [*enter, *map(str, words)]
 
     def run(
@@ -144,6 +154,109 @@ class Machine:
                 if int(numbers[-1]) == pid:
                     return process.pid
         raise LookupError(pid)
+
+
+def run_tests_inside(
+    file: Path, factory: pytest.TempPathFactory, scratch: Path, *words: str
+) -> None:
+    """Runs the tests in the file in a machine; fails with what they printed if one of them does.
+
+    `scratch` is a directory for what they write, and `words` are more arguments for pytest.
+    """
+    without = ("-p", "no:xdist", "-p", "no:cacheprovider")
+    jars = shared_directory(factory)
+    result = run_inside(
+        scratch, "-m", "pytest", "-q", "-x", "-rs", *without,
+        "--basetemp", str(scratch / "tests"), *words, str(file),
+        shared=[jars], env={SHARED: str(jars)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    assert "skipped" not in result.stdout, result.stdout
+
+
+def run_inside(
+    scratch: Path, *words: str, shared: Sequence[Path] = (), env: Mapping[str, str], **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these arguments in a machine that is started for it, from the project.
+
+    What the machine has in common with the test are the project, its Python, `scratch` and the
+    `shared` directories. `options` are those of subprocess.run().
+    """
+    # A Python on another file system is not in an overlay of /.
+    root = os.stat("/").st_dev
+    pythons = {Path(each) for each in (sys.prefix, sys.base_prefix) if os.stat(each).st_dev != root}
+    directories = [*pythons, PROJECT, scratch, *shared]
+    with Machine.started(scratch / "machine", *directories) as machine:
+        return subprocess.run(
+            machine.command("env", "--chdir", PROJECT, sys.executable, *words),
+            env={**without_pytest(os.environ), INSIDE: str(scratch), INSIDE_SYSTEMD: "1", **env},
+            stdin=subprocess.DEVNULL, check=False, **options,
+        )  # fmt: skip
+
+
+class RealSystemd:
+    """Process 1 itself, as a service manager of hosts of the tests that run inside."""
+
+    manager = "systemd"
+    bin = Path("/usr/bin")
+    units = Path("/etc/systemd/system")
+
+    def __init__(self) -> None:
+        self._installed: dict[str, Path] = {}
+        self._began = time.time()
+
+    @classmethod
+    @contextmanager
+    def opened(cls) -> Iterator[RealSystemd]:
+        systemd = cls()
+        try:
+            yield systemd
+        finally:
+            systemd.close()
+
+    def install(self, job: str, text: str) -> None:
+        """Writes the unit; enabled, as on a host, systemd remembers what became of it.
+
+        It is read at once, unless the unit runs.
+        """
+        unit = self._installed.setdefault(job, self.units / f"{job}.service")
+        is_new = not unit.exists()
+        unit.write_text(text)
+        if is_new:
+            self._call("enable", unit.name)
+        elif self.pid(job) is None:
+            self._call("daemon-reload")
+
+    def control(self, verb: str, job: str) -> None:
+        """Starts, restarts or stops a unit, as an operator would."""
+        self._call(verb, f"{job}.service")
+
+    def pid(self, job: str) -> int | None:
+        """The PID of the unit's main process."""
+        return int(self._call("show", "--value", "-p", "MainPID", f"{job}.service")) or None
+
+    def printed(self, job: str) -> str:
+        """What the unit has printed."""
+        return subprocess.run(
+            ["journalctl", "-q", "--no-pager", "-o", "cat", f"--since=@{self._began}", "-u", job],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    def close(self) -> None:
+        """Stops the units and removes their files."""
+        units = [unit.name for unit in self._installed.values()]
+        if units:
+            self._call("disable", "--now", *units)
+            for unit in self._installed.values():
+                unit.unlink()
+            self._call("daemon-reload")
+            subprocess.run(["systemctl", "reset-failed", *units], capture_output=True, check=False)
+
+    def _call(self, *words: str) -> str:
+        result = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"systemctl {' '.join(words)}: {result.stderr}"
+        return result.stdout
 
 
 def require_systemd() -> None:

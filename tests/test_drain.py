@@ -56,11 +56,11 @@ def who_serves(host: LittleHost, front: Front) -> str | None:
 @contextlib.contextmanager
 def request_in(host: LittleHost, front: Front, role: str, ms: int) -> Iterator[Future[str | None]]:
     """A POST, which nginx never sends twice, is in the instance when the block begins."""
-    log = host.upstart.logs / f"{host.primary if role == 'primary' else host.backup}.log"
+    job = host.primary if role == "primary" else host.backup
     with ThreadPoolExecutor(max_workers=1) as pool:
         request = pool.submit(asked, front, f"/slow?ms={ms}", "POST")
-        line = f"answering in {ms} ms".encode()
-        wait_for(lambda: log.exists() and line in log.read_bytes(), f"it is in the {role}")
+        line = f"answering in {ms} ms"
+        wait_for(lambda: line in host.upstart.printed(job), f"it is in the {role}")
         yield request
 
 

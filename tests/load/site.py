@@ -11,7 +11,7 @@ from typing import Literal
 
 from clojure_repository import ClojureRepository as Tags
 from front import Front, in_front_of
-from little_host import LittleHost, UpstartLike
+from little_host import LittleHost, ServiceManager
 
 from load.account import Load, load_on
 
@@ -55,7 +55,7 @@ class Site:
 @contextmanager
 def site_of(
     directory: Path,
-    upstart: UpstartLike,
+    upstart: ServiceManager,
     repository: Tags,
     jar: Callable[[str], Path],
     stop: Stop,
@@ -86,9 +86,8 @@ def site_of(
         (host.primary, host.ports[0], host.ports[2]),
         (host.backup, host.ports[1], host.ports[3]),
     ):
-        more = f"env UPLOAD_LOG={host.directory}/uploads.log\nenv STOP={stop}"
-        port = {r"^env PORT=.*": f"env PORT={web}\n{more}"}
-        upstart.install(job, host.job_file(job, web, nailgun, **port))
+        more = {"UPLOAD_LOG": f"{host.directory}/uploads.log", "STOP": stop}
+        upstart.install(job, host.job_file(job, web, nailgun, **more))
     with in_front_of(host) as front:
         host.serving(FIRST, jars[FIRST])
         yield Site(host, front)

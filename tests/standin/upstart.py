@@ -1277,7 +1277,28 @@ exit $status;
 # The test's side
 
 
-class Upstart:
+class Programs:
+    """What the stand-in and the real thing have in common: the programs in `bin`, logs in `logs`."""
+
+    manager = "upstart"
+    bin: Path
+    logs: Path
+
+    def control(self, verb: str, job: str) -> None:
+        """Starts, restarts or stops a job, as an operator would."""
+        subprocess.run([self.bin / verb, job], check=True, capture_output=True)
+
+    def pid(self, job: str, *environment: str) -> int | None:
+        """The PID of `job`'s main process, or None; `environment` tells an instance."""
+        return main_pid(self.bin, job, *environment)
+
+    def printed(self, job: str) -> str:
+        """What the job has printed."""
+        log = self.logs / f"{job}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+
+class Upstart(Programs):
     """A running stand-in: `bin` has the four programs, `jobs` the .conf files, `logs` JOB.log.
 
     Everything it writes is below the directory it was given. That directory must be open to
@@ -1356,10 +1377,6 @@ class Upstart:
         """Write `job`'s .conf; a running job keeps its old definition until stop and start."""
         write_job(self.jobs / f"{job}.conf", text)
 
-    def pid(self, job: str, *environment: str) -> int | None:
-        """The PID of `job`'s main process, or None; `environment` tells an instance."""
-        return main_pid(self.bin, job, *environment)
-
     def hang(self, program: str, job: str | None = None, *, carried_out: bool = False) -> None:
         """From now on `program` (of `job`, or of any) gets no answer: its caller waits.
 
@@ -1397,7 +1414,7 @@ class Upstart:
             raise RuntimeError(f"the stand-in for Upstart has ended:\n{log}")
 
 
-class RealUpstart:
+class RealUpstart(Programs):
     """The real thing with the stand-in's face, to hold the stand-in against it."""
 
     def __init__(self, bin: Path, jobs: Path) -> None:
@@ -1423,9 +1440,6 @@ class RealUpstart:
         self._installed[job] = path
         write_job(path, text)
         self._reload()
-
-    def pid(self, job: str, *environment: str) -> int | None:
-        return main_pid(self.bin, job, *environment)
 
     def close(self) -> None:
         """Stop the jobs that `install` brought and remove their files."""

@@ -1,0 +1,20 @@
+"""What is tested on Upstart's stand-in holds on a real systemd 252, too: the same tests run on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from systemd_machine import run_tests_inside
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("name", ["killed", "drain"])
+def test_the_same_holds_on_systemd(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run_tests_inside(TESTS / f"test_{name}.py", tmp_path_factory, tmp_path, "-m", "slow")
