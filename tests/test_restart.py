@@ -169,6 +169,23 @@ def test_a_primary_that_does_not_come_up_leaves_the_backup_serving(light_host: L
     assert host.status["ok"]
 
 
+def test_a_primary_that_comes_up_by_itself_does_not_end_the_restart(light_host: LittleHost) -> None:
+    host = light_host
+    host.does_not_start(FIRST, "primary")
+    assert host.run("restart", "--yes").returncode == 8
+    Path(f"{host.releases}/clojars-web-{FIRST}-standalone.jar.refused").unlink()
+    if host.pid("primary") is None:  # given up, or between two tries
+        host.control("start", host.primary)
+    wait_for(lambda: host.version("primary") == FIRST, "the primary is back")
+    wait_for(lambda: host.status["ok"], "all is well")
+    assert "the restart did not finish: run it again\n" in host.run("status").stdout
+    before = pids(host)
+    finished = host.done("rollback", FIRST, "--yes")
+    assert "runs on both instances already" in finished.stderr
+    assert "run it again: deploy-clojars restart" in finished.stderr
+    assert pids(host) == before
+
+
 @pytest.mark.parametrize("role", ["backup", "primary"])
 def test_one_that_is_killed_in_the_middle_is_finished_by_what_status_names(
     light_host: LittleHost, role: str

@@ -28,25 +28,29 @@ def rollback(run: Run) -> None:
     host = run.host
     drain.clear_stale_flag(run)
     look = look_and_choose(run)
+    restart_failed = host.situation(look, locked=False).failed_restart
     if look.history.unfinished is None and is_settled_on(look, run.version):
         if host.nginx.flag_is_set:
             raise DeployError(f"the drain flag {host.nginx.flag} is still there")
         run.console.say(f"{run.version} is current, approved and runs on both instances already")
-        return
-    restart_failed = host.situation(look, locked=False).failed_restart
-    ask_to_roll_back(run, look)
-    look = look_and_choose(run)  # the question may have been open for long
-    if host.way_back(look) == look.approved:
-        look = revert_what_was_cut_off(run) or look
-    signals.check()
-    run.begin(look)
-    with run.uninterruptible(restarts=2):
-        roll_back(run, look)
+    else:
+        _ask_and_roll_back(run, look)
     if restart_failed:
         # Only what was down has the new settings now.
         run.console.warn(
             f"the restart before this did not finish; run it again: {host.command('restart')}"
         )
+
+
+def _ask_and_roll_back(run: Run, look: Look) -> None:
+    ask_to_roll_back(run, look)
+    look = look_and_choose(run)  # the question may have been open for long
+    if run.host.way_back(look) == look.approved:
+        look = revert_what_was_cut_off(run) or look
+    signals.check()
+    run.begin(look)
+    with run.uninterruptible(restarts=2):
+        roll_back(run, look)
 
 
 def revert_what_was_cut_off(run: Run) -> Look | None:

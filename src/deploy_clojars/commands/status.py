@@ -166,7 +166,8 @@ def _remarks(report: Report) -> list[str]:
         )
     # A rollback starts what it left down; the other instance keeps its old settings.
     if situation.failed_restart:
-        remarks.append("the restart did not finish: run it again after the command named next")
+        when = " after the command named next" if report.next else ""
+        remarks.append(f"the restart did not finish: run it again{when}")
     if situation.drifted:
         remarks.append("drift: `current` or a running instance has changed since the last run")
     if situation.stale_flag:
