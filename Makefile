@@ -23,17 +23,21 @@ test: lint tools  ## everything: style, types, and all tests on the real program
 test-fast: $(VENV)/test  ## what takes no instances: under a minute, without root, JVM or nginx
 	$(VENV)/bin/pytest -n auto --dist worksteal -m 'not slow'
 
+# With MANAGER=systemd these two run as root in a machine of their own, whose process 1 is systemd.
+MANAGER :=
+ON_IT := $(if $(filter systemd,$(MANAGER)),systemd_machine)
+
 # The tool hit by signals at random instants, N times; SEED repeats what a failure names. It takes
 # the ports of a tenth worker, so that the tests can run beside it.
 N := 300
 SEED :=
 torture: $(VENV)/test tools
-	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m torture $(N) --seed "$(SEED)"
+	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m $(ON_IT) torture $(N) --seed "$(SEED)"
 
 # Load on the site while it is deployed to, ROUNDS times, and the account of what was lost.
 ROUNDS := 10
 load: $(VENV)/test tools
-	PYTHONPATH=tests $(PYTHON) -m load --rounds $(ROUNDS)
+	PYTHONPATH=tests $(PYTHON) -m $(ON_IT) load --rounds $(ROUNDS)
 
 bench: $(VENV)/test tools  ## what the tool costs, as ratios to what was measured in the same run
 	$(PYTHON) bench/speed.py

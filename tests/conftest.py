@@ -25,8 +25,8 @@ from little_host import LittleHost, ServiceManager
 from private_machine import INSIDE
 from programs import require_program
 from sandbox_host import serving_sandbox
-from standin.upstart import RealUpstart, Upstart
-from systemd_machine import INSIDE_SYSTEMD, RealSystemd
+from standin.upstart import RealUpstart
+from systemd_machine import INSIDE_SYSTEMD, manager_of_a_host
 
 from deploy_clojars.host.journal import Event, now
 
@@ -130,17 +130,13 @@ class Clojure:
 @pytest.fixture
 def upstart(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServiceManager]:
     """Upstart: the stand-in, or the real one if the option names it; systemd where it is process 1."""
-    if INSIDE_SYSTEMD in os.environ:
-        with RealSystemd.opened() as systemd:
-            yield systemd
-        return
     real = request.config.getoption("--real-upstart")
     if real:
         with RealUpstart.opened(Path(real[0]), Path(real[1])) as upstart:
             yield upstart
     else:
-        with Upstart.started(tmp_path / "upstart") as standin:
-            yield standin
+        with manager_of_a_host(tmp_path / "upstart") as manager:
+            yield manager
 
 
 NewHost = Callable[..., LittleHost]

@@ -11,10 +11,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from clojure_jars import SHARED, shared_directory
 from little_host import wait_for
 from private_machine import INSIDE, PROJECT, without_pytest
 from programs import require_program, skip_or_fail
+from standin.upstart import Upstart
 
 # Tells tests and programs of the tests that process 1 is a systemd of theirs.
 INSIDE_SYSTEMD = "DEPLOY_CLOJARS_ON_SYSTEMD"
@@ -259,6 +261,13 @@ class RealSystemd:
         return result.stdout
 
 
+def manager_of_a_host(directory: Path) -> AbstractContextManager[Upstart | RealSystemd]:
+    """The manager for a host: systemd in a machine of its own, else Upstart's stand-in."""
+    if INSIDE_SYSTEMD in os.environ:
+        return RealSystemd.opened()
+    return Upstart.started(directory)
+
+
 def require_systemd() -> None:
     """Skips the test, or fails it in CI, where no systemd can be started."""
     if os.geteuid() != 0:
@@ -330,3 +339,9 @@ class Systemd:
 def kill(machine: Machine, pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
     """Sends a signal to a process of the machine."""
     machine.run("kill", f"-{signum.value}", pid)
+
+
+if __name__ == "__main__":  # python -m systemd_machine MODULE WORD…: that module, inside
+    with tempfile.TemporaryDirectory(prefix="systemd-") as name:
+        ended = run_inside(Path(name), "-m", *sys.argv[1:], env={"TMPDIR": name})
+    sys.exit(ended.returncode)

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import Clojure
+from little_host import ServiceManager
 from load.account import account_of
 from load.generator import Request
 from load.site import FIRST, SECOND, Stop, site_of
-from standin.upstart import RealUpstart, Upstart
+from systemd_machine import INSIDE_SYSTEMD
 
 # Of the load of `make load`: other tests run beside this one.
 SCALE = 0.4
 
 
+# An application that dies at once forgives nothing; `make load` has all of it for both.
+ABRUPT = pytest.param("abrupt", [(SECOND,), ("rollback", FIRST), ("restart",)], id="abrupt")
+GRACEFUL = pytest.param("graceful", [(SECOND,)], id="graceful")
+ON_SYSTEMD = pytest.param("abrupt", [(SECOND,), ("restart",)], id="systemd")
+
+
 @pytest.mark.jvm
 @pytest.mark.parametrize(
-    ("stop", "commands"),
-    [
-        # An application that dies at once forgives nothing; `make load` has all of it for both.
-        ("abrupt", [(SECOND,), ("rollback", FIRST), ("restart",)]),
-        ("graceful", [(SECOND,)]),
-    ],
-    ids=["abrupt", "graceful"],
+    ("stop", "commands"), [ON_SYSTEMD] if INSIDE_SYSTEMD in os.environ else [ABRUPT, GRACEFUL]
 )
 def test_no_request_is_lost_over_a_deploy_a_rollback_and_a_restart(
     tmp_path: Path,
-    upstart: Upstart | RealUpstart,
+    upstart: ServiceManager,
     clojure: Clojure,
     stop: Stop,
     commands: list[tuple[str, ...]],

@@ -13,7 +13,7 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("name", ["killed", "drain"])
+@pytest.mark.parametrize("name", ["killed", "question", "drain", "rollback", "restart"])
 def test_the_same_holds_on_systemd(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

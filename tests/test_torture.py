@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from torture.hits import EVERY, Hit
-from torture.rig import COMMANDS, DECLINED, DEPLOY, MANAGERS, Rigs
+from torture.rig import COMMANDS, DECLINED, DEPLOY, Rigs
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +26,7 @@ def test_at_every_boundary_of_a_step_all_that_must_hold_holds(
 ) -> None:
     # supervisord takes over a second for every start, so it has the shortest of the four;
     # `make torture` has all of them under both.
-    upstart, supervisor = MANAGERS
-    manager = supervisor if command == DECLINED else upstart
+    manager = "supervisor" if command == DECLINED else "upstart"
     rig = rigs.of(manager)
     moments = rig.course(command).boundaries
     if command == DECLINED:

@@ -17,7 +17,7 @@ from clojure_jars import build_jar, write_lein_home
 from clojure_repository import make_repository
 from rich.console import Console
 from rich.table import Table
-from standin.upstart import Upstart
+from systemd_machine import manager_of_a_host
 
 from load.account import Account
 from load.site import FIRST, SECOND, Site, Stop, site_of
@@ -51,7 +51,7 @@ def run(directory: Path, rounds: int, scale: float) -> Found:
     found: Found = defaultdict(Account)
     for stop in STOPS:
         with (
-            Upstart.started(directory / f"upstart-{stop}") as upstart,
+            manager_of_a_host(directory / f"upstart-{stop}") as upstart,
             site_of(directory / stop, upstart, repository, jar, stop) as site,
         ):
             for number in range(rounds):

@@ -44,8 +44,15 @@ class Site:
         """What a plain script does after its build."""
         host = self.host
         web = map(str, host.ports[:2])
+        programs = host.upstart.bin
+        if host.upstart.manager == "systemd":
+            programs = host.directory
+            (programs / "restart").write_text(
+                f'#!/bin/sh\n{host.upstart.bin}/systemctl restart "$1"\n'
+            )
+            (programs / "restart").chmod(0o755)
         subprocess.run(
-            [PLAIN_DEPLOY, "", version, "", host.releases, host.upstart.bin, *web],
+            [PLAIN_DEPLOY, "", version, "", host.releases, programs, *web],
             check=True,
             capture_output=True,
             timeout=120,

@@ -1,4 +1,7 @@
-"""`make torture N=300 [SEED=…]`: so many hits, one after the other, at random instants."""
+"""`make torture N=300 [SEED=…] [MANAGER=systemd]`: so many hits, one after the other, at random.
+
+Without MANAGER each hits a host under Upstart's stand-in or one under supervisord.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from torture.hits import any_hit
 from torture.rig import COMMANDS, MANAGERS, Rigs
 
 HITS_PER_HOST = 100
+AGAIN = " MANAGER=systemd" if MANAGERS == ("systemd",) else ""
 
 
 class Torture:
@@ -80,7 +84,8 @@ def run(seed: str, numbers: range, *, verbose: bool) -> int:
                         print(f"{own} {what}", flush=True)
                 except Exception:  # noqa: BLE001 # whatever it is, its seed is wanted
                     failed += 1
-                    print(f"\nVIOLATION; to repeat it: make torture N=1 SEED={own}", flush=True)
+                    repeat = f"make torture N=1 SEED={own}{AGAIN}"
+                    print(f"\nVIOLATION; to repeat it: {repeat}", flush=True)
                     traceback.print_exc(file=sys.stdout)
                     torture.throw_away()
                 if done % HITS_PER_HOST == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
 import signal
@@ -16,7 +17,7 @@ from clojure_repository import ClojureRepository, make_repository
 from light_host import make_light_host
 from little_host import LittleHost, wait_for
 from sandbox_host import serving_sandbox
-from standin.upstart import Upstart
+from systemd_machine import INSIDE_SYSTEMD, manager_of_a_host
 
 from deploy_clojars import config
 from deploy_clojars.commands import status
@@ -26,9 +27,11 @@ from torture.hits import Course, Hit, Moment
 from torture.watchers import Releases, Site
 
 FIRST = ClojureRepository.FIRST
-# Good tags of the repository that both kinds of host have in common, or have one for one.
-TAGS = {"upstart": (FIRST, "0.2.0", "0.2.1"), "supervisor": (FIRST, "0.2.0", "0.3.0")}
-MANAGERS = tuple(TAGS)
+# Good tags of the repository that all kinds of host have in common, or have one for one.
+OF_UPSTART = (FIRST, "0.2.0", "0.2.1")
+TAGS = {"upstart": OF_UPSTART, "supervisor": (FIRST, "0.2.0", "0.3.0"), "systemd": OF_UPSTART}
+# systemd is torn at in a machine of its own.
+MANAGERS = ("systemd",) if INSIDE_SYSTEMD in os.environ else ("upstart", "supervisor")
 
 # What is typed, with the answer to the question. A deploy that is declined reuses the release.
 DEPLOY, DECLINED, ROLLBACK, RESTART = "deploy", "declined deploy", "rollback", "restart"
@@ -287,7 +290,7 @@ class Rigs:
 
     def throw_away(self, *managers: str) -> None:
         """Ends these hosts, or all; what was broken on one must not break the hits that come after."""
-        for manager in managers or MANAGERS:
+        for manager in managers or tuple(self._made):
             if manager in self._made:
                 self._made.pop(manager)[1].close()
 
@@ -305,7 +308,7 @@ def _host(directory: Path, manager: str) -> Iterator[LittleHost]:
         with serving_sandbox(directory) as sandbox:
             yield sandbox
         return
-    with Upstart.started(directory / "upstart") as upstart:
+    with manager_of_a_host(directory / "upstart") as upstart:
         repository = make_repository(directory / "clojars-web")
         host = make_light_host(directory, upstart, repository)
         host.write_config(health="timeout = 20\nsettle = 0.1\ninterval = 0.1")
