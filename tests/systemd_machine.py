@@ -205,7 +205,7 @@ class RealSystemd:
     units = Path("/etc/systemd/system")
 
     def __init__(self) -> None:
-        self._installed: dict[str, Path] = {}
+        self._installed: set[str] = set()
         self._began = time.time()
 
     @classmethod
@@ -218,11 +218,12 @@ class RealSystemd:
             systemd.close()
 
     def install(self, job: str, text: str) -> None:
-        """Writes the unit; enabled, as on a host, systemd remembers what became of it.
+        """Writes the unit, which is read unless it runs.
 
-        It is read at once, unless the unit runs.
+        It is enabled, as on a host: so systemd remembers what became of it.
         """
-        unit = self._installed.setdefault(job, self.units / f"{job}.service")
+        unit = self.units / f"{job}.service"
+        self._installed.add(unit.name)
         is_new = not unit.exists()
         unit.write_text(text)
         if is_new:
@@ -246,14 +247,10 @@ class RealSystemd:
         ).stdout  # fmt: skip
 
     def close(self) -> None:
-        """Stops the units and removes their files."""
-        units = [unit.name for unit in self._installed.values()]
-        if units:
-            self._call("disable", "--now", *units)
-            for unit in self._installed.values():
-                unit.unlink()
-            self._call("daemon-reload")
-            subprocess.run(["systemctl", "reset-failed", *units], capture_output=True, check=False)
+        """Stops the units; their files are left for the next host, which has its own."""
+        if self._installed:
+            self._call("stop", *self._installed)
+            self._call("reset-failed", *self._installed)
 
     def _call(self, *words: str) -> str:
         result = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)

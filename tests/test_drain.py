@@ -107,7 +107,10 @@ def test_a_request_in_the_backup_is_answered_before_the_flip(
         assert request.result() == FIRST
 
 
-@pytest.mark.parametrize("command", [("rollback", SECOND), ("restart",)])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(("rollback", SECOND), marks=pytest.mark.any_manager), ("restart",)],
+)
 def test_rollback_and_restart_drain_too(
     light_host: LittleHost, front: Front, command: tuple[str, ...]
 ) -> None:
@@ -117,6 +120,7 @@ def test_rollback_and_restart_drain_too(
     assert light_host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_out_of_time_a_deploy_is_reverted_and_says_who_holds_it_up(
     impatient_host: LittleHost, front: Front
 ) -> None:
@@ -134,7 +138,10 @@ def test_out_of_time_a_deploy_is_reverted_and_says_who_holds_it_up(
     assert host.status["ok"]
 
 
-@pytest.mark.parametrize("command", [(SECOND, "--force"), ("rollback", SECOND)])
+@pytest.mark.parametrize(
+    "command",
+    [(SECOND, "--force"), pytest.param(("rollback", SECOND), marks=pytest.mark.any_manager)],
+)
 def test_out_of_time_force_and_rollback_go_on(
     impatient_host: LittleHost, front: Front, command: tuple[str, ...]
 ) -> None:
@@ -147,6 +154,7 @@ def test_out_of_time_force_and_rollback_go_on(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_flag_that_nginx_does_not_follow_stops_a_deploy_and_no_rollback(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -164,6 +172,7 @@ def test_a_flag_that_nginx_does_not_follow_stops_a_deploy_and_no_rollback(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_flag_that_cannot_be_set_is_refused_before_the_build(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -177,6 +186,7 @@ def test_a_flag_that_cannot_be_set_is_refused_before_the_build(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_directory_in_the_flags_place_tells_nginx_nothing_and_is_refused(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -193,6 +203,7 @@ def test_a_directory_in_the_flags_place_tells_nginx_nothing_and_is_refused(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_without_a_probe_there_is_no_drain_and_that_is_said_once(light_host: LittleHost) -> None:
     host = light_host
     host.have(SECOND)
@@ -201,6 +212,7 @@ def test_without_a_probe_there_is_no_drain_and_that_is_said_once(light_host: Lit
     assert "drain primary" not in done_and_begun(host)
 
 
+@pytest.mark.any_manager
 def test_a_visitor_past_nginx_is_named_and_not_waited_for(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -237,6 +249,7 @@ def test_a_primary_that_does_not_come_back_leaves_the_flag(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_signal_in_the_drain_reverts_and_removes_the_flag(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -253,7 +266,14 @@ def test_a_signal_in_the_drain_reverts_and_removes_the_flag(
     assert host.status["ok"]
 
 
-@pytest.mark.parametrize("command", [(SECOND,), ("rollback", SECOND), ("restart",)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        (SECOND,),
+        pytest.param(("rollback", SECOND), marks=pytest.mark.any_manager),
+        pytest.param(("restart",), marks=pytest.mark.any_manager),
+    ],
+)
 def test_a_signal_after_the_drain_does_not_keep_the_flag_from_being_removed(
     light_host: LittleHost, front: Front, command: tuple[str, ...]
 ) -> None:
@@ -268,6 +288,7 @@ def test_a_signal_after_the_drain_does_not_keep_the_flag_from_being_removed(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_revert_that_cannot_put_the_link_back_removes_the_flag_all_the_same(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -283,6 +304,7 @@ def test_a_revert_that_cannot_put_the_link_back_removes_the_flag_all_the_same(
     assert asked(front, "/version") == FIRST  # and not what nobody said yes to
 
 
+@pytest.mark.any_manager
 def test_killed_in_the_drain_users_are_served_and_the_next_run_cleans_up(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -304,6 +326,7 @@ def test_killed_in_the_drain_users_are_served_and_the_next_run_cleans_up(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_stale_flag_is_removed_by_the_command_that_status_names(
     light_host: LittleHost, front: Front
 ) -> None:
@@ -331,6 +354,7 @@ def test_a_stale_flag_stays_while_the_primary_is_down(light_host: LittleHost, fr
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_the_backup_is_never_restarted_under_a_flag(light_host: LittleHost, front: Front) -> None:
     """A run that was killed after the primary came up on the new release has left it."""
     host = light_host
@@ -397,6 +421,7 @@ def test_a_backup_that_dies_during_the_last_look_is_refused_before_nothing_is_re
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_backup_that_dies_during_a_rollbacks_drain_keeps_the_primary_from_being_restarted(
     light_host: LittleHost, front: Front
 ) -> None:

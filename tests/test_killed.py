@@ -58,6 +58,7 @@ def test_killed_at_the_question_the_same_deploy_reverts_first(ready: LittleHost)
     assert (ready.status["ok"], ready.status["previous"]) == (True, FIRST)
 
 
+@pytest.mark.any_manager
 def test_killed_at_the_question_another_deploy_reverts_first(ready: LittleHost) -> None:
     kill_at_the_question(ready)
     result = ready.done(THIRD, "--yes")
@@ -66,6 +67,7 @@ def test_killed_at_the_question_another_deploy_reverts_first(ready: LittleHost) 
     assert ready.status["previous"] == FIRST
 
 
+@pytest.mark.any_manager
 def test_killed_at_the_question_a_bare_rollback_goes_to_the_approved_release(
     ready: LittleHost,
 ) -> None:
@@ -105,6 +107,7 @@ def test_killed_in_the_promotion_the_same_deploy_finishes_it(ready: LittleHost) 
     assert (ready.status["ok"], ready.status["approved"]) == (True, SECOND)
 
 
+@pytest.mark.any_manager
 def test_killed_in_the_promotion_another_deploy_is_refused(ready: LittleHost) -> None:
     kill_in_the_promotion(ready)
     wait_for(lambda: ready.version("primary") == SECOND, "the primary is up")
@@ -115,7 +118,13 @@ def test_killed_in_the_promotion_another_deploy_is_refused(ready: LittleHost) ->
     assert ready.status["interrupted"]
 
 
-@pytest.mark.parametrize("words", [("rollback", FIRST), ("rollback",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("rollback", FIRST), marks=pytest.mark.any_manager),
+        ("rollback",),
+    ],
+)
 def test_killed_in_the_promotion_a_rollback_ends_it(
     ready: LittleHost, words: tuple[str, ...]
 ) -> None:
@@ -136,6 +145,7 @@ def test_killed_in_the_promotion_a_rollback_to_what_runs_approves_it(ready: Litt
     assert (status["ok"], status["approved"], status["previous"]) == (True, SECOND, FIRST)
 
 
+@pytest.mark.any_manager
 def test_killed_while_building_nothing_of_the_build_outlives_the_next_run(
     new_light_host: Callable[..., LittleHost],
 ) -> None:
@@ -155,6 +165,7 @@ def test_killed_while_building_nothing_of_the_build_outlives_the_next_run(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -203,6 +214,7 @@ def test_signals_never_cut_a_revert_short(ready: LittleHost) -> None:
     assert ready.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_run_that_fails_early_does_not_hide_one_that_was_cut_off(ready: LittleHost) -> None:
     kill_in_the_promotion(ready)
     wait_for(lambda: ready.version("primary") == SECOND, "the primary is up")
@@ -219,6 +231,7 @@ def test_a_run_that_fails_early_does_not_hide_one_that_was_cut_off(ready: Little
     assert ready.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_run_that_fails_early_does_not_end_drift(ready: LittleHost) -> None:
     ready.done(SECOND, "--yes")
     ready.link.unlink()
@@ -229,6 +242,7 @@ def test_a_run_that_fails_early_does_not_end_drift(ready: LittleHost) -> None:
     assert ready.run(THIRD, "--yes").returncode == 4
 
 
+@pytest.mark.any_manager
 def test_a_rollback_that_reverts_first_flips_once(ready: LittleHost) -> None:
     with ready.typing(SECOND) as terminal:
         terminal.asked()
@@ -240,6 +254,7 @@ def test_a_rollback_that_reverts_first_flips_once(ready: LittleHost) -> None:
     assert ready.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_with_the_approved_release_gone_a_named_rollback_still_works(ready: LittleHost) -> None:
     ready.done(SECOND, "--yes")
     with ready.typing(THIRD) as terminal:

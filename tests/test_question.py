@@ -61,14 +61,14 @@ def rubbish_then_no(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
-        (no, 7),
+        pytest.param(no, 7, marks=pytest.mark.any_manager),
         pytest.param(rubbish_then_no, 7, marks=pytest.mark.jvm),
-        (end_of_input, 7),
+        pytest.param(end_of_input, 7, marks=pytest.mark.any_manager),
         (ctrl_c, 130),
-        (interrupt_the_tool_alone, 130),
-        (terminate, 143),
+        pytest.param(interrupt_the_tool_alone, 130, marks=pytest.mark.any_manager),
+        pytest.param(terminate, 143, marks=pytest.mark.any_manager),
         # The kernel has no order for two that come at once.
-        (two_at_once, (130, 143)),
+        pytest.param(two_at_once, (130, 143), marks=pytest.mark.any_manager),
     ],
 )
 def test_everything_but_yes_reverts(
@@ -98,6 +98,7 @@ def test_a_hang_up_reverts_although_nothing_can_be_shown(ready: LittleHost) -> N
     assert "reverted" in log.read_text()
 
 
+@pytest.mark.any_manager
 def test_an_answer_typed_before_the_question_does_not_count(ready: LittleHost) -> None:
     with ready.typing(SECOND) as terminal:
         terminal.sees("fetch")
@@ -167,6 +168,7 @@ def test_what_is_wrong_with_the_backup_is_said_whatever_is_wrong_with_the_primar
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_what_was_wrong_and_is_well_again_is_said_too(light_host: LittleHost) -> None:
     host = light_host
     link = host.link
@@ -201,6 +203,7 @@ def test_a_backup_that_is_another_process_now_is_said_before_the_answer(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_an_answer_does_not_wait_for_an_instance_that_hangs(light_host: LittleHost) -> None:
     host = light_host
     stopped = [host.pid("primary") or 0]
@@ -236,6 +239,7 @@ def test_yes_is_refused_when_the_backup_died_meanwhile(ready: LittleHost) -> Non
     assert ready.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_yes_is_refused_when_somebody_changed_the_link_meanwhile(ready: LittleHost) -> None:
     before = site(ready)
     with ready.typing(SECOND) as terminal:
@@ -268,6 +272,7 @@ def test_a_primary_that_only_stalled_is_not_restarted_by_the_revert(ready: Littl
     assert site(ready) == before
 
 
+@pytest.mark.any_manager
 def test_the_locked_message_says_how_to_stop_a_suspended_run(ready: LittleHost) -> None:
     with ready.typing(SECOND) as terminal:
         terminal.asked()
@@ -282,6 +287,7 @@ def test_the_locked_message_says_how_to_stop_a_suspended_run(ready: LittleHost) 
     assert ready.versions == (FIRST, FIRST)
 
 
+@pytest.mark.any_manager
 def test_after_ctrl_z_and_fg_the_question_is_asked_again(ready: LittleHost) -> None:
     with ready.typing(SECOND) as terminal:
         terminal.asked()
@@ -297,6 +303,7 @@ def is_suspended(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+@pytest.mark.any_manager
 def test_ctrl_backslash_reverts_as_ctrl_c_does(ready: LittleHost) -> None:
     before = site(ready)
     with ready.typing(SECOND) as terminal:
@@ -306,6 +313,7 @@ def test_ctrl_backslash_reverts_as_ctrl_c_does(ready: LittleHost) -> None:
     assert site(ready) == before
 
 
+@pytest.mark.any_manager
 def test_the_page_of_a_deploy_that_goes_on_says_what_the_answers_do(ready: LittleHost) -> None:
     with ready.typing(SECOND) as terminal:
         terminal.asked()
@@ -349,6 +357,7 @@ def ignoring_enter(settings: list[Any]) -> None:
     settings[0] |= termios.IGNCR
 
 
+@pytest.mark.any_manager
 @pytest.mark.parametrize("left", [without_icrnl, raw, ignoring_enter])
 def test_enter_ends_an_answer_however_a_program_has_left_the_terminal(
     ready: LittleHost, left: Callable[[list[Any]], None]
@@ -368,6 +377,7 @@ def test_enter_ends_an_answer_however_a_program_has_left_the_terminal(
     assert ready.versions == (FIRST, FIRST)
 
 
+@pytest.mark.any_manager
 def test_with_yes_what_is_decided_is_shown_and_no_question(ready: LittleHost) -> None:
     said = ready.done(SECOND, "--yes").stderr
     assert f"{FIRST} -> {SECOND}" in said

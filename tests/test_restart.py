@@ -73,6 +73,7 @@ def test_a_primary_that_is_down_comes_first(light_host: LittleHost, down: tuple[
     assert host.versions == (FIRST, FIRST)
 
 
+@pytest.mark.any_manager
 def test_no_leaves_everything_as_it_is(light_host: LittleHost) -> None:
     host = light_host
     before = pids(host)
@@ -88,6 +89,7 @@ def test_no_leaves_everything_as_it_is(light_host: LittleHost) -> None:
     assert restarted(host) == []
 
 
+@pytest.mark.any_manager
 def test_without_a_terminal_it_needs_an_answer_beforehand(light_host: LittleHost) -> None:
     result = light_host.run("restart")
     assert result.returncode == 2
@@ -95,12 +97,14 @@ def test_without_a_terminal_it_needs_an_answer_beforehand(light_host: LittleHost
     assert not light_host.deploy.exists()
 
 
+@pytest.mark.any_manager
 def test_it_is_refused_before_anything_was_deployed(new_light_host: NewHost) -> None:
     result = new_light_host().run("restart", "--yes")
     assert result.returncode == 4
     assert "no release has been approved yet" in result.stderr
 
 
+@pytest.mark.any_manager
 def test_it_is_refused_while_something_drifts(light_host: LittleHost) -> None:
     host = light_host
     host.have(SECOND)
@@ -114,6 +118,7 @@ def test_it_is_refused_while_something_drifts(light_host: LittleHost) -> None:
     assert pids(host) == before
 
 
+@pytest.mark.any_manager
 def test_it_is_refused_while_a_run_is_cut_off(light_host: LittleHost) -> None:
     host = light_host
     host.have(SECOND)
@@ -217,6 +222,7 @@ def test_a_signal_in_the_middle_is_noted_and_the_restart_seen_through(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_signal_in_the_first_drain_comes_before_anything_is_restarted(
     light_host: LittleHost,
 ) -> None:
@@ -240,6 +246,7 @@ def change_the_link(host: LittleHost) -> None:
     host.link.symlink_to(f"clojars-web-{SECOND}-standalone.jar")
 
 
+@pytest.mark.any_manager
 def test_what_changed_while_the_question_was_open_is_refused_before_anything_is_done(
     light_host: LittleHost,
 ) -> None:
@@ -256,6 +263,7 @@ def test_what_changed_while_the_question_was_open_is_refused_before_anything_is_
     assert "begin" not in [event["event"] for event in host.events]
 
 
+@pytest.mark.any_manager
 def test_what_changes_during_the_drain_is_refused_while_nothing_was_restarted(
     light_host: LittleHost,
 ) -> None:

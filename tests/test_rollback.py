@@ -55,6 +55,7 @@ def test_a_rollback_goes_to_the_previous_release(light_host: LittleHost) -> None
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_back_back_back_ends_at_the_bottom(three_deployed: LittleHost) -> None:
     host = three_deployed
     for version in (SECOND, FIRST):
@@ -66,6 +67,7 @@ def test_back_back_back_ends_at_the_bottom(three_deployed: LittleHost) -> None:
     assert host.versions == (FIRST, FIRST)
 
 
+@pytest.mark.any_manager
 def test_no_changes_nothing(three: LittleHost) -> None:
     before = (three.current, three.pid("primary"), three.pid("backup"), three.events)
     with three.typing("rollback") as terminal:
@@ -78,6 +80,7 @@ def test_no_changes_nothing(three: LittleHost) -> None:
     assert not three.status["interrupted"]
 
 
+@pytest.mark.any_manager
 @pytest.mark.parametrize("command", ["rollback", "restart"])
 def test_who_said_no_and_who_pressed_ctrl_c_is_in_the_history(
     three: LittleHost, command: str
@@ -100,6 +103,7 @@ def test_who_said_no_and_who_pressed_ctrl_c_is_in_the_history(
     assert json.loads(three.run("history", "--json", "-n", "1").stdout)["more"]
 
 
+@pytest.mark.any_manager
 def test_ctrl_c_at_the_question_changes_nothing(three: LittleHost) -> None:
     before = (three.current, three.pid("primary"), three.pid("backup"))
     with three.typing("rollback") as terminal:
@@ -110,6 +114,7 @@ def test_ctrl_c_at_the_question_changes_nothing(three: LittleHost) -> None:
     assert three.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_ctrl_c_after_the_answer_does_not_cut_it_short(three: LittleHost) -> None:
     with three.typing("rollback", FIRST) as terminal:
         terminal.asked()
@@ -120,6 +125,7 @@ def test_ctrl_c_after_the_answer_does_not_cut_it_short(three: LittleHost) -> Non
     assert three.versions == (FIRST, FIRST)
 
 
+@pytest.mark.any_manager
 def test_without_a_terminal_it_needs_yes(three: LittleHost) -> None:
     result = three.run("rollback")
     assert result.returncode == 2
@@ -127,6 +133,7 @@ def test_without_a_terminal_it_needs_yes(three: LittleHost) -> None:
     assert three.versions == (THIRD, THIRD)
 
 
+@pytest.mark.any_manager
 def test_a_version_that_is_not_there_lists_those_that_are(three: LittleHost) -> None:
     result = three.run("rollback", "0.0.1", "--yes")
     assert result.returncode == 1
@@ -134,6 +141,7 @@ def test_a_version_that_is_not_there_lists_those_that_are(three: LittleHost) -> 
     assert three.versions == (THIRD, THIRD)
 
 
+@pytest.mark.any_manager
 def test_a_damaged_release_is_refused(three: LittleHost) -> None:
     path = three.releases / f"clojars-web-{FIRST}-standalone.jar"
     path.write_bytes(path.read_bytes()[:-100])
@@ -143,6 +151,7 @@ def test_a_damaged_release_is_refused(three: LittleHost) -> None:
     assert three.versions == (THIRD, THIRD)
 
 
+@pytest.mark.any_manager
 def test_what_is_there_already_is_not_restarted(three: LittleHost) -> None:
     before = (three.pid("primary"), three.pid("backup"))
     three.done("rollback", THIRD, "--yes")
@@ -187,6 +196,7 @@ def test_a_first_instance_that_does_not_come_up_puts_current_back(three: LittleH
     assert three.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_current_goes_back_to_what_it_named_when_the_answer_came(three: LittleHost) -> None:
     three.have("0.0.9", three.jar(FIRST))
     three.does_not_start("0.0.9", "primary", "backup")
@@ -211,6 +221,7 @@ def test_with_both_down_at_the_answer_nothing_is_put_back(three: LittleHost) -> 
     assert f"to go back: deploy-clojars rollback {THIRD}" in shown
 
 
+@pytest.mark.any_manager
 def test_a_release_that_is_gone_at_the_answer_is_refused_before_anything_is_done(
     three: LittleHost,
 ) -> None:
@@ -239,6 +250,7 @@ def test_a_second_instance_that_does_not_come_up_is_8_while_the_backup_serves(
     assert three.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_the_next_deploy_says_who_rolled_it_back_and_why(three: LittleHost) -> None:
     three.environment["SUDO_USER"] = "alice"
     three.done("rollback", "--yes", "-m", "it eats uploads")
@@ -250,6 +262,7 @@ def test_the_next_deploy_says_who_rolled_it_back_and_why(three: LittleHost) -> N
         terminal.ends(7)
 
 
+@pytest.mark.any_manager
 def test_foreign_jars_can_be_rolled_back_to(light_host: LittleHost) -> None:
     light_host.have("0.0.7", light_host.jar(FIRST))
     light_host.done("rollback", "0.0.7", "--yes")
@@ -257,6 +270,7 @@ def test_foreign_jars_can_be_rolled_back_to(light_host: LittleHost) -> None:
     assert light_host.status["previous"] == FIRST
 
 
+@pytest.mark.any_manager
 def test_a_link_changed_by_hand_is_drift_and_the_bare_rollback_ends_it(
     three_deployed: LittleHost,
 ) -> None:
@@ -274,6 +288,7 @@ def test_a_link_changed_by_hand_is_drift_and_the_bare_rollback_ends_it(
     assert three_deployed.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_a_deploy_of_the_approved_release_ends_drift_too(three_deployed: LittleHost) -> None:
     host = three_deployed
     approved = host.status["approved"]
@@ -288,6 +303,7 @@ def test_a_deploy_of_the_approved_release_ends_drift_too(three_deployed: LittleH
     assert (host.pid("primary"), host.pid("backup")) == pids
 
 
+@pytest.mark.any_manager
 def test_a_rollback_does_not_need_a_journal_that_can_be_written(three: LittleHost) -> None:
     journal = three.deploy / "journal.jsonl"
     with journal.open("a") as file:
@@ -300,6 +316,7 @@ def test_a_rollback_does_not_need_a_journal_that_can_be_written(three: LittleHos
     assert three.versions == (FIRST, FIRST)
 
 
+@pytest.mark.any_manager
 def test_a_revert_does_not_need_a_journal_that_can_be_written(three: LittleHost) -> None:
     three.have("0.3.0-failing-tests")
     with three.typing("0.3.0-failing-tests") as terminal:
@@ -313,6 +330,7 @@ def test_a_revert_does_not_need_a_journal_that_can_be_written(three: LittleHost)
     assert three.versions == (THIRD, THIRD)
 
 
+@pytest.mark.any_manager
 def test_a_deploy_needs_a_journal_that_can_be_written(three: LittleHost) -> None:
     with (three.deploy / "journal.jsonl").open("a") as file:
         file.write("\n" * 100_000)
@@ -344,6 +362,7 @@ def test_a_rollback_killed_half_way_is_finished_by_the_same_rollback(
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
 def test_no_release_at_all(new_light_host: NewHost) -> None:
     host = new_light_host()
     for words in (("rollback",), ("rollback", FIRST)):
@@ -383,6 +402,7 @@ def test_with_both_down_a_release_that_does_not_start_is_not_the_only_way_on(
     assert three.versions == (THIRD, THIRD)
 
 
+@pytest.mark.any_manager
 def test_a_dangling_link_is_never_mended_with_a_release_that_nobody_approved(
     three: LittleHost,
 ) -> None:
@@ -400,6 +420,7 @@ def test_a_dangling_link_is_never_mended_with_a_release_that_nobody_approved(
     assert three.status["next"] == mend
 
 
+@pytest.mark.any_manager
 def test_a_primary_that_serves_no_release_is_not_deployed_over(light_host: LittleHost) -> None:
     light_host.have(SECOND)
     (light_host.releases / f"clojars-web-{FIRST}-standalone.jar").rename(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from systemd_machine import run_inside
 from torture.hits import EVERY, Hit
 from torture.rig import COMMANDS, DECLINED, DEPLOY, Rigs
 
@@ -40,3 +43,15 @@ def test_at_every_boundary_of_a_step_all_that_must_hold_holds(
             error.add_note(f"{command}: {hit}, {moment}")
             rigs.throw_away(manager)
             raise
+
+
+@pytest.mark.slow
+def test_a_few_random_hits_on_systemd(tmp_path: Path) -> None:
+    ended = run_inside(
+        tmp_path, "-m", "torture", "3", "--seed", "some",
+        env={"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout
+    assert "3 hits in" in ended.stdout
+    assert ", 0 violations" in ended.stdout
