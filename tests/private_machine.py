@@ -1,34 +1,28 @@
-"""A machine of its own for tests that need root: nothing that they do reaches the real one.
+"""Namespaces for tests that need root: nothing that they do reaches the real machine.
 
 `in_private_machine(FILE)` runs the tests in FILE, with pytest, in mount, network and process
-namespaces of their own. There `Machine.made` lays throwaway copies over /etc, /home, /var and where
-programs are, and starts the Upstart stand-in with its programs in /sbin.
+namespaces of their own. What they find there is the real machine's until they lay a throwaway copy
+over it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import shlex
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-import threading
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from clojure_repository import ClojureRepository, make_repository
-from little_host import Terminal, at_a_terminal, wait_for
 from programs import require_program, skip_or_fail
-from standin.upstart import INITCTL, PROGRAMS, Upstart
 
 PROJECT = Path(__file__).parents[1]
+PYTHON = Path(sys.base_prefix)
+PACKAGES = Path(msgspec.__file__).parents[1]
+WHAT_THE_TESTS_RUN = (PROJECT, PYTHON, PACKAGES)
 OPT = Path("/opt")
 ANN = "ann"
 
@@ -36,7 +30,7 @@ ANN = "ann"
 INSIDE = "DEPLOY_CLOJARS_PRIVATE_MACHINE"
 
 
-def in_private_machine(file: Path, scratch: Path) -> None:
+def in_private_machine(file: Path, scratch: Path, **environment: str) -> None:
     """Runs the tests in the file inside; fails with what they printed if one of them does."""
     if os.geteuid() != 0:
         skip_or_fail("needs root, for namespaces and for sudo's own files")
@@ -44,7 +38,7 @@ def in_private_machine(file: Path, scratch: Path) -> None:
         "unshare", "sudo", "nginx", "visudo", "lein", "java", "useradd", "runuser", "setpriv"
     )
     namespaces = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
-    run_tests(file, scratch, *namespaces)
+    run_tests(file, scratch, *namespaces, **environment)
 
 
 def with_private_mounts(file: Path, scratch: Path, *namespaces: str) -> None:
@@ -55,7 +49,7 @@ def with_private_mounts(file: Path, scratch: Path, *namespaces: str) -> None:
     run_tests(file, scratch, *namespaces)
 
 
-def run_tests(file: Path, scratch: Path, *namespaces: str) -> None:
+def run_tests(file: Path, scratch: Path, *namespaces: str, **environment: str) -> None:
     """Runs pytest in namespaces of its own, for mounts and for what else is named."""
     result = subprocess.run(
         [
@@ -64,7 +58,7 @@ def run_tests(file: Path, scratch: Path, *namespaces: str) -> None:
             *("-p", "no:xdist", "-p", "no:cacheprovider", "--basetemp", scratch / "tests"),
             *("-rs", file),
         ],
-        env={**without_pytest(os.environ), INSIDE: str(scratch)},
+        env={**without_pytest(os.environ), INSIDE: str(scratch), **environment},
         cwd=PROJECT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -80,109 +74,6 @@ def run_tests(file: Path, scratch: Path, *namespaces: str) -> None:
 def without_pytest(environment: os._Environ[str]) -> dict[str, str]:
     """The environment without what tells a pytest that it is part of another one."""
     return {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-
-
-@dataclass
-class Machine:
-    """The machine inside."""
-
-    upstart: Upstart
-    repository: ClojureRepository
-    system_log: list[str]
-
-    @classmethod
-    @contextlib.contextmanager
-    def made(cls) -> Iterator[Machine]:
-        """The machine, with a person `ann` who may become clojars and nothing installed yet."""
-        scratch = Path(os.environ[INSIDE])
-        for directory in ("/etc", "/var", "/tmp", "/usr/sbin", "/usr/local"):
-            lay_over(Path(directory), scratch / "over")
-        for directory in ("/home", "/opt", "/run"):
-            mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", directory)
-        make_devices(scratch)
-        bring_loopback_up()
-        install_the_tool()
-        Path("/etc/gitconfig").write_text("[safe]\n\tdirectory = *\n")
-        Path("/etc/nginx/sites-enabled/default").unlink(missing_ok=True)
-        run("useradd", "--create-home", "--shell", "/bin/bash", ANN)
-        write(Path("/etc/sudoers.d/people"), f"{ANN} ALL=(clojars) NOPASSWD: ALL\n", 0o440)
-        repository = make_repository(OPT / "clojars-web")
-        write(
-            Path("/etc/deploy-clojars.toml"),
-            f'repository = "{repository.url}"\n[health]\ntimeout = 240\nsettle = 0.5\ninterval = 0.1\n',
-        )
-        with (
-            Upstart.started(OPT / "upstart", root_only=True) as upstart,
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log,
-        ):
-            log.bind("/dev/log")
-            Path("/dev/log").chmod(0o666)
-            for program in (*PROGRAMS, INITCTL):
-                shutil.copy(upstart.bin / program, f"/usr/sbin/{program}")
-            Path("/etc/init").symlink_to(upstart.jobs)
-            Path("/var/log/upstart").symlink_to(upstart.logs)
-            heard: list[str] = []
-            # sudo's syslog(3) waits for a reader.
-            threading.Thread(target=hear, args=(log, heard), daemon=True).start()
-            yield cls(upstart, repository, heard)
-
-    def set_up(self) -> None:
-        """`deploy-clojars setup`, as root, and what its last lines say."""
-        result = run("/usr/local/bin/deploy-clojars", "setup")
-        assert "next: sudo -iu clojars deploy-clojars TAG" in result
-        lein = Path("/home/clojars/.lein")
-        lein.mkdir()
-        write(
-            lein / "profiles.clj", '{:user {:local-repo "/usr/share/maven-repo" :offline? true}}\n'
-        )
-        run("chown", "-R", "clojars:", str(lein), str(self.repository.directory))
-
-    @contextlib.contextmanager
-    def nginx(self) -> Iterator[None]:
-        """The real nginx with the machine's own configuration."""
-        Path("/var/lib/nginx").mkdir(exist_ok=True)
-        with subprocess.Popen(["nginx", "-g", "daemon off;"]) as process:
-            try:
-                wait_for(lambda: self.get("http://127.0.0.1:8099/pool") == "primary", "nginx")
-                yield
-            finally:
-                process.terminate()
-
-    @contextlib.contextmanager
-    def ann_types(self, *words: str, timeout: float = 300) -> Iterator[Terminal]:
-        """Ann at her terminal: `sudo -iu clojars deploy-clojars WORDS`."""
-        typed = shlex.join(["sudo", "-iu", "clojars", "deploy-clojars", *words])
-        # A shell of her own leads the session: the kernel tells it alone that the window was closed.
-        ann = ["--reuid", ANN, "--regid", ANN, "--init-groups", "--", "bash", "--norc", "-i", "-c"]
-        argv = ["setpriv", *ann, f"{typed}; exit $?"]
-        env = {"PATH": os.environ["PATH"], "TERM": "xterm", "HOME": f"/home/{ANN}"}
-        with at_a_terminal(argv, env, Path("/"), timeout) as terminal:
-            yield terminal
-
-    def as_clojars(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command as clojars, without a terminal."""
-        return subprocess.run(
-            ["runuser", "-u", "clojars", "--", *words],
-            cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            timeout=300,
-        )  # fmt: skip
-
-    @staticmethod
-    def get(url: str) -> str | None:
-        """What a web server answers; None if it does not."""
-        request = urllib.request.Request(url, headers={"Host": "clojars.org"})
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return str(answer.read().decode().strip())
-        except (OSError, ValueError):
-            return None
-
-
-def hear(log: socket.socket, heard: list[str]) -> None:
-    """Takes down what the system's log is told."""
-    with contextlib.suppress(OSError):
-        while True:
-            heard.append(log.recv(4096).decode("utf-8", "replace"))
 
 
 def run(*words: str) -> str:
@@ -236,26 +127,6 @@ def bring_loopback_up() -> None:
     set_flags, up_and_running = 0x8914, 0x41  # netdevice(7): SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, set_flags, struct.pack("16sh14x", b"lo", up_and_running))
-
-
-def install_the_tool() -> None:
-    """/usr/local/bin/deploy-clojars, from where every user can read it."""
-    packages = Path(msgspec.__file__).parents[1]
-    for source, name in (
-        (sys.base_prefix, "python"),
-        (PROJECT / "src", "src"),
-        (packages, "packages"),
-    ):
-        (OPT / name).mkdir()
-        mount("--bind", str(source), str(OPT / name))
-    python = OPT / "python/bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    write(
-        Path("/usr/local/bin/deploy-clojars"),
-        "#!/bin/sh\n"
-        f"PYTHONPATH={OPT}/src:{OPT}/packages PYTHONDONTWRITEBYTECODE=1 "
-        f'exec {python} -m deploy_clojars "$@"\n',
-        0o755,
-    )
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:

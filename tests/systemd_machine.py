@@ -38,9 +38,14 @@ CGROUPS = "deploy-clojars-test-"  # how their names begin
 BOOT = r"""
 set -eu
 root=$1/root
-mkdir -p "$1/over" "$root"
-mount -t tmpfs -o mode=755 tmpfs "$1/over"
-mkdir "$1/over/upper" "$1/over/scratch"
+mkdir -p "$root"
+# Whoever has made it keeps the machine's files over a power cut.
+if [ ! -d "$1/over" ]; then
+    mkdir "$1/over"
+    mount -t tmpfs -o mode=755 tmpfs "$1/over"
+fi
+[ -d "$1/over/upper" ] || first_boot=yes
+mkdir -p "$1/over/upper" "$1/over/scratch"
 mount -t overlay -o "lowerdir=/,upperdir=$1/over/upper,workdir=$1/over/scratch" overlay "$root"
 shift
 cd "$root"
@@ -68,18 +73,21 @@ for shared; do
     mkdir -p "$root$shared"
     mount --bind "$shared" "$root$shared"
 done
-# Nothing that the real machine starts is started here.
-rm -rf etc/systemd/system/*.wants var/log/journal
+# Nothing that the real machine starts is started here, but what this one enables.
+if [ "${first_boot-}" ]; then
+    rm -rf etc/systemd/system/*.wants var/log/journal
+fi
 : >etc/machine-id
 ln -sf /dev/null etc/systemd/system/systemd-modules-load.service
+enabled=$(ls etc/systemd/system/multi-user.target.wants 2>/dev/null | tr '\n' ' ')
 cat >etc/systemd/system/lab.target <<END
 [Unit]
-Wants=dbus.socket systemd-journald.service systemd-tmpfiles-setup.service
+Wants=dbus.socket systemd-journald.service systemd-tmpfiles-setup.service $enabled
 Requires=basic.target
 After=basic.target
 AllowIsolate=yes
 END
-mkdir old
+mkdir -p old
 pivot_root . old
 umount -l old
 getent passwd clojars >/dev/null ||
@@ -100,7 +108,7 @@ class Machine:
     def started(cls, directory: Path, *shared: Path) -> Iterator[Machine]:
         """Boots it, with its files in `directory`; `shared` directories are the test's and its own."""
         require_systemd()
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         group = _cgroup_of_machines() / f"{CGROUPS}{uuid.uuid4().hex}"
         group.mkdir()
         console = directory / "console"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from clojure_repository import ClojureRepository as Tags
+from conftest import Clojure
 from private_machine import in_private_machine
+from seed_machine import MANAGER
+from systemd_machine import require_systemd
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +32,14 @@ def of_the_real_machine() -> dict[str, tuple[int, bytes]]:
 
 # Two builds and a dozen starts of JVMs, beside whatever else is tested.
 @pytest.mark.timeout(1000)
+@pytest.mark.parametrize("manager", ["upstart", "systemd"])
 @pytest.mark.parametrize("file", ["seed.py", "hang_up.py"])
-def test_the_seeds_command_line(file: str, tmp_path: Path) -> None:
+def test_the_seeds_command_line(file: str, manager: str, tmp_path: Path, clojure: Clojure) -> None:
+    if manager == "systemd":
+        require_systemd()
+    (tmp_path / "jars").mkdir()
+    for tag in (Tags.SECOND, Tags.THROWS_AT_START) if file == "seed.py" else ():
+        shutil.copy(clojure.jar(tag), tmp_path / "jars")
     before = of_the_real_machine()
-    in_private_machine(PRIVATE / file, tmp_path)
+    in_private_machine(PRIVATE / file, tmp_path, **{MANAGER: manager})
     assert of_the_real_machine() == before

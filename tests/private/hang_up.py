@@ -1,4 +1,4 @@
-"""A terminal that is closed under real sudo, and an old host; run inside by test_seed_command_line.py."""
+"""A terminal that is closed under real sudo, a power cut, and an old host; run inside by test_seed_command_line.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from little_host import Terminal, wait_for
-from private_machine import OPT, Machine, run, write
+from private_machine import run, write
+from seed_machine import OPT, Machine
 from zip_application import zip_jar
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
@@ -29,7 +30,7 @@ def machine() -> Iterator[Machine]:
         jars = OPT / "jars"
         for tag in (SECOND, Tags.THIRD):
             zip_jar(tag, machine.repository.commit(tag), jars)
-        the_old_nginx_site_is_found()
+        the_old_nginx_site_is_found(machine)
         machine.set_up()
         with Path("/etc/deploy-clojars.toml").open("a") as config:
             config.write(
@@ -38,9 +39,9 @@ def machine() -> Iterator[Machine]:
                 f'"mkdir target && cp {jars}/*-$(cat resources/clojars/version.txt)-* target"\n'
             )
         write(OPT / "build-seconds", "0")
-        without_jvm()
+        without_jvm(machine)
         for job in ("clojars", "clojars-backup"):
-            run("/sbin/start", job)
+            machine.manager.control("start", job)
         for port in (8001, 8002):
             wait_for(lambda port=port: version(machine, port) == FIRST, "the old host serves")  # type: ignore[misc]
         yield machine
@@ -60,7 +61,7 @@ def an_old_host(machine: Machine) -> None:
     run("chown", "-R", "clojars:", str(HOME))
 
 
-def the_old_nginx_site_is_found() -> None:
+def the_old_nginx_site_is_found(machine: Machine) -> None:
     """nginx itself only warns of two sites with one name, and takes the first."""
     old = Path("/etc/nginx/sites-enabled/000-old")
     old.symlink_to("../sites-available/old")
@@ -70,7 +71,7 @@ def the_old_nginx_site_is_found() -> None:
     result = setup()
     assert result.returncode == 1, result.stdout
     assert f"{old} is another site for clojars.org" in result.stdout
-    assert f"rm {old} && service nginx reload" in result.stdout
+    assert f"rm {old} && {machine.manager.reloads_nginx}" in result.stdout
     found = subprocess.run(["deploy-clojars", "check"], capture_output=True, text=True, check=False)
     assert f"{old} is another site for clojars.org" in found.stdout
     elsewhere = Path("/etc/nginx/old-sites/old.conf")
@@ -94,13 +95,14 @@ def setup() -> subprocess.CompletedProcess[str]:
     return subprocess.run(["deploy-clojars", "setup"], capture_output=True, text=True, check=False)
 
 
-def without_jvm() -> None:
+def without_jvm(machine: Machine) -> None:
     """The job files as they are but for the program that they start."""
+    jvm = machine.manager.starts_jvm
     for job in ("clojars", "clojars-backup"):
-        file = Path(f"/etc/init/{job}.conf")
-        text = file.read_text()
-        assert "exec java -Xmx512m -jar" in text
-        file.write_text(text.replace("exec java -Xmx512m -jar", "exec /usr/bin/python3 -I"))
+        text = machine.manager.job_file(job).read_text()
+        assert jvm in text
+        python = jvm.replace("java -Xmx512m -jar", "/usr/bin/python3 -I")
+        machine.manager.install(job, text.replace(jvm, python))
 
 
 def version(machine: Machine, port: int) -> str | None:
@@ -152,7 +154,7 @@ def test_a_closed_terminal_puts_everything_back(
 ) -> None:
     (HOME / "bin/deploy-clojars").unlink(missing_ok=True)
     write(Path("/etc/sudoers.d/pty"), f"Defaults {'' if use_pty else '!'}use_pty\n", 0o440)
-    before = (machine.upstart.pid("clojars"), version(machine, 8001))
+    before = (machine.manager.pid("clojars"), version(machine, 8001))
     tag = Tags.THIRD if moment == "build" else SECOND
     write(OPT / "build-seconds", "300" if moment == "build" else "0")
     BUILDING.unlink(missing_ok=True)
@@ -162,7 +164,7 @@ def test_a_closed_terminal_puts_everything_back(
         wait_for(lambda: status(machine)["lock"] is None, "the run ends")
     now = status(machine)
     assert now["ok"], now
-    assert (machine.upstart.pid("clojars"), version(machine, 8001)) == before
+    assert (machine.manager.pid("clojars"), version(machine, 8001)) == before
     assert version(machine, 8002) == before[1]
     assert processes("sleep 300") == []
 
@@ -182,3 +184,49 @@ def processes(command: str) -> list[str]:
     """The processes with that command line."""
     lines = subprocess.run(["pgrep", "-fx", command], capture_output=True, text=True, check=False)
     return lines.stdout.split()
+
+
+def power_is_cut_at_the_question(machine: Machine) -> None:
+    """And comes back: the units start from the link as it is."""
+    (HOME / "bin/deploy-clojars").unlink(missing_ok=True)
+    write(OPT / "build-seconds", "0")
+    with machine.ann_types(SECOND) as terminal:
+        terminal.asked()
+        machine.manager.loses_power()
+    machine.manager.boot()
+    for port in (8001, 8002):
+        wait_for(lambda port=port: version(machine, port) == SECOND, "both are up")  # type: ignore[misc]
+
+
+def test_after_a_power_cut_at_the_question_status_and_check_name_the_way_back(
+    machine: Machine,
+) -> None:
+    with machine.nginx():
+        power_is_cut_at_the_question(machine)
+        wait_for(lambda: machine.get("http://127.0.0.1/version") == SECOND, "nginx serves, too")
+        assert Path("/run/clojars").owner() == "clojars"
+        now = status(machine)
+        assert (now["ok"], now["interrupted"], now["lock"]) == (False, True, None)
+        assert (now["current"], now["approved"]) == (SECOND, FIRST)
+        assert now["next"] == f"deploy-clojars rollback {FIRST}"
+        found = machine.as_clojars("deploy-clojars", "check")
+        assert found.returncode == 11
+        assert f"deploy-clojars rollback {FIRST}" in found.stdout
+        with machine.ann_types("rollback", FIRST, "--yes") as terminal:
+            terminal.ends(0)
+        assert machine.get("http://127.0.0.1/version") == FIRST
+    assert (version(machine, 8001), version(machine, 8002)) == (FIRST, FIRST)
+    assert status(machine)["ok"]
+
+
+def test_after_a_power_cut_at_the_question_the_same_deploy_reverts_first(machine: Machine) -> None:
+    power_is_cut_at_the_question(machine)
+    with machine.ann_types(SECOND) as terminal:
+        terminal.sees("reverting it first")
+        terminal.sees(f"reverted: {FIRST} is current and runs on both instances")
+        terminal.asked()
+        assert version(machine, 8001) == FIRST
+        terminal.types("yes")
+        terminal.ends(0)
+    assert (version(machine, 8001), version(machine, 8002)) == (SECOND, SECOND)
+    assert status(machine)["ok"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clojure_repository import ClojureRepository as Tags
 from little_host import wait_for
-from private_machine import ANN, Machine
+from seed_machine import ANN, Machine
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 SITE = "http://127.0.0.1/version"
@@ -21,36 +21,43 @@ JOURNAL = Path("/home/clojars/deploy/journal.jsonl")
 def test_from_a_bare_host_to_a_release_and_back() -> None:
     with Machine.made() as machine:
         nothing_is_made_beside_what_nginx_refuses()
-        what_nginx_refuses_is_taken_back()
+        what_nginx_refuses_is_taken_back(machine)
         machine.set_up()
         a_second_setup_changes_nothing()
         assert pwd.getpwnam("clojars").pw_dir == "/home/clojars"
         subprocess.run(["visudo", "-c"], check=True)
         with machine.nginx():
-            assert machine.get(SITE) is None
-            deploy(machine, FIRST)
-            deploy(machine, SECOND)
+            users_are_asked_to_come_back(machine)
+            deploy(machine, FIRST, "lein test")
+            machine.has(SECOND)
+            deploy(machine, SECOND, "not built again")
+            a_release_that_does_not_start_says_why(machine)
             with machine.ann_types("rollback", FIRST) as terminal:
                 terminal.asked()
                 terminal.types("yes")
                 terminal.ends(0)
             assert machine.get(SITE) == FIRST
             everybody_finds_it_ready(machine)
-            before = machine.upstart.pid("clojars")
+            before = machine.manager.pid("clojars")
+            with Path("/etc/default/clojars").open("a") as settings:
+                settings.write("OF_BOTH=1\n")
+            machine.manager.sets("clojars", "OF_THIS_ONE=1")
             with machine.ann_types("restart") as terminal:
                 terminal.asked()
                 terminal.types("yes")
                 terminal.ends(0)
-            assert machine.upstart.pid("clojars") != before
+            assert machine.manager.pid("clojars") != before
+            assert {"OF_BOTH=1", "OF_THIS_ONE=1"} <= environment(machine, "clojars")
+            assert {"OF_BOTH=1"} <= environment(machine, "clojars-backup")
             with machine.ann_types("status") as terminal:
                 assert f"approved  {FIRST}" in terminal.ends(0)
             the_nailgun_port_answers()
-            the_java_is_upstarts_own_process(machine)
+            the_java_is_the_managers_own_process(machine)
             nothing_but_the_two_jobs_is_allowed(machine)
             the_message_of_the_day_teaches_the_command(machine)
         people = {json.loads(line).get("by") for line in JOURNAL.read_text().splitlines()}
         assert people == {ANN}
-        log = "\n".join(machine.system_log)
+        log = machine.manager.system_log
         assert f"{ANN}: deploy {SECOND}: {SECOND} is in production" in log
         assert f"{ANN}: rollback {FIRST}: {FIRST} is in production again" in log
 
@@ -73,7 +80,7 @@ def nothing_is_made_beside_what_nginx_refuses() -> None:
     broken.unlink()
 
 
-def what_nginx_refuses_is_taken_back() -> None:
+def what_nginx_refuses_is_taken_back(machine: Machine) -> None:
     """A site that uses the nailgun port's own kind of block has one already."""
     broken = Path("/etc/nginx/modules-enabled/80-own.conf")
     broken.write_text("stream { }\n")
@@ -81,8 +88,8 @@ def what_nginx_refuses_is_taken_back() -> None:
     assert result.returncode == 4
     assert "the files were taken back" in result.stderr
     assert '"stream" directive is duplicate' in result.stderr
-    assert "--nailgun balance" in result.stderr
-    for made in ("/etc/init/clojars.conf", "/etc/sudoers.d/deploy-clojars",
+    assert machine.manager.without_stream in result.stderr
+    for made in (machine.manager.job_file("clojars"), "/etc/sudoers.d/deploy-clojars",
                  "/etc/nginx/sites-enabled/clojars"):  # fmt: skip
         assert not os.path.lexists(made)
     broken.unlink()
@@ -100,14 +107,36 @@ def a_second_setup_changes_nothing() -> None:
     assert (settings.st_mode & 0o777, Path("/etc/default/clojars").group()) == (0o640, "clojars")
 
 
-def deploy(machine: Machine, tag: str) -> None:
+def users_are_asked_to_come_back(machine: Machine) -> None:
+    """While no instance serves."""
+    status, page = machine.answer(SITE)
+    assert status == 503
+    assert "please try again" in page
+
+
+def deploy(machine: Machine, tag: str, shown: str) -> None:
     """`sudo -iu clojars deploy-clojars TAG`, and what users get then."""
     with machine.ann_types(tag) as terminal:
         terminal.asked()
-        assert "lein test" in terminal.shown
+        assert shown in terminal.shown
         terminal.types("yes")
         terminal.ends(0)
     assert machine.get(SITE) == tag
+
+
+def a_release_that_does_not_start_says_why(machine: Machine) -> None:
+    """Its log is shown, or who can read it."""
+    machine.has(Tags.THROWS_AT_START)
+    with machine.ann_types(Tags.THROWS_AT_START) as terminal:
+        shown = terminal.ends(6)
+    assert "the end of its log" in shown
+    assert machine.manager.log_of_the_backup in shown
+    assert machine.get(SITE) == machine.get("http://127.0.0.1:8002/version") == SECOND
+
+
+def environment(machine: Machine, job: str) -> set[str]:
+    """The variables of an instance, each with its value."""
+    return set(Path(f"/proc/{machine.manager.pid(job)}/environ").read_text().split("\0"))
 
 
 def everybody_finds_it_ready(machine: Machine) -> None:
@@ -123,25 +152,19 @@ def the_nailgun_port_answers() -> None:
         pass
 
 
-def the_java_is_upstarts_own_process(machine: Machine) -> None:
-    pid = machine.upstart.pid("clojars")
+def the_java_is_the_managers_own_process(machine: Machine) -> None:
+    pid = machine.manager.pid("clojars")
     assert Path(f"/proc/{pid}/comm").read_text().strip() == "java"
     assert Path(f"/proc/{pid}").owner() == "clojars"
 
 
 def nothing_but_the_two_jobs_is_allowed(machine: Machine) -> None:
-    for allowed in (["status", "clojars"], ["restart", "clojars-backup"]):
-        result = machine.as_clojars("sudo", "-n", f"/sbin/{allowed[0]}", *allowed[1:])
+    for allowed in machine.manager.allowed:
+        result = machine.as_clojars("sudo", "-n", *allowed.split())
         assert result.returncode == 0, result.stderr
     wait_for(lambda: machine.get("http://127.0.0.1:8002/version"), "the backup is back")
-    for refused in (
-        ["/sbin/restart", "clojars-balance"],
-        ["/sbin/restart", "clojars", "X=1"],
-        ["/sbin/restart"],
-        ["/bin/true"],
-        ["/bin/sh"],
-    ):
-        result = machine.as_clojars("sudo", "-n", *refused)
+    for refused in (*machine.manager.refused, "/bin/true", "/bin/sh"):
+        result = machine.as_clojars("sudo", "-n", *refused.split())
         assert result.returncode == 1, refused
         assert "password is required" in result.stderr
 
