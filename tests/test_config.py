@@ -81,6 +81,7 @@ def flat(table: dict[str, Any], path: str = "") -> dict[str, Any]:
         ("instances.backup.job", "clojars-backup"),
         ("instances.backup.url", "http://clojars.org:8002/"),
         ("instances.backup.health", ["http://127.0.0.1:8002/", "tcp://127.0.0.1:7602"]),
+        ("instances.backup.only_while_deploying", False),
         ("health.timeout", 120),
         ("health.interval", 0.2),
         ("health.settle", 3),
@@ -176,6 +177,16 @@ def test_an_unknown_key_that_is_near_no_other_is_refused_with_all_known_ones(
 
     assert message.startswith(f"site.toml: {key}: unknown key; known: ")
     assert all(each in message for each in known)
+
+
+def test_only_the_backup_may_run_only_while_deploying() -> None:
+    toml = "only_while_deploying = true"
+
+    assert parsed(f"[instances.backup]\n{toml}").instances.backup.only_while_deploying
+    assert refusal(f"[instances.primary]\n{toml}") == (
+        "site.toml: instances.primary.only_while_deploying: unknown key; "
+        "only the backup can have it: users are served by the primary"
+    )
 
 
 # Wrong types and impossible values

@@ -169,6 +169,33 @@ def restarts_of_a_rollback(
     return restarted
 
 
+@pytest.mark.parametrize(
+    ("primary", "backup", "first", "should_rest"),
+    [
+        # Nobody needs it beside a primary that is healthy on the target.
+        ("A", None, None, False),
+        ("A", "A", None, True),
+        ("A", "B", BACKUP, True),
+        # It is needed for the primary's restart, or in its place.
+        ("B", None, BACKUP, False),
+        ("B", "A", PRIMARY, False),
+        (None, None, PRIMARY, False),
+        (None, "A", PRIMARY, False),
+    ],
+)
+def test_a_backup_that_runs_only_while_deploying_rests_beside_a_healthy_primary(
+    primary: str | None, backup: str | None, first: Role | None, should_rest: bool
+) -> None:
+    look = Look(
+        Current("A"), instance(PRIMARY, primary), instance(BACKUP, backup), History(), "A",
+        backup_may_rest=True,
+    )  # fmt: skip
+
+    assert next_to_restart(*look.health_on("A")) == first
+    assert look.backup_should_rest("A") is should_rest
+    assert not replace(look, backup_may_rest=False).backup_should_rest("A")
+
+
 @pytest.mark.parametrize("failed", [(), (PRIMARY,), (BACKUP,), (PRIMARY, BACKUP)])
 @pytest.mark.parametrize(("primary", "backup"), list(product(STATES, STATES)))
 def test_nothing_healthy_or_failed_and_never_the_only_serving_instance_is_restarted(
@@ -434,6 +461,11 @@ def instance(role: Role, runs: str | None) -> Observation:
     return Observation(role, role, "running", "", 1, running=runs, open_releases=frozenset({runs}))
 
 
+def resting(seen: Situation) -> Situation:
+    """With a backup that runs only while deploying."""
+    return replace(seen, look=replace(seen.look, backup_may_rest=True))
+
+
 CUT_OFF = run("deploy", "B")
 CUT_OFF_PAST_RETURN = run("deploy", "B", past_return=True)
 
@@ -451,6 +483,12 @@ CUT_OFF_PAST_RETURN = run("deploy", "B", past_return=True)
         (situation(CUT_OFF_PAST_RETURN), False),
         (situation(approved=None), False),
         (situation(approved=None, current=None, primary_ok=False, backup_ok=False), False),
+        # One that runs only while deploying may be stopped.
+        (resting(situation(backup_ok=False)), True),
+        (resting(situation()), True),
+        (resting(situation(primary_ok=False, backup_ok=False)), False),
+        (resting(situation(current="B", backup_ok=False)), False),
+        (resting(situation(CUT_OFF, backup_ok=False)), False),
         # While the lock is held only the primary on the approved release counts.
         (situation(CUT_OFF, locked=True), True),
         (situation(CUT_OFF, current="B", backup_ok=False, locked=True), True),

@@ -413,6 +413,7 @@ def _carry_out(
 ) -> None:
     """Runs a command that changes the host, or prints what it would do. Raises DeployError."""
     from deploy_clojars.deploy import ask
+    from deploy_clojars.deploy.rest import backup_rests_afterwards
     from deploy_clojars.run.run import started
 
     if dry_run:
@@ -421,7 +422,7 @@ def _carry_out(
         _show_result(rehearse(settings.host(), request, command))
         return
     ask.require_an_answer(request.yes)
-    with started(settings.host(), settings.console(), request) as run:
+    with started(settings.host(), settings.console(), request) as run, backup_rests_afterwards(run):
         command(run)
 
 

@@ -191,6 +191,12 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(each.url for each in self.asked)
 
 
+class Backup(Instance, frozen=True, forbid_unknown_fields=True):
+    """The instance that may be down while no run is at work."""
+
+    only_while_deploying: bool = False
+
+
 Role = Literal["primary", "backup"]  # as the tables in `[instances]` are named
 PRIMARY: Role = "primary"
 BACKUP: Role = "backup"
@@ -204,7 +210,7 @@ class Instances(Struct, frozen=True, forbid_unknown_fields=True):
         url="http://clojars.org:8001/",
         health=("http://127.0.0.1:8001/", "tcp://127.0.0.1:7601"),
     )
-    backup: Instance = Instance(
+    backup: Backup = Backup(
         job="clojars-backup",
         url="http://clojars.org:8002/",
         health=("http://127.0.0.1:8002/", "tcp://127.0.0.1:7602"),
@@ -419,6 +425,8 @@ def _refuse_unknown_keys(
             expected = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(known)}"
             # Quoted as TOML would have it: an error is one line.
             shown = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+            if (path, key) == ("instances.primary.", "only_while_deploying"):
+                expected = "only the backup can have it: users are served by the primary"
             raise UsageError(f"{source}: {path}{shown}: unknown key; {expected}")
         if isinstance(value, dict) and isinstance(known[key], dict):
             _refuse_unknown_keys(value, known[key], source, f"{path}{key}.")

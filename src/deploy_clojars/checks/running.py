@@ -15,6 +15,7 @@ from deploy_clojars import config
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
 from deploy_clojars.host import health
 from deploy_clojars.host.health import Observation
+from deploy_clojars.host.look import RESTS
 from deploy_clojars.host.services.systemd import unit_of
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
@@ -35,6 +36,8 @@ def jobs(site: Site) -> Findings:
             yield Finding(f"job {job}: {observation.said}", not answers, again)
         elif observation.state == "unknown":
             yield Finding(f"job {job}: {observation.said}", True, _known_again(site, observation))
+        elif observation is site.look.backup and site.look.backup_rests:
+            yield Finding(f"job {job}: {RESTS}")
         elif observation.why_hidden is not None and site.owner == os.geteuid():
             yield Finding(observation.why_hidden, True, health.HOW_TO_BE_SEEN)
         elif approved is None:

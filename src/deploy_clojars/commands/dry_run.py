@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from deploy_clojars.deploy import checkout, isolation
+from deploy_clojars.deploy.rest import backup_rests_afterwards
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.health import Observation
@@ -53,10 +54,9 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
     if not host.deploy.is_dir():
         lines.append(_command("mkdir", host.deploy))
     run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
-    if request.command == "deploy":
-        command(run, RehearsedSource(run, lines.append))
-    else:
-        command(run)
+    words = [RehearsedSource(run, lines.append)] if request.command == "deploy" else []
+    with backup_rests_afterwards(run):
+        command(run, *words)
     return "\n".join(lines)
 
 

@@ -32,7 +32,8 @@ def rollback(run: Run) -> None:
     if look.history.unfinished is None and is_settled_on(look, run.version):
         if host.nginx.flag_is_set:
             raise DeployError(f"the drain flag {host.nginx.flag} is still there")
-        run.console.say(f"{run.version} is current, approved and runs on both instances already")
+        where = look.where_it_runs
+        run.console.say(f"{run.version} is current, approved and runs on {where} already")
     else:
         _ask_and_roll_back(run, look)
     if restart_failed:
@@ -142,7 +143,8 @@ def roll_back(run: Run, before: Look) -> None:
     if not after.both_healthy_on(target):
         ways = ways_on(run, after, "rollback")
         raise half_done(run, f"the rollback to {target}", target, failed, ways)
-    run.now_left_with(current=target, primary=target, backup=target)
+    backup = None if after.backup_rests else target
+    run.now_left_with(current=target, primary=target, backup=backup)
     run.succeeded("rolled back", f"{target} is in production; {DATA_STAYS}")
     if run.unwritten:
         again = host.command("rollback", target)
@@ -169,7 +171,8 @@ def put_back(run: Run, before: Look, failed: dict[Role, NotHealthy]) -> DeployEr
             remove_link(run, "flip", "there was none", previously=run.version)
         else:
             flip(run, version)
-            if BACKUP in failed and not run.host.instances[BACKUP].observe().is_healthy_on(version):
+            _, backup = run.host.look().health_on(version)
+            if BACKUP in failed and not backup.healthy:
                 restart(run, BACKUP, version)
     except DeployError as error:
         return HalfDone(

@@ -11,7 +11,7 @@ import msgspec
 
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.look import Look
+from deploy_clojars.host.look import RESTS, Look
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
@@ -96,10 +96,14 @@ def as_text(report: Report) -> str:
     previous = f"{look.history.previous or 'none'}{' (its jar is gone)' * report.previous_is_gone}"
     values = (look.current.version, look.approved, previous)
     lines = [f"{name:<9} {value or 'none'}" for name, value in zip(names, values, strict=True)]
-    for observation in report.look.instances:
-        lines.append(f"{observation.role:<9} {_instance_line(observation)}")
+    for observation in look.instances:
+        rests = observation is look.backup and look.backup_rests
+        said = f"{observation.job}: {RESTS}" if rests else _instance_line(observation)
+        lines.append(f"{observation.role:<9} {said}")
         lines += [
-            f"{'':<9} {check.url}: {check.detail}" for check in observation.checks if not check.ok
+            f"{'':<9} {check.url}: {check.detail}"
+            for check in observation.checks
+            if not (check.ok or rests)
         ]
     lines += _remarks(report)
     lines.append(_judgement(report))

@@ -88,13 +88,15 @@ def ask_to_roll_back(run: Run, look: Look) -> None:
     """Asks before anything is changed. Raises Declined (7), Interrupted."""
     show = run.console.say if run.request.yes else run.console.tell
     show(f"roll back to {run.version} (approved now: {look.approved or 'none'})", "bold")
-    for observation in look.instances:
-        healthy = observation.is_healthy_on(run.version)
+    for observation, health in zip(look.instances, look.health_on(run.version), strict=True):
         verb = "started" if observation.state == "stopped" else "restarted"
         what = f"will be {verb}"
-        if healthy or observation.why_not_restarted:
-            what = "is healthy on it already" if healthy else "is left alone"
+        if health.healthy:
+            what = "is healthy on it already" if observation.pid else "is not needed"
+        elif observation.why_not_restarted:
+            what = "is left alone"
         show(f"  {observation.job} runs {observation.running or 'nothing'}: {what}")
+    _show_that_the_backup_rests(look, show)
     if look.primary.serving and not look.primary.is_healthy_on(run.version):
         show("  users are logged out")
     show(f"  {DATA_STAYS}")
@@ -112,6 +114,7 @@ def ask_to_restart(run: Run, look: Look) -> None:
         state = "serves" if observation.serving else "does not serve"
         done = "is started" if observation.state == "stopped" else "is stopped and started"
         show(f"  {observation.job} {state} and {done}")
+    _show_that_the_backup_rests(look, show)
     if look.primary.serving:
         show("  users are logged out")
     if run.request.force:
@@ -120,6 +123,11 @@ def ask_to_restart(run: Run, look: Look) -> None:
             "serves alone; users get errors until it is up"
         )
     ask_before_anything_is_changed(run, f"Restart both on {run.version}?")
+
+
+def _show_that_the_backup_rests(look: Look, show: Callable[[str], None]) -> None:
+    if look.backup_may_rest:
+        show(f"  {look.backup.job} is stopped at the end: it runs only while deploying")
 
 
 def ask_before_anything_is_changed(run: Run, question: str) -> None:
@@ -148,7 +156,10 @@ def question_page(run: Run, look: Look) -> list[str]:
     else:
         back = [] if look.primary.is_healthy_on(look.approved) else [primary]
         names = " and ".join([*back, backup])
-        lines.append(f"  no   puts current back to {look.approved} and restarts {names};")
+        restarts = (
+            f"stops {backup}" if look.backup_should_rest(look.approved) else f"restarts {names}"
+        )
+        lines.append(f"  no   puts current back to {look.approved} and {restarts};")
         lines.append(f"       {DATA_STAYS}")
     return lines
 

@@ -59,6 +59,11 @@ def drain_backup(run: Run) -> None:
         _wait_for_backup(run, vetoes=not run.request.force)
 
 
+def drain_backup_before_its_stop(run: Run) -> None:
+    """No request and no nailgun client is in the backup any more. Raises NotDrained (6)."""
+    _wait_for_backup(run, vetoes=True, cuts_nailgun=False)
+
+
 @contextmanager
 def without_requests(run: Run, role: Role) -> Iterator[None]:
     """The block restarts the instance, with none of nginx's requests in it as far as can be."""
@@ -169,8 +174,8 @@ def _wait_until_followed(run: Run) -> None:
         signals.wait(INTERVAL)
 
 
-def _wait_for_backup(run: Run, *, vetoes: bool) -> None:
-    """Waits until the backup, which is restarted next, has none of nginx's requests.
+def _wait_for_backup(run: Run, *, vetoes: bool, cuts_nailgun: bool = True) -> None:
+    """Waits until the backup, which is restarted or stopped next, has none of nginx's requests.
 
     It may have served a moment ago, and nginx takes a while to forgive a primary that was down.
     The flag is not set while the backup restarts. Raises NotDrained (6) if `vetoes`.
@@ -184,7 +189,7 @@ def _wait_for_backup(run: Run, *, vetoes: bool) -> None:
         return
     try:
         with run.step("drain", backup.job) as becomes:
-            becomes(_wait_until_quiet(run, backup))
+            becomes(_wait_until_quiet(run, backup, cuts_nailgun=cuts_nailgun))
     except NotDrained as error:
         if vetoes:
             raise
@@ -197,11 +202,12 @@ def _go_on(run: Run, error: NotDrained) -> None:
         run.console.warn(line)
 
 
-def _wait_until_quiet(run: Run, instance: Instance) -> str:
+def _wait_until_quiet(run: Run, instance: Instance, *, cuts_nailgun: bool = True) -> str:
     """Waits until nginx has been without a request in the instance for a while.
 
-    nginx's flag does not reach the nailgun port: its clients are waited for as long, and then cut.
-    Returns what is worth saying. Raises NotDrained with the holders, Interrupted.
+    nginx's flag does not reach the nailgun port: its clients are waited for as long, and then cut
+    unless they hold it up as requests do. Returns what is worth saying. Raises NotDrained with the
+    holders, Interrupted.
     """
     settings = run.host.config.drain
     started = last_request = time.monotonic()
@@ -215,7 +221,7 @@ def _wait_until_quiet(run: Run, instance: Instance) -> str:
             last_request = max(last_request, now - visits.since_a_request)
         quiet = now - last_request >= settings.quiet
         out_of_time = now - started >= settings.timeout
-        if quiet and (out_of_time or not visits.nailgun):
+        if quiet and ((out_of_time and cuts_nailgun) or not visits.nailgun):
             return _said(visits)
         if out_of_time:
             raise NotDrained(

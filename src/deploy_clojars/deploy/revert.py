@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain
-from deploy_clojars.deploy.steps import flip, half_done, remove_link, restart
+from deploy_clojars.deploy.steps import flip, half_done, remove_link, restart, stop
 from deploy_clojars.errors import (
     Declined,
     Defect,
@@ -117,11 +117,13 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
             ) from None
         drain.prefer_primary(run)
         failed = restart_what_is_not_healthy(run, approved)
-        if failed or not run.host.look().both_healthy_on(approved):
+        look = run.host.look()
+        if failed or not look.both_healthy_on(approved):
             stands = where_the_host_stands(run)
             raise half_done(run, f"the revert to {approved}", approved, failed, stands)
-        run.now_left_with(current=approved, primary=approved, backup=approved)
-        run.console.say(f"reverted: {approved} is current and runs on both instances")
+        backup = None if look.backup_rests else approved
+        run.now_left_with(current=approved, primary=approved, backup=backup)
+        run.console.say(f"reverted: {approved} is current and runs on {look.where_it_runs}")
 
 
 def _revert_to_nothing(run: Run, attempted: str) -> None:
@@ -132,20 +134,18 @@ def _revert_to_nothing(run: Run, attempted: str) -> None:
     look = host.look()
     for role, observation in ((PRIMARY, look.primary), (BACKUP, look.backup)):
         if role == BACKUP or attempted in observation.open_releases:
-            with run.step("revert", f"stop {observation.job}"):
-                run.record("stop", instance=role, pid=observation.pid)
-                host.instances[role].stop()
-            run.now_left_with(**{role: None})
+            stop(run, role, force=True)
 
 
 def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]:
     """Restarts what is not healthy on the target, in the order that keeps users served.
 
-    Returns the failures. Both instances are looked at again before each restart. One whose state
-    is unknown, or that could not be restarted, does not count as down and is left alone.
+    A backup that should rest by then is stopped instead. Returns the failures. Both instances are
+    looked at again before each restart. One whose state is unknown, or that could not be restarted,
+    does not count as down and is left alone.
     """
     failed: dict[Role, NotHealthy] = {}
-    restarted: set[Role] = set()
+    done: set[tuple[Role, bool]] = set()
     _wait_for_what_runs_the_target_already(run, target)
     while True:
         look = run.host.look()
@@ -153,12 +153,16 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
         role = decisions.next_to_restart(*look.health_on(target), failed, unknown)
         if role is None:
             return failed
+        is_to_rest = role == BACKUP and look.backup_should_rest(target)
         try:
-            if role in restarted:
+            if (role, is_to_rest) in done:
                 raise NotHealthy(f"{run.host.instances[role].job} did not stay healthy on {target}")
-            restarted.add(role)
+            done.add((role, is_to_rest))
             with drain.without_requests(run, role):
-                restart(run, role, target)
+                if is_to_rest:
+                    stop(run, role)
+                else:
+                    restart(run, role, target)
         except NotHealthy as error:
             failed[role] = error
 

@@ -69,6 +69,20 @@ def restart(
     return observation
 
 
+def stop(run: Run, role: Role, *, force: bool = False) -> None:
+    """Stops an instance; with `force` also the only one that serves.
+
+    Raises NotHealthy (6), Interrupted.
+    """
+    instance = run.host.instances[role]
+    with run.step("stop", instance.job):
+        if not force:
+            _refuse_the_only_serving_instance(run, role)
+        run.record("stop", instance=role, pid=instance.status().pid)
+        instance.stop()
+    run.now_left_with(**{role: None})
+
+
 def _definition_since(run: Run, role: Role, pid: int | None) -> str | None:
     """Since when the job has the definition that a restart keeps; None if it is not running."""
     tree = processes.tree(pid) if pid is not None else None

@@ -83,6 +83,7 @@ class Host:
             approved=self._approved(history, primary.result(), current),
             journal_error=journal_error,
             drain_flag=self.nginx.flag_is_set,
+            backup_may_rest=self.config.instances.backup.only_while_deploying,
         )
 
     def _approved(self, history: History, primary: Observation, current: Current) -> str | None:

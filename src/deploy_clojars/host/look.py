@@ -9,6 +9,9 @@ from deploy_clojars.host.health import Observation
 from deploy_clojars.host.journal import History, HostVersions
 from deploy_clojars.host.releases import Current
 
+# What is said of a backup that is stopped on purpose.
+RESTS = "stopped (runs only while deploying)"
+
 
 @dataclass(frozen=True)
 class Look:
@@ -21,6 +24,7 @@ class Look:
     approved: str | None
     journal_error: str | None = None  # why the journal cannot be read
     drain_flag: bool = False  # whether the flag makes nginx prefer the backup
+    backup_may_rest: bool = False  # whether the backup runs only while a run is at work
 
     @property
     def instances(self) -> tuple[Observation, Observation]:
@@ -32,16 +36,37 @@ class Look:
         return HostVersions(self.current.version, self.primary.running, self.backup.running)
 
     def health_on(self, version: str) -> tuple[decisions.InstanceHealth, decisions.InstanceHealth]:
-        """The primary and the backup, as what concerns a restart on `version` depends on them."""
+        """The primary and the backup, as what concerns a restart on `version` depends on them.
+
+        A backup that rests beside a primary that is healthy on it needs none.
+        """
         primary, backup = (
             decisions.InstanceHealth(each.serving, each.is_healthy_on(version))
             for each in self.instances
         )
+        if primary.healthy and self.backup_rests:
+            backup = decisions.InstanceHealth(serving=False, healthy=True)
         return primary, backup
 
     def both_healthy_on(self, version: str) -> bool:
-        """Whether both instances are healthy on the release now."""
-        return self.primary.is_healthy_on(version) and self.backup.is_healthy_on(version)
+        """Whether both instances are healthy on the release now, or the backup rests meanwhile."""
+        return all(each.healthy for each in self.health_on(version))
+
+    @property
+    def where_it_runs(self) -> str:
+        """Where the release runs that both instances are healthy on, for people."""
+        return self.primary.job if self.backup_rests else "both instances"
+
+    @property
+    def backup_rests(self) -> bool:
+        """Whether the backup is stopped as it should be while no run is at work."""
+        is_stopped = self.backup.state == "stopped" and not self.backup.strangers
+        return self.backup_may_rest and is_stopped
+
+    def backup_should_rest(self, version: str) -> bool:
+        """Whether the backup runs, and with the primary healthy on `version` nobody needs it."""
+        runs = self.backup.state not in ("stopped", "unknown")
+        return self.backup_may_rest and runs and self.primary.is_healthy_on(version)
 
     def why_not_both_healthy_on(self, version: str) -> str:
         """What keeps both from being healthy on the release, for people."""

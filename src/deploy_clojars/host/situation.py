@@ -58,10 +58,8 @@ class Situation:
             return False
         if self.locked:
             return True
-        settled = (
-            _serves(self.look.backup, self.look.approved)
-            and self.look.current.version == self.look.approved
-        )
+        backup_is_well = self.look.backup_rests or _serves(self.look.backup, self.look.approved)
+        settled = backup_is_well and self.look.current.version == self.look.approved
         return settled and not self.interrupted and not self.stale_flag
 
     @property
