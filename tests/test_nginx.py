@@ -97,16 +97,17 @@ class Nailgun(socketserver.ThreadingTCPServer):
 class Site:
     """nginx before two instances that can be stopped and started."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **backup: bool) -> None:
         web, other_web, nailgun, other_nailgun, probe, site, front = free_ports(7)
         self.ports = {"primary": (web, nailgun), "backup": (other_web, other_nailgun)}
         self.flag = directory / "run/drain"
         self.home = directory / "home"
         self.site, self.probe_port, self.front = site, probe, front
-        instances = {
+        instances: dict[str, Any] = {
             role: {"health": [f"http://127.0.0.1:{ports[0]}/", f"tcp://127.0.0.1:{ports[1]}"]}
             for role, ports in self.ports.items()
         }
+        instances["backup"] |= backup
         config = parse(
             {
                 "home": str(self.home),
@@ -167,9 +168,11 @@ class Site:
 
 
 @contextmanager
-def serving(directory: Path, program: str | None = None, for_all_sites: str = "") -> Iterator[Site]:
-    """A site whose two instances are up."""
-    site = Site(directory)
+def serving(
+    directory: Path, program: str | None = None, for_all_sites: str = "", **backup: bool
+) -> Iterator[Site]:
+    """A site whose two instances are up; `backup` are further keys of that one's table."""
+    site = Site(directory, **backup)
     (directory / "home/repo/a").mkdir(parents=True)
     (site.home / "repo/a/a.jar").write_text("from the disk")
     (site.home / "secret").write_text("secret")
@@ -250,6 +253,25 @@ def test_an_upload_that_was_sent_once_is_never_sent_again(site: Site) -> None:
     status, page = site.request("POST", "/", b"once")
     assert (status, "Back in a moment" in page) == (503, True)
     assert primary.uploads == [4]
+
+
+def test_a_primary_without_a_backup_is_given_up_for_no_error(tmp_path: Path) -> None:
+    with serving(tmp_path, only_while_deploying=True) as site:
+        site.stop("backup")
+        site.stop("primary")
+        assert site.request()[0] == 503
+        primary = site.start("primary")
+        assert site.request() == (200, "primary")
+        assert site.nailgun() == "primary 6"
+        primary.dies_on_upload = True
+        assert site.request("POST", "/", b"x")[0] == 503
+        assert site.request() == (200, "primary")
+        # And the backup takes the traffic as soon as it is there.
+        site.start("backup")
+        site.flag.touch()
+        assert site.request() == (200, "backup")
+        site.stop("primary")
+        assert site.nailgun() == "backup 6"
 
 
 KEEPS = 'proxy_http_version 1.1; proxy_set_header Connection "";'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import socket
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
+from conftest import Clojure
 from front import Front, in_front_of
 from little_host import LittleHost, wait_for
+from load.site import site_of
+from standin.upstart import RealUpstart, Upstart
 from test_drain import asked, request_in
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
@@ -111,11 +115,14 @@ def test_without_the_key_a_stopped_backup_needs_somebody(resting: LittleHost) ->
     assert resting.status["next"] == f"deploy-clojars rollback {FIRST}"
 
 
-def test_a_stranger_on_its_port_is_no_rest(resting_light_host: LittleHost) -> None:
+def test_a_stranger_on_its_port_is_found(resting_light_host: LittleHost) -> None:
     host = resting_light_host
     with socket.create_server(("127.0.0.1", host.ports[1])):
-        assert not host.status["ok"]
-        assert f"port {host.ports[1]} is taken by PID" in host.run("status").stdout
+        taken = f"(runs only while deploying); port {host.ports[1]} is taken by PID {os.getpid()}"
+        assert taken in host.done("status").stdout
+        checked = host.run("check").stdout
+        assert f"!!  job clojars-backup: stopped {taken}" in checked
+        assert f"      kill {os.getpid()}\n" in checked
     assert rests(host)
 
 
@@ -379,6 +386,30 @@ def test_a_signal_while_it_is_stopped_changes_nothing(resting_light_host: Little
 
 
 # Who is in it
+
+
+@pytest.mark.jvm
+def test_no_request_is_lost_though_it_stops_at_the_end_of_each_run(
+    tmp_path: Path, upstart: Upstart | RealUpstart, clojure: Clojure
+) -> None:
+    with site_of(
+        tmp_path / "site", upstart, clojure.repository, clojure.jar, "abrupt",
+        backup="only_while_deploying = true", settle="0.5",
+    ) as site:  # fmt: skip
+        host = site.host
+        host.control("stop", host.backup)
+        with site.under_load(0.4) as load:
+            for words in ((SECOND,), ("rollback", FIRST), ("restart",)):
+                host.done(*words, "--yes")
+                assert rests(host)
+            with host.typing(SECOND) as terminal:
+                terminal.asked()
+                terminal.types("no")
+                terminal.ends(7)
+            assert rests(host)
+        account = load.account()
+        assert account.is_clean, account
+        assert account.requests > 1000
 
 
 @pytest.fixture

@@ -66,11 +66,13 @@ def site_of(
     repository: Tags,
     jar: Callable[[str], Path],
     stop: Stop,
+    backup: str = "",
     **health: str,
 ) -> Iterator[Site]:
     """A site that serves 0.1.0; 0.2.0 is built by copying what Leiningen built before.
 
-    `stop`: whether the application finishes what it has begun when it is asked to stop.
+    `stop`: whether the application finishes what it has begun when it is asked to stop. `backup` is
+    a further line of that one's table.
     """
     jars = {tag: jar(tag) for tag in (FIRST, SECOND)}
     built = directory / "built"
@@ -85,6 +87,7 @@ def site_of(
         {
             "build": 'test = "true"\nuberjar = "mkdir target && '
             f'cp {built}/$(cat resources/clojars/version.txt)-standalone.jar target"',
+            "instances.backup": backup,
             "health": "timeout = 60\n"
             + "\n".join(f"{key} = {value}" for key, value in health.items()),
         },

@@ -37,7 +37,8 @@ def jobs(site: Site) -> Findings:
         elif observation.state == "unknown":
             yield Finding(f"job {job}: {observation.said}", True, _known_again(site, observation))
         elif observation is site.look.backup and site.look.backup_rests:
-            yield Finding(f"job {job}: {RESTS}")
+            said = f"job {job}: {RESTS}{observation.whose_ports}"
+            yield Finding(said, bool(observation.strangers), _ended(site, observation))
         elif observation.why_hidden is not None and site.owner == os.geteuid():
             yield Finding(observation.why_hidden, True, health.HOW_TO_BE_SEEN)
         elif approved is None:

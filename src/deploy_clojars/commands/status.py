@@ -97,14 +97,13 @@ def as_text(report: Report) -> str:
     values = (look.current.version, look.approved, previous)
     lines = [f"{name:<9} {value or 'none'}" for name, value in zip(names, values, strict=True)]
     for observation in look.instances:
-        rests = observation is look.backup and look.backup_rests
-        said = f"{observation.job}: {RESTS}" if rests else _instance_line(observation)
-        lines.append(f"{observation.role:<9} {said}")
-        lines += [
-            f"{'':<9} {check.url}: {check.detail}"
-            for check in observation.checks
-            if not (check.ok or rests)
-        ]
+        lines.append(f"{observation.role:<9} {_instance_line(look, observation)}")
+        if not _rests(look, observation):
+            lines += [
+                f"{'':<9} {check.url}: {check.detail}"
+                for check in observation.checks
+                if not check.ok
+            ]
     lines += _remarks(report)
     lines.append(_judgement(report))
     if report.next:
@@ -123,7 +122,7 @@ def as_one_line(report: Report) -> str:
     """What a login shows: nothing if all is well, otherwise what is the matter and what to type."""
     if report.ok:
         return "; ".join(report.look.obstacles)
-    down = [_instance_line(each) for each in report.look.instances if not each.serving]
+    down = [_instance_line(report.look, each) for each in report.look.instances if not each.serving]
     parts = [*(_remarks(report) or down or [_judgement(report)])]
     if report.next:
         parts.append(f"next: {report.next}")
@@ -143,7 +142,13 @@ def _judgement(report: Report) -> str:
     return "needs a person"
 
 
-def _instance_line(observation: Observation) -> str:
+def _rests(look: Look, observation: Observation) -> bool:
+    return observation is look.backup and look.backup_rests
+
+
+def _instance_line(look: Look, observation: Observation) -> str:
+    if _rests(look, observation):
+        return f"{observation.job}: {RESTS}{observation.whose_ports}"
     if observation.pid is None:
         said = f"{observation.said}{observation.whose_ports}"
         return f"{observation.job}: {observation.state} ({said})"

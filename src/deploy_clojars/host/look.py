@@ -60,12 +60,11 @@ class Look:
     @property
     def backup_rests(self) -> bool:
         """Whether the backup is stopped as it should be while no run is at work."""
-        is_stopped = self.backup.state == "stopped" and not self.backup.strangers
-        return self.backup_may_rest and is_stopped
+        return self.backup_may_rest and self.backup.state == "stopped"
 
     def backup_should_rest(self, version: str) -> bool:
         """Whether the backup runs, and with the primary healthy on `version` nobody needs it."""
-        runs = self.backup.state not in ("stopped", "unknown")
+        runs = self.backup.state != "stopped" and self.backup.why_not_restarted is None
         return self.backup_may_rest and runs and self.primary.is_healthy_on(version)
 
     def why_not_both_healthy_on(self, version: str) -> str:

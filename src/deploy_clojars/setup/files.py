@@ -70,6 +70,7 @@ class Values:
     primary_nailgun: str
     backup_web: str
     backup_nailgun: str
+    primary_fails: str  # when nginx gives the primary up
     flag: str
     probe_listen: str
     probe_path: str
@@ -158,6 +159,8 @@ def values_of(
         raise UsageError(
             f"instances.primary.url: has no host that nginx can be told: {primary.url}"
         )
+    # While the backup is down, one error of the primary would be an error for all users for a while.
+    fails = "max_fails=0" if backup.only_while_deploying else "max_fails=1 fail_timeout=2s"
     site = primary.job.replace(":", "-")  # it names files; supervisord has GROUP:PROGRAM
     return Values(
         server_name=server_name,
@@ -174,6 +177,7 @@ def values_of(
         primary_nailgun=_address(primary, PRIMARY, "tcp"),
         backup_web=_address(backup, BACKUP, "http"),
         backup_nailgun=_address(backup, BACKUP, "tcp"),
+        primary_fails=fails,
         flag=config.drain.flag,
         probe_listen=f"{_bracketed(probe.hostname or '')}:{probe.port or 80}",
         probe_path=probe.path,

@@ -379,13 +379,17 @@ class _Work:
         """Reads the units again, enables them, and makes the flag's directory as after a boot."""
         systemctl = f"{config.services.programs}/systemctl"
         _run([systemctl, "daemon-reload"])
+        # One that runs only while deploying must not start at a boot.
+        only_while_deploying = config.instances.backup.only_while_deploying
+        rests = f"{self._values.backup}.service" if only_while_deploying else ""
         for file in wanted:
             unit = Path(file.path).name
             if unit.endswith(".service"):
+                verb, not_so = ("disable", "would") if unit == rests else ("enable", "would not")
                 try:
-                    _run([systemctl, "enable", "--quiet", unit])
+                    _run([systemctl, verb, "--quiet", unit])
                 except NotReady as error:
-                    self._say(f"FOUND     {unit} would not start at boot: {error.detail}")
+                    self._say(f"FOUND     {unit} {not_so} start at boot: {error.detail}")
                     self._say(f"          systemctl status {unit}")
                     self.attention.append(unit)
             if "/tmpfiles.d/" in file.path:
