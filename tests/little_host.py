@@ -252,6 +252,14 @@ class LittleHost:
             self.control("start", job)
         wait_for(lambda: None not in self.versions, f"both serve {version}")
 
+    def lets_the_backup_rest(self) -> None:
+        """The backup runs only while deploying from now on, and is stopped."""
+        text = self.config.read_text(encoding="utf-8")
+        table = "[instances.backup]\n"
+        text = text.replace(table, f"{table}only_while_deploying = true\n")
+        self.config.write_text(text, encoding="utf-8")
+        self.control("stop", self.backup)
+
     def control(self, verb: str, job: str) -> None:
         """The manager's own program, as an operator would type it."""
         self.upstart.control(verb, job)

@@ -16,25 +16,17 @@ from front import Front, in_front_of
 from little_host import LittleHost, wait_for
 from load.site import site_of
 from standin.upstart import RealUpstart, Upstart
+from systemd_kit import bare_machine
 from test_drain import asked, request_in
+from test_killed import kill_at_the_question, kill_in_the_promotion
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
-
-
-def lets_the_backup_rest(host: LittleHost) -> None:
-    """Sets the key, and stops the backup."""
-    text = host.config.read_text(encoding="utf-8")
-    table = "[instances.backup]\n"
-    host.config.write_text(
-        text.replace(table, f"{table}only_while_deploying = true\n"), encoding="utf-8"
-    )
-    host.control("stop", host.backup)
 
 
 @pytest.fixture
 def resting(ready: LittleHost) -> LittleHost:
     """0.1.0 is in production on the primary alone; 0.2.0 and 0.2.1 are there."""
-    lets_the_backup_rest(ready)
+    ready.lets_the_backup_rest()
     return ready
 
 
@@ -43,7 +35,7 @@ def resting_light_host(light_host: LittleHost) -> LittleHost:
     """The same, under Upstart only."""
     for tag in (SECOND, THIRD):
         light_host.have(tag)
-    lets_the_backup_rest(light_host)
+    light_host.lets_the_backup_rest()
     return light_host
 
 
@@ -251,6 +243,28 @@ def test_a_dry_run_starts_it_first_and_stops_it_last(resting: LittleHost) -> Non
     assert rests(resting)
 
 
+def test_setup_has_systemd_start_only_the_primary_at_boot() -> None:
+    with bare_machine() as host:
+        config = host.machine.run("cat", "/etc/deploy-clojars.toml").stdout
+        table = "[instances.backup]\n"
+        config = config.replace(table, f"{table}only_while_deploying = true\n")
+        host.machine.write("/etc/deploy-clojars.toml", config)
+        assert host.tool("setup").returncode == 0
+        enabled = [host.machine.run("systemctl", "is-enabled", job, check=False).stdout.strip()
+                   for job in ("clojars", "clojars-backup")]  # fmt: skip
+        assert enabled == ["enabled", "disabled"]
+        host.serve()
+        done = host.tool("restart", "--yes", by="clojars")
+        assert done.returncode == 0, done.stderr
+        backup = host.status["instances"]["backup"]
+        assert (host.status["ok"], backup["state"]) == (True, "stopped")
+        shown = host.tool("check").stdout
+        assert "ok  job clojars-backup: stopped (runs only while deploying)\n" in shown
+        assert "ok  clojars-backup.service does not start at boot\n" in shown
+        host.systemctl("enable", "--quiet", "clojars-backup")
+        assert "!!  clojars-backup.service would start at boot, though it runs only" in host.check()
+
+
 # What may go wrong at its stop
 
 
@@ -334,20 +348,14 @@ def test_killed_at_its_stop_the_command_that_status_names_finishes_it(
 
 def test_killed_at_the_question_the_next_run_stops_it_first(resting: LittleHost) -> None:
     host = resting
-    with host.typing(SECOND) as terminal:
-        terminal.asked()
-        terminal.kill(signal.SIGKILL)
-        terminal.ends(137)
+    kill_at_the_question(host)
     status = host.status
     assert (status["interrupted"], status["next"]) == (True, f"deploy-clojars rollback {FIRST}")
     primary = host.pid("primary")
     host.done("rollback", FIRST, "--yes")
     assert host.pid("primary") == primary
     assert rests(host)
-    with host.typing(SECOND) as terminal:
-        terminal.asked()
-        terminal.kill(signal.SIGKILL)
-        terminal.ends(137)
+    kill_at_the_question(host)
     result = host.done(THIRD, "--yes")
     assert f"reverted: {FIRST} is current and runs on clojars" in result.stderr
     assert host.version("primary") == THIRD
@@ -356,13 +364,7 @@ def test_killed_at_the_question_the_next_run_stops_it_first(resting: LittleHost)
 
 def test_killed_in_the_promotion_the_same_deploy_finishes_it(resting: LittleHost) -> None:
     host = resting
-    with host.typing(SECOND) as terminal:
-        terminal.asked()
-        before = host.pid("primary")
-        terminal.types("yes")
-        wait_for(lambda: host.pid("primary") not in (before, None), "the primary restarts")
-        terminal.kill(signal.SIGKILL)
-        terminal.ends(137)
+    kill_in_the_promotion(host)
     wait_for(lambda: host.version("primary") == SECOND, "the primary is up")
     assert host.status["next"] == f"deploy-clojars deploy {SECOND}"
     primary = host.pid("primary")
@@ -437,6 +439,21 @@ def test_a_request_in_it_is_answered_before_its_stop(
         assert request.done()
         assert request.result() == FIRST
     assert rests(host)
+
+
+def test_a_primary_that_dies_during_its_drain_keeps_it_running(
+    in_its_backup: LittleHost, front: Front
+) -> None:
+    host = in_its_backup
+    with request_in(host, front, "backup", 4000):
+        comes_back(host)
+        with host.typing(FIRST, "--yes") as terminal:
+            wait_for(lambda: host.is_at("drain"), "its requests are waited for")
+            host.control("stop", host.primary)
+            shown = terminal.ends(0)
+    assert "clojars no longer serves, and clojars-backup serves alone" in " ".join(shown.split())
+    assert asked(front, "/version") == FIRST
+    assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
 
 
 def test_a_nailgun_client_in_it_is_not_cut(in_its_backup: LittleHost, front: Front) -> None:

@@ -53,8 +53,9 @@ class Before:
 class Rig:
     """The host, its watchers and its records."""
 
-    def __init__(self, host: LittleHost, manager: str) -> None:
+    def __init__(self, host: LittleHost, manager: str, backup_rests: bool = False) -> None:
         self.host = host
+        self._backup_rests = backup_rests
         self.tags = TAGS[manager]
         self._looker = Host(config.load(host.config))
         self._releases = Releases(host)
@@ -64,11 +65,16 @@ class Rig:
 
     @classmethod
     @contextmanager
-    def made(cls, directory: Path, manager: str) -> Iterator[Rig]:
-        """A rig with a new host in the directory that serves 0.1.0, closed at the end."""
+    def made(cls, directory: Path, manager: str, backup_rests: bool = False) -> Iterator[Rig]:
+        """A rig with a new host in the directory that serves 0.1.0, closed at the end.
+
+        `backup_rests`: its backup runs only while deploying.
+        """
         heed_signals()
         with _host(directory, manager) as host:
-            rig = cls(host, manager)
+            if backup_rests:
+                host.lets_the_backup_rest()
+            rig = cls(host, manager, backup_rests)
             watchers = (rig._releases, rig._site)
             for watcher in watchers:
                 watcher.start()
@@ -216,7 +222,8 @@ class Rig:
         version = target if done else before.approved
         assert found["current"] == found["approved"] == version, f"I8: {found}"
         versions = self.host.versions
-        assert versions == (version, version), f"I8: {versions}, not {version}"
+        of_backup = None if self._backup_rests else version
+        assert versions == (version, of_backup), f"I8: {versions}, not {version}"
         if not done:
             assert self.host.current == before.current
             assert self.host.pid("primary") == before.pids[0], "the primary was restarted"
@@ -249,8 +256,9 @@ class Rig:
         assert seen <= named, f"I7: the link was {seen}, and the journal knows of {flips}"
         for role, pid in zip(("primary", "backup"), before.pids, strict=True):
             if self.host.pid(role) != pid:
-                wrote = ended.wrote("restart") and any(
-                    line.get("instance") == role for line in ended.lines
+                wrote = any(
+                    line["event"] in ("restart", "stop") and line.get("instance") == role
+                    for line in ended.lines
                 )
                 assert wrote, f"I7: the {role} is another process, and the journal is silent"
         assert all(line.get("by") and line["v"] == 1 for line in ended.lines), ended.lines
@@ -276,15 +284,17 @@ class Rig:
 class Rigs:
     """A rig for each service manager, made when it is wanted."""
 
-    def __init__(self, new_directory: Callable[[str], Path]) -> None:
+    def __init__(self, new_directory: Callable[[str], Path], backup_rests: bool = False) -> None:
         self._new_directory = new_directory
+        self._backup_rests = backup_rests
         self._made: dict[str, tuple[Rig, ExitStack]] = {}
 
     def of(self, manager: str) -> Rig:
         """The rig at work, or a new one."""
         if manager not in self._made:
             stack = ExitStack()
-            rig = stack.enter_context(Rig.made(self._new_directory(manager), manager))
+            directory = self._new_directory(manager)
+            rig = stack.enter_context(Rig.made(directory, manager, self._backup_rests))
             self._made[manager] = rig, stack
         return self._made[manager][0]
 

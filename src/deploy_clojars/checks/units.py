@@ -73,7 +73,9 @@ def units(site: Site, root: Path = Path("/")) -> Findings:
         if of_unit.get("LoadState") == "loaded":
             found = list(_unit(site, systemd, observation, of_unit, root))
             unit = unit_of(observation.job)
-            when = "starts at boot" if not _is_fleeting(site, of_unit) else "is gone with a reboot"
+            when = "starts at boot" if starts_at_boot(of_unit) else "does not start at boot"
+            if _is_fleeting(site, of_unit):
+                when = "is gone with a reboot"
             yield from found or [Finding(f"{unit} {when}{_differs(site, of_unit, root)}")]
     yield from of_the_user(site, root, lasts=not any(_is_fleeting(site, each) for each in shown))
 
@@ -91,7 +93,9 @@ def _unit(
         what = f"{unit} is only generated, from {made_from}: systemd does not know its main process"
         yield Finding(what, True, site.setup)
         return  # what setup writes has none of its settings
-    if shown.get("ActiveState") == "failed" and shown.get("NRestarts", "0") != "0":
+    may_rest = observation is site.look.backup and site.look.backup_may_rest
+    gave_up = shown.get("ActiveState") == "failed" and shown.get("NRestarts", "0") != "0"
+    if gave_up and not may_rest:
         what = (
             f"{unit} has failed ({shown.get('Result')}) after {shown['NRestarts']} restarts, and "
             "systemd no longer starts it"
@@ -100,7 +104,10 @@ def _unit(
     found = [*_faults(site, shown)]
     remedy = _drop_in(site, systemd, unit, found)
     yield from (Finding(f"{unit} {fault.why}", True, remedy) for fault in found)
-    if not starts_at_boot(shown) and not _is_fleeting(site, shown):
+    if may_rest and starts_at_boot(shown):
+        what = f"{unit} would start at boot, though it runs only while deploying"
+        yield Finding(what, True, systemd.typed("disable", unit))
+    if not (may_rest or starts_at_boot(shown) or _is_fleeting(site, shown)):
         # One without an [Install] section cannot be enabled.
         static = shown.get("UnitFileState") == "static"
         target = "multi-user.target" if not systemd.of_user else "default.target"
