@@ -122,6 +122,18 @@ def test_a_site_of_somebody_elses_that_keeps_connections_is_found(
         assert bool(faults(site, values, version)) is kept, version
 
 
+def test_a_primary_that_nginx_gives_up_is_found_where_the_backup_runs_only_while_deploying(
+    values: Values,
+) -> None:
+    resting = values_of(parse({"instances": {"backup": {"only_while_deploying": True}}}, "test"))
+    assert faults(render("site", resting), resting, OLD) == []
+    [found] = faults(render("site", values), resting, OLD)
+    assert found == (
+        "/etc/nginx/sites-enabled/clojars: nginx gives clojars up for a while after an error, and "
+        "between runs nobody else answers"
+    )
+
+
 def test_a_site_that_looks_at_another_flag_is_found_where_the_probe_looks_at_the_right_one(
     values: Values,
 ) -> None:

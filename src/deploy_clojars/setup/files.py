@@ -39,6 +39,9 @@ class _Template(string.Template):
     delimiter = "@"
 
 
+NEVER_GIVEN_UP = "max_fails=0"  # what nginx calls a server to which each request may go
+
+
 @dataclass(frozen=True)
 class File:
     """One file of the host. `etc` is its place in the project's own etc/."""
@@ -160,7 +163,7 @@ def values_of(
             f"instances.primary.url: has no host that nginx can be told: {primary.url}"
         )
     # While the backup is down, one error of the primary would be an error for all users for a while.
-    fails = "max_fails=0" if backup.only_while_deploying else "max_fails=1 fail_timeout=2s"
+    fails = NEVER_GIVEN_UP if backup.only_while_deploying else "max_fails=1 fail_timeout=2s"
     site = primary.job.replace(":", "-")  # it names files; supervisord has GROUP:PROGRAM
     return Values(
         server_name=server_name,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from deploy_clojars.setup.files import Values
+from deploy_clojars.setup.files import NEVER_GIVEN_UP, Values
 
 # Since this version nginx keeps connections to an upstream open, unless the site says otherwise.
 KEEPS_SINCE = (1, 29, 7)
@@ -216,6 +216,14 @@ def faults(conf: Configuration, values: Values, version: tuple[int, ...]) -> Ite
                 f"{server.file}: nginx keeps connections to the instances open, which holds up a drain",
                 "proxy_http_version 1.0; proxy_set_header Connection close;",
             )
+    if values.primary_fails == NEVER_GIVEN_UP:
+        for server in (each for pool in pools.values() for each in pool.all("server")):
+            is_primary = _port(server.args[0]) == _port(values.primary_web)
+            if is_primary and not {"backup", NEVER_GIVEN_UP} & {*server.args}:
+                yield Fault(
+                    f"{server.file}: nginx gives {values.primary} up for a while after an error, and "
+                    "between runs nobody else answers"
+                )
 
 
 def _port(address: str) -> str:
