@@ -413,7 +413,7 @@ def _carry_out(
 ) -> None:
     """Runs a command that changes the host, or prints what it would do. Raises DeployError."""
     from deploy_clojars.deploy import ask
-    from deploy_clojars.deploy.rest import backup_rests_afterwards
+    from deploy_clojars.deploy.resting import backup_rests_afterwards
     from deploy_clojars.run.run import started
 
     if dry_run:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from deploy_clojars.deploy import checkout, isolation
-from deploy_clojars.deploy.rest import backup_rests_afterwards
+from deploy_clojars.deploy.resting import backup_rests_afterwards
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.health import Observation
