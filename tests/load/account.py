@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from load.generator import UPLOAD, Request
+from load.generator import UPLOAD, Client, Request
 
 TESTS = Path(__file__).parents[1]
 
@@ -27,6 +27,7 @@ class Account:
     doubled: Counter[str] = field(default_factory=Counter)  # by method
     lost: int = 0  # uploads that were answered well and never written
     longest: float = 0.0  # seconds
+    sent_again: int = 0  # because a connection that was kept open had just been closed
 
     def __add__(self, other: Account) -> Account:
         return Account(
@@ -35,6 +36,7 @@ class Account:
             self.doubled + other.doubled,
             self.lost + other.lost,
             max(self.longest, other.longest),
+            self.sent_again + other.sent_again,
         )
 
     @property
@@ -49,6 +51,7 @@ def account_of(requests: Iterable[Request], written: Counter[str]) -> Account:
     for request in requests:
         total.requests += 1
         total.longest = max(total.longest, request.seconds)
+        total.sent_again += request.sent_again
         if request.failure:
             total.failed[f"{request.method} {request.failure}"] += 1
         times = written[request.id]
@@ -88,13 +91,15 @@ class Load:
 
 
 @contextmanager
-def load_on(site: str, directory: Path, log: Path, scale: float = 1.0) -> Iterator[Load]:
+def load_on(
+    site: str, directory: Path, log: Path, scale: float = 1.0, client: Client = "strict"
+) -> Iterator[Load]:
     """Puts load on the site while the block runs; at the end all requests are answered."""
     log.unlink(missing_ok=True)
     load = Load(directory / "requests.jsonl", log)
     load.out.unlink(missing_ok=True)
     with subprocess.Popen(
-        [sys.executable, "-m", "load.generator", site, load.out, str(scale)],
+        [sys.executable, "-m", "load.generator", site, load.out, str(scale), client],
         cwd=TESTS,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     ) as process:
