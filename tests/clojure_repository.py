@@ -156,6 +156,16 @@ _FEATURE = _Release(
 )
 
 
+def commits_of_tags(directory: Path) -> dict[str, str]:
+    """The full hash of every tag's commit in a repository, asked of git at once."""
+    # The second hash is what an annotated tag points at.
+    lines = _git(
+        directory, "for-each-ref", "--format=%(refname:short) %(objectname) %(*objectname)",
+        "refs/tags",
+    ).splitlines()  # fmt: skip
+    return {tag: hashes[-1] for tag, *hashes in map(str.split, lines)}
+
+
 def make_repository(directory: Path) -> ClojureRepository:
     """Write the repository into `directory`, which may not exist yet; main is checked out.
 

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from clojure_repository import ClojureRepository
+from clojure_repository import ClojureRepository, commits_of_tags
 from little_host import LittleHost, ServiceManager
 from zip_application import zip_jar
 
@@ -30,7 +30,7 @@ def make_light_host(
         },
         launcher=f"{os.path.realpath(sys.executable)} -IS",
     )
-    for tag in repository.git("tag").split():
-        zip_jar(tag, repository.commit(tag), jars)
+    for tag, commit in commits_of_tags(repository.directory).items():
+        zip_jar(tag, commit, jars)
     host.jars = jars
     return host

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clojure_repository import ClojureRepository
+from clojure_repository import ClojureRepository, commits_of_tags
 from little_host import LittleHost, wait_for
 from zip_application import zip_jar
 
 from deploy_clojars import sandbox
 from deploy_clojars.host.services.supervisor import Supervisor
+from deploy_clojars.run.lock import holder_of
 
 
 class SandboxHost(LittleHost):
@@ -37,8 +38,8 @@ class SandboxHost(LittleHost):
         self.write_config()
         # The tests' third good tag; the releases are the tests' own.
         self._git("tag", ClojureRepository.THIRD, "0.3.0")
-        for tag in self._git("tag").split():
-            zip_jar(tag, self._git("rev-parse", f"{tag}^{{commit}}"), self.jars)
+        for tag, commit in commits_of_tags(made.repository).items():
+            zip_jar(tag, commit, self.jars)
 
     def write_config(self, **options: str) -> None:
         """Writes the sandbox's configuration, with another repository if `top` has one."""
@@ -73,5 +74,5 @@ def serving_sandbox(directory: Path) -> Iterator[SandboxHost]:
         yield host
     finally:
         # A run may have been killed, and its lock is free an instant later.
-        wait_for(lambda: host.status["lock"] is None, "no run is at work")
+        wait_for(lambda: holder_of(host.deploy / "lock") is None, "no run is at work")
         sandbox.stop(directory)
