@@ -64,6 +64,46 @@ def test_a_connection_goes_to_what_is_bound_most_narrowly(
     assert connections.answering(listening(*there), ip_address(address), 8002) == []
 
 
+# What the kernel lists
+
+
+@pytest.mark.parametrize("has_sock_diag", [True, False])
+@pytest.mark.parametrize(
+    ("bound", "listed"),
+    [
+        ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("::1", "::1"), ("::", "::"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+    ],
+)  # fmt: skip
+def test_a_listener_is_found_and_its_connections_are_not(
+    monkeypatch: pytest.MonkeyPatch, has_sock_diag: bool, bound: str, listed: str
+) -> None:
+    if not has_sock_diag:
+        monkeypatch.setattr(connections, "NETLINK_SOCK_DIAG", 31)  # nothing answers there
+    is_ipv6 = ":" in bound
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    with socket.create_server((bound, 0), family=family, dualstack_ipv6=is_ipv6) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection((bound, port)), server.accept()[0]:
+            [found] = (row for row in connections.listeners() if row.local[1] == port)
+    assert found.local == (ip_address(listed), port)
+    assert found.remote[1] == 0
+    assert found.uid == os.geteuid()
+
+
+@pytest.mark.parametrize("has_sock_diag", [True, False])
+def test_a_listener_has_the_inode_of_its_socket(
+    monkeypatch: pytest.MonkeyPatch, has_sock_diag: bool
+) -> None:
+    if not has_sock_diag:
+        monkeypatch.setattr(connections, "NETLINK_SOCK_DIAG", 31)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(100)]
+        inodes = {row.local[1]: row.inode for row in connections.listeners()}
+        for server in servers:
+            assert inodes[server.getsockname()[1]] == os.fstat(server.fileno()).st_ino
+
+
 # An instance, which here is the process of the test itself
 
 ANSWER = b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"
