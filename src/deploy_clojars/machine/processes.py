@@ -95,8 +95,8 @@ def _stat_of(pid: int) -> list[str] | None:
     psutil does not give them where a single other process is hidden.
     """
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # text takes twice the time
+            return file.read().decode("utf-8", "replace").rpartition(")")[2].split()
     except (PermissionError, FileNotFoundError, ProcessLookupError):
         return None
 
