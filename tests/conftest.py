@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import time
@@ -45,10 +46,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever has instances is slow."""
+    """Whatever has instances is slow. Of the share of each worker, what is long comes first."""
     for item in items:
         if HAVE_INSTANCES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = iter([item for item in items if item not in long])
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):  # as pytest-xdist deals them out with --dist worksteal
+        share = (len(items) - len(ordered)) // (workers - worker)
+        first = long[worker::workers]
+        ordered += [*first, *itertools.islice(others, max(0, share - len(first)))]
+    items[:] = [*ordered, *others]
 
 
 @pytest.hookimpl(trylast=True)

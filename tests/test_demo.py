@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from programs import skip_or_fail
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PROJECT = Path(__file__).parents[1]
 

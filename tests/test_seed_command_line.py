@@ -12,7 +12,7 @@ from private_machine import in_private_machine
 from seed_machine import MANAGER
 from systemd_machine import require_systemd
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PRIVATE = Path(__file__).parent / "private"
 
