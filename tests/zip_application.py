@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 MAIN = """
-import os, socketserver, sys, threading, time
+import os, sys, time
+import _socket, _thread  # socket and threading take longer to import than all else
 
 # Python reads a zipapp and closes it; a JVM keeps its jar open, and so does this.
 JAR = open(os.path.realpath(sys.argv[0]), "rb")
@@ -24,38 +25,53 @@ refused = JAR.name + ".refused"
 if os.path.exists(refused) and os.environ["PORT"] in open(refused).read().split():
     sys.exit("refused to start")
 
-# As much of HTTP as is asked of it; to import http.server takes longer than all else.
-class Web(socketserver.StreamRequestHandler):
-    def handle(self):
-        words = self.rfile.readline().decode().split(" ")
+# As much of HTTP as is asked of it.
+def web(client):
+    with open(client.fileno(), "rb", closefd=False) as lines:
+        words = lines.readline().decode().split(" ")
         if len(words) != 3:
             return
         path = words[1]
-        while self.rfile.readline().strip():
+        while lines.readline().strip():
             pass
-        body = VERSION.encode()
-        if path == "/pid":
-            body = str(os.getpid()).encode()
-        elif path.startswith("/slow?ms="):
-            ms = int(path.partition("=")[2])
-            print("answering in", ms, "ms", flush=True)
-            time.sleep(ms / 1000)
-        head = f"HTTP/1.0 200 OK\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n"
-        self.wfile.write(head.encode() + body)
+    body = VERSION.encode()
+    if path == "/pid":
+        body = str(os.getpid()).encode()
+    elif path.startswith("/slow?ms="):
+        ms = int(path.partition("=")[2])
+        print("answering in", ms, "ms", flush=True)
+        time.sleep(ms / 1000)
+    head = f"HTTP/1.0 200 OK\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n"
+    client.sendall(head.encode() + body)
 
-class Nailgun(socketserver.BaseRequestHandler):
-    def handle(self):
-        self.request.sendall(b"nailgun\\n")
-        while self.request.recv(65536):
-            pass
+def nailgun(client):
+    client.sendall(b"nailgun\\n")
+    while client.recv(65536):
+        pass
 
-class Tcp(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
+def listening(port):
+    server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    server.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", int(os.environ[port])))
+    server.listen(5)
+    return server
 
-tcp = Tcp(("127.0.0.1", int(os.environ["NAILGUN_PORT"])), Nailgun)
-threading.Thread(target=tcp.serve_forever, daemon=True).start()
-Tcp(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
+def serve(server, handle):
+    while True:
+        _thread.start_new_thread(answer, (handle, server._accept()[0]))
+
+def answer(handle, descriptor):
+    client = _socket.socket(fileno=descriptor)
+    try:
+        handle(client)
+        client.shutdown(_socket.SHUT_WR)
+    except OSError:
+        pass  # the client has gone
+    finally:
+        client.close()
+
+_thread.start_new_thread(serve, (listening("NAILGUN_PORT"), nailgun))
+serve(listening("PORT"), web)
 """
 
 
