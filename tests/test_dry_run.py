@@ -133,7 +133,7 @@ def test_the_jar_is_copied_from_where_the_configuration_says_however_that_is_wri
 def test_a_release_that_was_pruned_is_not_there_any_more(light_host: LittleHost) -> None:
     written: list[str] = []
     real = Releases(light_host.releases, "clojars-web")
-    releases = RehearsedReleases(real, written.append, "*.jar")
+    releases = RehearsedReleases(real, written.append)
     assert releases.has(FIRST)
     releases.remove(FIRST)
     assert (releases.has(FIRST), releases.size(FIRST), releases.versions()) == (False, None, [])

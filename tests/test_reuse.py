@@ -121,7 +121,7 @@ def test_a_release_that_was_in_production_is_not_built_again(light_host: LittleH
     }.items():
         result = host.run(version, "--rebuild", "--yes")
         assert result.returncode == 1
-        assert f"release {version} cannot be built again: {why}" in result.stderr
+        assert f"release {version} cannot be replaced: {why}" in result.stderr
 
     assert before == {version: release(host, version).read_bytes() for version in before}
     assert "to build it again" not in declined(host, SECOND)

@@ -145,7 +145,7 @@ def test_a_build_that_leads_the_jar_out_of_the_checkout_is_refused(
     )
     result = host.run(FIRST, "--yes")
     assert result.returncode == 5
-    assert "leads outside the checkout" in result.stderr
+    assert "leads outside the directory of the build" in result.stderr
 
 
 @pytest.mark.parametrize("words", [("status",), (SECOND, "--yes"), ("rollback", "--yes")])

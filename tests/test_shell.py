@@ -18,7 +18,6 @@ from typing import IO
 import pytest
 from system import lives
 
-from deploy_clojars import config
 from deploy_clojars.checks import user
 from deploy_clojars.deploy import build
 from deploy_clojars.errors import Interrupted, NotReady
@@ -649,10 +648,9 @@ def test_the_program_of_a_command_line_is_its_first_word_behind_the_assignments(
 
 
 def test_what_the_shell_itself_can_do_need_not_be_on_path() -> None:
-    there = config.Build(test="cd web && lein test", uberjar="if true; then true; fi")
-    assert build.missing_programs(there) == []
-    missing = config.Build(test="no-such-program; true", uberjar="true")
-    assert build.missing_programs(missing) == ["no-such-program"]
+    there = ("cd web && lein test", "if true; then true; fi")
+    assert build.missing_programs(*there) == []
+    assert build.missing_programs("no-such-program; true", "true") == ["no-such-program"]
 
 
 @pytest.mark.parametrize("name", ["INT", "QUIT", "HUP"])

@@ -183,19 +183,29 @@ def group() -> None:
               "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
 @click.option("--rebuild", is_flag=True,
               help="Build the release again if it is already there; refused if it was ever promoted.")  # fmt: skip
+@click.option("--jar", metavar="FILE",
+              help="Deploy this jar, which was built elsewhere, as the release TAG: no git, no tests, no "
+              "build. `-` is standard input; the question then goes to the terminal.")  # fmt: skip
+@click.option("--sha256", metavar="HEX", help="Refuse the jar unless this is its SHA-256.")
 @dry_run_option
 @common_options
 @click.pass_obj
-def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool,
-           dry_run: bool) -> None:  # fmt: skip
+def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, jar: str | None,
+           sha256: str | None, dry_run: bool) -> None:  # fmt: skip
     """Put the release TAG into production.
 
     Tests, builds and installs it, tries it on the backup, asks, and promotes it.
     """
-    from deploy_clojars.deploy import pipeline
+    from deploy_clojars.deploy import pipeline, source
     from deploy_clojars.run.run import Request
 
-    request = Request("deploy", versions.checked(tag), yes=yes, force=force, rebuild=rebuild)
+    version = versions.checked(tag)
+    if sha256 is not None and jar is None:
+        raise UsageError("--sha256 is the checksum of a jar: it needs --jar")
+    digest = None if sha256 is None else source.sha256_named(sha256)
+    named = None if jar is None else source.jar_named(jar, asks=not (yes or dry_run))
+    request = Request("deploy", version, yes=yes, force=force, rebuild=rebuild, jar=named,
+                      sha256=digest)  # fmt: skip
     _carry_out(settings, pipeline.deploy, request, dry_run)
 
 

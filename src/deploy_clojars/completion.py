@@ -1,4 +1,4 @@
-"""What a shell offers at a press of TAB: the tags of the mirror, and the releases.
+"""What a shell offers at a press of TAB: the tags of the mirror or the site's list, and the releases.
 
 Asked by any user, so nothing here runs git: the mirror's own configuration may name programs, and
 a build may write it. Its files are read instead, which is also quicker.
@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from deploy_clojars import versions
-from deploy_clojars.errors import UsageError
+from deploy_clojars.errors import DeployError, UsageError
 
 if TYPE_CHECKING:
     from deploy_clojars.config import Config
@@ -29,6 +29,8 @@ VARIABLE = "_DEPLOY_CLOJARS_COMPLETE"
 NEEDS_NO_QUOTES = re.compile(r"[A-Za-z0-9._+-]+", re.ASCII)
 
 PACKED_TAG = re.compile(rb"^[0-9a-f]{40,64} refs/tags/(.+)$", re.MULTILINE)
+
+LIST_SECONDS = 5.0  # for `release.list`: somebody waits for the shell
 
 Items = list[CompletionItem[str]]
 
@@ -44,11 +46,15 @@ def script(shell: str, group: click.Group) -> str:
 
 
 def tags(context: click.Context, incomplete: str) -> Items:
-    """The tags that `deploy` may be meant to get, the newest first."""
+    """The versions that `deploy` may be meant to get, the newest first."""
     config = _config(context)
     if config is None:
         return []
-    return _offered(tags_in(config.deploy_directory / "mirror.git"), incomplete)
+    mirror, release = config.deploy_directory / "mirror.git", config.release
+    if release.list is not None and (release.command is not None or not mirror.is_dir()):
+        listed = listed_by(release.list) if _is_trusted(context) else []
+        return _as_items(listed, incomplete)
+    return _offered(tags_in(mirror), incomplete)
 
 
 def releases(context: click.Context, incomplete: str) -> Items:
@@ -89,20 +95,45 @@ def tags_in(mirror: Path) -> set[str]:
     return found
 
 
+def listed_by(command: str) -> list[str]:
+    """The versions that the site's command prints, the newest first; none if it fails."""
+    from deploy_clojars.machine import shell
+
+    try:
+        answer = shell.capture(["/bin/sh", "-c", command], timeout=LIST_SECONDS)
+    except (DeployError, OSError):
+        return []
+    return answer.out.split()[::-1] if answer.status == 0 else []
+
+
+def _is_trusted(context: click.Context) -> bool:
+    """Whether a press of TAB may run what the configuration says: only root's, or one's own."""
+    from deploy_clojars import config
+
+    file = config.file_named(context.find_root().obj.config_file)
+    try:
+        return file is not None and os.stat(file).st_uid in (0, os.geteuid())
+    except OSError:
+        return False
+
+
 def newest_first(names: Iterable[str]) -> list[str]:
     """By their numbers: 0.10.0 is newer than 0.9.0."""
     return sorted(names, key=versions.numbers, reverse=True)
 
 
 def _offered(names: Iterable[str], incomplete: str) -> Items:
-    fitting = (
-        name
+    return _as_items(newest_first(names), incomplete)
+
+
+def _as_items(names: Iterable[str], incomplete: str) -> Items:
+    return [
+        CompletionItem(name)
         for name in names
         if name.startswith(incomplete)
         and NEEDS_NO_QUOTES.fullmatch(name)
         and versions.why_no_version(name) is None
-    )
-    return [CompletionItem(name) for name in newest_first(fitting)]
+    ]
 
 
 def _config(context: click.Context) -> Config | None:

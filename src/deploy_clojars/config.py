@@ -92,10 +92,28 @@ class Build(Struct, frozen=True, forbid_unknown_fields=True):
     network: bool = True
 
     def __post_init__(self) -> None:
-        if self.jar.startswith("/") or ".." in self.jar.split("/"):
-            raise ValueError("`jar` must be a pattern inside the checkout")
-        if any("**" in part and part != "**" for part in self.jar.split("/")):
-            raise ValueError("`jar` may have ** only as a whole part of the path")
+        _refuse_pattern("jar", self.jar, "the checkout")
+
+
+class Release(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where releases come from that are built elsewhere."""
+
+    command: Text | None = None
+    jar: Text = "*.jar"
+    sha256: Text | None = None
+    list: Text | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_pattern("jar", self.jar, "the command's directory")
+        _refuse_pattern("sha256", self.sha256 or "", "the command's directory")
+
+
+def _refuse_pattern(key: str, pattern: str, directory: str) -> None:
+    """Raises ValueError for a pattern that leads out of the directory, or that pathlib refuses."""
+    if pattern.startswith("/") or ".." in pattern.split("/"):
+        raise ValueError(f"`{key}` must be a pattern inside {directory}")
+    if any("**" in part and part != "**" for part in pattern.split("/")):
+        raise ValueError(f"`{key}` may have ** only as a whole part of the path")
 
 
 Manager = Literal["auto", "systemd", "upstart", "supervisor"]
@@ -283,6 +301,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     home: AbsolutePath = "/home/clojars"
     keep_releases: Annotated[int, Meta(ge=0)] = 0
     build: Build = Build()
+    release: Release = Release()
     services: Services = Services()
     instances: Instances = Instances()
     health: Health = Health()

@@ -47,10 +47,6 @@ def judged(name: str, said: str, since: tuple[int, ...]) -> Finding:
 def versions() -> Findings:
     """What every host needs."""
     yield Finding(f"Python {sys.version.split()[0]}")  # an older one cannot run this
-    if shutil.which("git") is None:
-        yield Finding("git is not on PATH", True, by_root("apt-get install git"))
-    else:
-        yield judged("git", said_by("git", "--version"), GIT_SINCE)
     nginx = validation.nginx()
     if nginx is None:
         yield Finding("nginx is not installed", True, by_root("apt-get install nginx"))
@@ -60,13 +56,22 @@ def versions() -> Findings:
 
 
 def of_the_build(site: Site) -> Findings:
-    """What the tests and the build call."""
-    missing = build.missing_programs(site.host.config.build)
+    """What brings a release in: git, the tests and the build, or the site's own command."""
+    settings = site.host.config
+    if settings.release.command is not None:
+        what, missing = "release.command needs", build.missing_programs(settings.release.command)
+    else:
+        if shutil.which("git") is None:
+            yield Finding("git is not on PATH", True, by_root("apt-get install git"))
+        else:
+            yield judged("git", said_by("git", "--version"), GIT_SINCE)
+        what = "the tests and the build need"
+        missing = build.missing_programs(settings.build.test, settings.build.uberjar)
     if missing:
         yield Finding(
             f"not on PATH: {', '.join(missing)}",
             True,
-            f"install {' and '.join(missing)}: the tests and the build need it",
+            f"install {' and '.join(missing)}: {what} it",
         )
 
 

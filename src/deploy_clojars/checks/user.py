@@ -39,8 +39,9 @@ def as_the_production_user(site: Site) -> Findings:
         return
     yield from _sudo(site)
     yield from login_shell()
-    yield _remote(host)
-    yield from _isolation(host)
+    if host.config.release.command is None:
+        yield _remote(host)
+        yield from _isolation(host)
     yield from _signers(host)
 
 

@@ -10,27 +10,30 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 
 from deploy_clojars.deploy import checkout, isolation
 from deploy_clojars.deploy.resting import backup_rests_afterwards
-from deploy_clojars.deploy.source import Source
+from deploy_clojars.deploy.source import Command, Offer, Source, Tag, source_of
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import Instance
 from deploy_clojars.host.journal import Event, History, Journal, history_of, now
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, Nginx
-from deploy_clojars.host.releases import UNFINISHED, Current, Releases
+from deploy_clojars.host.releases import UNFINISHED, Copy, Current, Releases
 from deploy_clojars.host.services import Job, State
 from deploy_clojars.host.users import refuse_the_wrong_user
 from deploy_clojars.host.visits import Doors
 from deploy_clojars.machine.environment import environment
+from deploy_clojars.machine.files import Input
 from deploy_clojars.run import lock
 from deploy_clojars.run.run import Request, Run
 from deploy_clojars.screen.console import Console
@@ -54,7 +57,9 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
     if not host.deploy.is_dir():
         lines.append(_command("mkdir", host.deploy))
     run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
-    words = [RehearsedSource(run, lines.append)] if request.command == "deploy" else []
+    words = []
+    if request.command == "deploy":
+        words.append(_rehearsed(source_of(run), run, lines.append))
     with backup_rests_afterwards(run):
         command(run, *words)
     return "\n".join(lines)
@@ -128,7 +133,7 @@ class RehearsedHost(Host):
         drain, health = replace(config.drain, quiet=0), replace(config.health, settle=0)
         super().__init__(replace(config, drain=drain, health=health), host.words, host.file)
         self.journal = RehearsedJournal(self.journal.file)
-        self.releases = RehearsedReleases(self.releases, write, host.config.build.jar)
+        self.releases = RehearsedReleases(self.releases, write)
         self.nginx = RehearsedNginx(self.nginx, write, self.jobs[1])
         for role, instance in self.instances.items():
             self.instances[role] = RehearsedInstance(instance, write, config.drain.quiet)
@@ -225,13 +230,19 @@ class RehearsedNginx(Nginx):
         return (BACKUP_FIRST if self._is_set else PRIMARY_FIRST) if answers else answer
 
 
-class RehearsedReleases(Releases):
-    """The releases as they would be. `pattern` is where the build leaves its jar."""
+@dataclass(frozen=True)
+class NotMadeYet(Input):
+    """The jar that the run would make or fetch in the directory `path`."""
 
-    def __init__(self, real: Releases, write: Write, pattern: str) -> None:
+    pattern: str
+
+
+class RehearsedReleases(Releases):
+    """The releases as they would be."""
+
+    def __init__(self, real: Releases, write: Write) -> None:
         vars(self).update(vars(real))
         self._write = write
-        self._pattern = pattern
         self._current = real.current()
         self._added: set[str] = set()
         self._removed: set[str] = set()
@@ -265,25 +276,51 @@ class RehearsedReleases(Releases):
         self._write(_command("rm", self.link))
         self._current = Current()
 
-    def install(self, jar: Path, version: str) -> str:
+    @contextmanager
+    def copied(self, original: Input, version: str, patience: float) -> Iterator[Copy]:
         temporary = self.directory / f"{UNFINISHED}new.jar"
-        pattern = str(Path(self._pattern))  # without ./ and //, like the jar's path
-        directory = shlex.quote(str(jar).removesuffix(pattern))
-        copy = f"cp {directory}{_for_the_shell(pattern)} {_command(temporary)}"
-        self._write(_command("bash", "-O", "globstar", "-c", copy))  # ** is bash's, if it is asked
+        if isinstance(original, NotMadeYet):
+            pattern = _for_the_shell(str(Path(original.pattern)))  # without ./ and //
+            copy = f"cp {_command(original.path)}/{pattern} {_command(temporary)}"
+            # ** is bash's, if it is asked
+            self._write(_command("bash", "-O", "globstar", "-c", copy))
+            yield Copy(temporary, "", 0)
+        else:
+            self._write(_command("cp", original.path, temporary))
+            with TemporaryDirectory() as directory:
+                elsewhere = Releases(Path(directory), "")
+                with elsewhere.copied(original, version, patience) as made:
+                    yield made
+        if version not in self._added:
+            self._write(_command("rm", temporary))
+
+    def add(self, copy: Copy, version: str) -> None:
+        temporary = self.directory / f"{UNFINISHED}new.jar"
         self._write(
             f"{_command('ln', temporary, self.path(version))} && {_command('rm', temporary)}"
         )
         self._added.add(version)
         self._removed.discard(version)
-        return ""
 
     def remove(self, version: str) -> None:
         self._write(_command("rm", self.path(version)))
         self._removed.add(version)
 
 
-class RehearsedSource(Source):
+def _rehearsed(source: Source, run: Run, write: Write) -> Source:
+    """The source, which makes nothing; a jar file is looked at as in earnest."""
+    if isinstance(source, Tag):
+        return RehearsedTag(run, write)
+    return RehearsedCommand(run, write) if isinstance(source, Command) else source
+
+
+def _typed(run: Run, directory: Path, before: Sequence[str], command: str) -> str:
+    """A command of the build, as it would be typed; `before` are the words before the shell's."""
+    nice = ("nice", "-n", str(run.host.config.build.nice))
+    return f"cd {_command(directory)} && {_command(*nice, *before, '/bin/sh', '-c', command)}"
+
+
+class RehearsedTag(Tag):
     """The tag's commit, asked of the remote, and what would be done with it."""
 
     def __init__(self, run: Run, write: Write) -> None:
@@ -303,6 +340,16 @@ class RehearsedSource(Source):
         return commit
 
     @contextmanager
+    def offered(self) -> Iterator[Offer]:
+        host, build = self._run.host, self._run.host.config.build
+        with self.checked_out(self._commit) as directory:
+            variables = environment(build.env, self._run.id)
+            before = isolation.prefix(host.config, host.file, directory, variables)
+            for command in (build.test, build.uberjar):
+                self._write(_typed(self._run, directory, before, command))
+            yield Offer(NotMadeYet(directory, -1, build.jar))
+
+    @contextmanager
     def checked_out(self, commit: str) -> Iterator[Path]:
         checkouts, mirror = self._run.host.deploy / "checkouts", self._mirror.directory
         directory = checkout.new_directory(checkouts, self._run.version)
@@ -317,16 +364,31 @@ class RehearsedSource(Source):
         yield directory
         self._write(_command("rm", "-r", directory))
 
-    def test(self, directory: Path) -> None:
-        self._type(directory, self._run.host.config.build.test)
+    def check(self, offer: Offer, copy: Copy) -> str | None:
+        return self._commit
 
-    def build(self, directory: Path, commit: str) -> Path:
-        self._type(directory, self._run.host.config.build.uberjar)
-        return directory / self._run.host.config.build.jar
 
-    def _type(self, directory: Path, command: str) -> None:
-        host = self._run.host
-        variables = environment(host.config.build.env, self._run.id)
-        words = ["nice", "-n", str(host.config.build.nice)]
-        words += isolation.prefix(host.config, host.file, directory, variables)
-        self._write(f"cd {_command(directory)} && {_command(*words, '/bin/sh', '-c', command)}")
+class RehearsedCommand(Command):
+    """What the site's command would be asked, which is not asked: it may do anything."""
+
+    def __init__(self, run: Run, write: Write) -> None:
+        super().__init__(run)
+        self._write = write
+
+    @contextmanager
+    def offered(self) -> Iterator[Offer]:
+        run, settings = self._run, self._run.host.config.release
+        directory = checkout.new_directory(run.host.deploy / "checkouts", run.version)
+        self._write(_command("mkdir", "-p", directory))
+        variables = ("env", f"DEPLOY_VERSION={run.version}")
+        self._write(_typed(run, directory, variables, self._line))
+        if settings.sha256 is not None:
+            checksums = _for_the_shell(settings.sha256)
+            self._write(
+                f"cd {_command(directory)} && sha256sum --ignore-missing --check {checksums}"
+            )
+        yield Offer(NotMadeYet(directory, -1, settings.jar))
+        self._write(_command("rm", "-r", directory))
+
+    def check(self, offer: Offer, copy: Copy) -> str | None:
+        return None

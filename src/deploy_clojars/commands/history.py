@@ -9,7 +9,7 @@ import msgspec
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.journal import Event
+from deploy_clojars.host.journal import TAG, Event
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
 from deploy_clojars.screen import tables
@@ -48,6 +48,7 @@ class PastRun(msgspec.Struct):
     outcome: str = CUT_OFF
     status: int | None = None
     why: str | None = None
+    source: str | None = None  # of the release that it brought in: "tag", "jar" or "command"
     steps: list[Step] = []
     pruned: list[str] = []
 
@@ -132,6 +133,8 @@ def _add(run: PastRun, event: Event) -> None:
             step.done = True
         case "rolled back":
             run.why = event.why or run.why
+        case "installed":
+            run.source = event.source or TAG
         case "pruned" if event.version:
             run.pruned.append(event.version)
         case "end":
@@ -189,10 +192,11 @@ def _row(run: PastRun) -> tuple[str, ...]:
     )
     why = " ".join((run.why or "").split())
     removed = f"removed {', '.join(run.pruned)}" if run.pruned else ""
+    source = f"from a {run.source}" if run.source not in (None, TAG) else ""
     return (
         moment(run.began),
         run.by or "",
-        " ".join(filter(None, (run.command, run.version))),
+        " ".join(filter(None, (run.command, run.version, source))),
         "" if run.seconds is None else duration(run.seconds),
         _how_it_ended(run),
         ", ".join(steps),

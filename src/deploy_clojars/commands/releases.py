@@ -1,4 +1,4 @@
-"""The releases that are there: how large, from which commit, built and promoted when, and used how."""
+"""The releases that are there: how large, from where, built and promoted when, and used how."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Release:
     version: str
     bytes: int | None
     commit: str | None
+    source: str | None  # "tag", "jar" or "command"; None: not brought in by this tool
+    sha256: str | None
     built: str | None
     promoted: str | None
     current: bool
@@ -89,6 +91,8 @@ def _release(host: Host, look: Look, version: str, may_go: set[str] | None) -> R
         version=version,
         bytes=host.releases.size(version),
         commit=installed.commit if installed is not None else None,
+        source=installed.source if installed is not None else None,
+        sha256=installed.sha256 if installed is not None else None,
         built=installed.at or None if installed is not None else None,
         promoted=look.history.promoted.get(version) or None,
         current=version == look.current.version,
@@ -121,11 +125,11 @@ def as_text(listing: Listing) -> str:
     if not listing.releases:
         return "\n".join(["no release", *listing.remarks])
     columns = (
-        Column("release"), Column("size"), Column("commit"), Column("built (UTC)"),
+        Column("release"), Column("size"), Column("source"), Column("commit"), Column("built (UTC)"),
         Column("promoted (UTC)"), Column("state", folds=True),
     )  # fmt: skip
     rows = [_row(release) for release in listing.releases]
-    lines = [tables.as_text(Table(columns, rows, stacked=((0, 1, 2), (3, 4), (5,))))]
+    lines = [tables.as_text(Table(columns, rows, stacked=((0, 1, 2, 3), (4, 5), (6,))))]
     if listing.more:
         lines.append(f"and {listing.more} more: -n NUMBER or --all")
     return "\n".join([*lines, *listing.remarks])
@@ -137,6 +141,7 @@ def _row(release: Release) -> tuple[str, ...]:
     return (
         release.version,
         "" if release.bytes is None else decimal(release.bytes),
+        release.source or "",
         (release.commit or "")[:10],
         moment(release.built),
         moment(release.promoted),

@@ -61,8 +61,10 @@ def report(host: Host) -> Report:
 def as_json(report: Report) -> str:
     """The report as the contract has it; keys are only ever added."""
     look, situation = report.look, report.situation
+    current = look.history.installed.get(look.current.version or "")
     document = {
         "current": look.current.version,
+        "source": current.source if current is not None else None,  # of current
         "approved": look.approved,
         "previous": look.history.previous,
         "interrupted": situation.interrupted,

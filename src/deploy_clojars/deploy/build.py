@@ -1,4 +1,4 @@
-"""The checkout's tests and its release jar: any two command lines."""
+"""The tests, the build, and the command that fetches a release: any command lines, and the jar they leave."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from typing import IO
 from deploy_clojars import config
 from deploy_clojars.errors import BuildFailed, DeployError, Interrupted, NotReady
 from deploy_clojars.host import manifest
+from deploy_clojars.host.manifest import JarFacts
 from deploy_clojars.machine import shell, signals
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.screen.console import Console
 
 # So that a shortage of memory ends the build and not the site (proc(5): -1000 to 1000).
 OOM_SCORE_ADJ = 800
+
+CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # a line of sha256sum's
+MOST_CHECKSUMS = 1024 * 1024  # bytes
 
 PIECE = 64 * 1024  # bytes; as much of a build's output is shown at once
 
@@ -38,9 +42,9 @@ def program_of(command: str) -> str | None:
     return first if first is not None and re.search(r"\w", first) else None
 
 
-def missing_programs(settings: config.Build) -> list[str]:
-    """The programs that the tests and the build need and PATH does not have."""
-    programs = {program_of(settings.test), program_of(settings.uberjar)} - {None}
+def missing_programs(*commands: str) -> list[str]:
+    """The programs that these command lines need and PATH does not have."""
+    programs = {program_of(command) for command in commands} - {None}
     # A path inside the checkout can't be there yet.
     wanted = sorted(str(program) for program in programs if "/" not in str(program))
     if "lein" in wanted:
@@ -63,7 +67,7 @@ def refuse_a_user_without_a_home() -> None:
         if "HOME" not in os.environ:
             raise NotReady(
                 f"user {os.geteuid()} is not in the password database, and HOME is not set",
-                remedy="set HOME: the tests and the build need it",
+                remedy="set HOME: what a deploy runs needs it",
             ) from None
 
 
@@ -76,7 +80,7 @@ def _as_it_is(directory: Path, environment: Mapping[str, str]) -> list[str]:
 
 
 class Builder:
-    """Runs the checkout's own commands, with output into the log and a time limit."""
+    """Runs the commands that make or fetch a release, with output into the log and a time limit."""
 
     def __init__(
         self, settings: config.Build, run_id: str, console: Console, isolated: Isolated = _as_it_is
@@ -94,7 +98,16 @@ class Builder:
     def uberjar(self, checkout: Path) -> Path:
         """Builds the release and returns its jar. Raises BuildFailed (5), Interrupted."""
         self._run("the build", self._settings.uberjar, checkout)
-        return one_jar(checkout, self._settings.jar)
+        return one_file("the build", checkout, self._settings.jar, "build.jar")
+
+    def fetched(self, release: config.Release, version: str, directory: Path) -> Path:
+        """Runs the site's command in the empty directory, and returns the jar that it left there.
+
+        Raises BuildFailed (5), Interrupted.
+        """
+        assert release.command is not None
+        self._run("the command", release.command, directory, DEPLOY_VERSION=version)
+        return one_file("the command", directory, release.jar, "release.jar")
 
     def _refuse_a_project_without_leiningen(self, checkout: Path) -> None:
         """Tags of clojars-web after 2023 have no project.clj at all."""
@@ -108,16 +121,16 @@ class Builder:
                 remedy="set build.test, build.uberjar and build.jar in the configuration",
             )
 
-    def _run(self, what: str, command: str, checkout: Path) -> None:
+    def _run(self, what: str, command: str, directory: Path, **more: str) -> None:
         log = self._console.log
         start = os.fstat(log.fileno()).st_size
         follow = _Follower(log, start, self._console) if self._console.verbose else None
-        variables = environment(self._settings.env, self._run_id)
+        variables = {**environment(self._settings.env, self._run_id), **more}
         try:
             status = shell.stream(
-                [*self._isolated(checkout, variables), "/bin/sh", "-c", command],
+                [*self._isolated(directory, variables), "/bin/sh", "-c", command],
                 log=log,
-                cwd=checkout,
+                cwd=directory,
                 env=variables,
                 timeout=self._settings.timeout,
                 nice=self._settings.nice,
@@ -175,37 +188,53 @@ def as_a_terminal_shows(text: str) -> str:
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
 
 
-def one_jar(checkout: Path, pattern: str) -> Path:
-    """The one file in the checkout that matches `pattern`. Raises BuildFailed (5)."""
-    found = sorted(path for path in checkout.glob(pattern) if path.is_file())
+def one_file(what: str, directory: Path, pattern: str, key: str) -> Path:
+    """The one file that `what` left in the directory and that matches the pattern.
+
+    `key` is the pattern's in the configuration. Raises BuildFailed (5).
+    """
+    found = sorted(path for path in directory.glob(pattern) if path.is_file())
     if len(found) != 1:
-        names = ", ".join(str(path.relative_to(checkout)) for path in found[:5])
+        names = ", ".join(str(path.relative_to(directory)) for path in found[:5])
         raise BuildFailed(
             f"{len(found)} files match {pattern}: {names}"
             if found
-            else f"the build left no file that matches {pattern}",
-            remedy="build.jar in the configuration says where the release jar is",
+            else f"{what} left no file that matches {pattern}",
+            remedy=f"{key} in the configuration says which file it is",
         )
-    jar = found[0]
-    if not jar.resolve().is_relative_to(checkout.resolve()):
-        raise BuildFailed(f"{jar} leads outside the checkout")
-    return jar
+    if not found[0].resolve().is_relative_to(directory.resolve()):
+        raise BuildFailed(f"{found[0]} leads outside the directory of {what}")
+    return found[0]
 
 
-def inspect(jar: Path, name: str, version: str, commit: str) -> str | None:
-    """Checks a jar that was just built; returns a warning if its own version is another one.
+def listed_sha256(checksums: Path, name: str) -> str:
+    """The SHA-256 of the file `name` in a list as sha256sum writes it. Raises BuildFailed (5).
 
-    Raises BuildFailed (5) if it is no sound program or was built from another commit.
+    Directories in the list's names do not count: they are those of the machine that wrote it.
+    """
+    with checksums.open("rb") as file:
+        text = file.read(MOST_CHECKSUMS).decode("utf-8", "replace")
+    lines = (CHECKSUM.fullmatch(line.rstrip()) for line in text.splitlines())
+    found = {line[1].lower() for line in lines if line and line[2].rpartition("/")[2] == name}
+    if len(found) != 1:
+        how_many = "several checksums" if found else "no checksum"
+        raise BuildFailed(f"{checksums.name} has {how_many} of {name}")
+    return found.pop()
+
+
+def inspect(jar: Path, name: str, commit: str | None, called: str) -> JarFacts:
+    """Checks a jar that is to be a release, and returns what it says of itself.
+
+    Raises BuildFailed (5) if it is no sound program or was built from another commit than
+    `commit`, if that is known.
     """
     try:
-        facts = manifest.facts_of(jar, name)
+        facts = manifest.facts_of(jar, name, called=called)
     except DeployError as error:
         raise BuildFailed(error.message) from None
-    if facts.revision is not None and facts.revision != commit:
+    if commit is not None and facts.revision not in (None, commit):
         raise BuildFailed(
-            f"the jar says that it was built from {facts.revision[:10]}, the tag is {commit[:10]}"
+            f"the jar says that it was built from {str(facts.revision)[:10]}, "
+            f"the tag is {commit[:10]}"
         )
-    if facts.version is not None and facts.version != version:
-        # Two of clojars-web's 200 tags with a project.clj differ, and both are good.
-        return f"the jar says {facts.version}, the tag is {version}"
-    return None
+    return facts

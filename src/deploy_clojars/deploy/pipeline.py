@@ -6,16 +6,14 @@ while the question is open must not break the revert.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.filesize import decimal
 
 from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
-from deploy_clojars.deploy.reuse import reused
+from deploy_clojars.deploy.reuse import is_the_one_there
 from deploy_clojars.deploy.revert import reverted_on_failure
-from deploy_clojars.deploy.source import Source
+from deploy_clojars.deploy.source import Offer, Source, source_of
 from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
 from deploy_clojars.errors import HalfDone, NotHealthy
 from deploy_clojars.host.health import Observation
@@ -23,22 +21,16 @@ from deploy_clojars.run.run import Run
 
 
 def deploy(run: Run, source: Source | None = None) -> None:
-    """Puts the tag `run.version` into production. Raises DeployError with the exit status."""
-    source = source or Source(run)
-    preflight.prepare(run)
-    commit = source.fetch()
-    to_rebuild = reused(run, commit)
-    if to_rebuild is None:
-        with source.checked_out(commit) as checkout:
-            source.test(checkout)
-            jar = source.build(checkout, commit)
-            install(run, jar, commit)
+    """Puts the release `run.version` into production. Raises DeployError with the exit status."""
+    source = source or source_of(run)
+    preflight.prepare(run, source)
+    to_replace = have_release(run, source)
     if is_done_already(run):
         return
     drain.drain_backup(run)
     with reverted_on_failure(run):
         flip(run, run.version)
-        backup = bring_up_backup(run, to_rebuild or "")
+        backup = bring_up_backup(run, to_replace)
         ask_to_promote(run, backup)
         primary = drain.drain_primary(run)
         refuse_a_backup_that_failed_meanwhile(run, backup)
@@ -50,17 +42,37 @@ def deploy(run: Run, source: Source | None = None) -> None:
 # --- the steps of a deploy ----------------------------------------------------------------------
 
 
-def install(run: Run, jar: Path, commit: str) -> None:
-    """Copies the jar in as the release."""
+def have_release(run: Run, source: Source) -> str:
+    """The release is there: reused, or brought in from its source, which is all that differs.
+
+    Returns how to replace one that was reused; empty if it must not be, or is new.
+    """
+    to_replace = source.reused()
+    if to_replace is None:
+        with source.offered() as offer:
+            install(run, source, offer)
+    return to_replace or ""
+
+
+def install(run: Run, source: Source, offer: Offer) -> None:
+    """Copies the jar in, looks at the copy and makes that the release, unless it is already."""
     releases, version = run.host.releases, run.version
-    if releases.has(version):  # it was never promoted, and is built again
-        prune.remove(run, [version])
+    patience = run.host.config.build.timeout
     with run.step("install", releases.path(version).name) as becomes:
-        run.record("install", version=version, commit=commit)
-        digest = releases.install(jar, version)
-        size = releases.size(version) or 0
-        run.record("installed", version=version, commit=commit, sha256=digest, bytes=size)
-        becomes(decimal(size))
+        with releases.copied(offer.jar, version, patience) as copy:
+            commit = source.check(offer, copy)
+            if releases.has(version):
+                if is_the_one_there(run, copy.sha256):
+                    becomes("there already, the same file")
+                    return
+                prune.remove_one(run, version)
+            run.record("install", version=version, commit=commit, source=source.kind)
+            releases.add(copy, version)
+        run.record(
+            "installed", version=version, commit=commit, sha256=copy.sha256, bytes=copy.bytes,
+            source=source.kind,
+        )  # fmt: skip
+        becomes(decimal(copy.bytes))
 
 
 def is_done_already(run: Run) -> bool:
@@ -76,7 +88,7 @@ def is_done_already(run: Run) -> bool:
     return True
 
 
-def bring_up_backup(run: Run, to_rebuild: str) -> Observation:
+def bring_up_backup(run: Run, to_replace: str) -> Observation:
     """The backup on the new release, healthy and settled; restarted unless it is already.
 
     Raises NotHealthy (6), Interrupted.
@@ -90,9 +102,9 @@ def bring_up_backup(run: Run, to_rebuild: str) -> Observation:
     try:
         return restart(run, BACKUP, run.version, force=run.request.force)
     except NotHealthy as error:
-        if to_rebuild:
+        if to_replace:
             error.remedy = "\n".join(
-                filter(None, (error.remedy, f"the release was reused; {to_rebuild}"))
+                filter(None, (error.remedy, f"the release was reused; {to_replace}"))
             )
         raise
 

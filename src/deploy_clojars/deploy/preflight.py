@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
 
 from deploy_clojars import config
-from deploy_clojars.deploy import build, drain, isolation, signatures
+from deploy_clojars.deploy import drain, signatures
 from deploy_clojars.deploy.revert import PATIENCE, revert_a_run_that_was_cut_off
+from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import DeployError, NotHealthy, NotReady, reason
 from deploy_clojars.host import decisions, health
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
+from deploy_clojars.host.releases import LEAST_FREE
 from deploy_clojars.machine import sockets
 from deploy_clojars.run.run import Run
 
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
 RELEASES_THAT_MUST_FIT = 4
-LEAST_FREE = 64 * 1024 * 1024  # bytes
 LEAST_INODES = 1000  # one a file; a checkout and its build need about as many
 
 
-def prepare(run: Run) -> None:
+def prepare(run: Run, source: Source) -> None:
     """Ends what an earlier run has left, refuses what would fail, and begins the deploy.
 
     Raises NotReady (4), and DeployError (1) for a disk that is too full.
     """
     drain.clear_stale_flag(run)
     revert_a_run_that_was_cut_off(run)
-    look = check_deploy(run)
+    look = check_deploy(run, source)
     cost = cost_of_force(run, look)
     run.console.say(f"deploy {run.version} (approved now: {look.approved or 'none'})", "bold")
     if cost:
@@ -37,16 +37,10 @@ def prepare(run: Run) -> None:
     run.begin(look)
 
 
-def check_deploy(run: Run) -> Look:
+def check_deploy(run: Run, source: Source) -> Look:
     """Looks at the host and returns what was seen. Raises NotReady (4), DeployError (1)."""
     host = run.host
-    missing = build.missing_programs(host.config.build)
-    if shutil.which("git") is None:
-        missing = ["git", *missing]
-    if missing:
-        raise NotReady(f"not on PATH: {', '.join(missing)}")
-    build.refuse_a_user_without_a_home()
-    isolation.refuse_without_what_is_demanded(host.config)
+    source.refuse_what_is_missing()
     if host.config.verify.tags == "signed":
         signatures.refuse_unsafe_signers(host.config.verify)
     refuse_a_full_disk(host)

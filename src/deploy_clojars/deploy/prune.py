@@ -61,16 +61,22 @@ def remove(run: Run, versions: list[str]) -> None:
 
     Raises NotReady (4), DeployError (1), Interrupted.
     """
-    releases = run.host.releases
     for version in versions:
         if version in in_use(run.host.look()):
             run.console.warn(f"{version} is now in use and stays")
             continue
-        size = releases.size(version) or 0
+        size = run.host.releases.size(version) or 0
         with run.step("prune", f"{version}, {decimal(size)}"):
-            run.record("prune", version=version)
-            releases.remove(version)
-            run.record("pruned", version=version, bytes=size)
+            remove_one(run, version)
+
+
+def remove_one(run: Run, version: str) -> None:
+    """Removes a release that may go, and writes it down. Raises DeployError."""
+    releases = run.host.releases
+    size = releases.size(version) or 0
+    run.record("prune", version=version)
+    releases.remove(version)
+    run.record("pruned", version=version, bytes=size)
 
 
 def after_promotion(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""A release that is there already: reused if it is still what was built from the tag's commit."""
+"""A release that is there already: reused if it is still the one that was brought in, or the one meant."""
 
 from __future__ import annotations
 
@@ -11,52 +11,90 @@ from deploy_clojars.host.look import Look
 from deploy_clojars.run.run import Run
 
 
-def reused(run: Run, commit: str) -> str | None:
-    """Reports that the release is reused, and returns how to build it again (empty if it must not be).
+def reused(run: Run, commit: str | None = None) -> str | None:
+    """Reports that the release is reused, and returns how to replace it (empty if it must not be).
 
-    None if it is to be built now. There is no rebuild in place: a release never changes. Raises
-    DeployError (1).
+    None if it is to be brought in now. `commit` is the tag's; None if the release has no tag.
+    There is no replacing in place: a release never changes. Raises DeployError (1).
     """
     host, version = run.host, run.version
     if not host.releases.has(version):
         return None
     look = host.look()
-    obstacle = decisions.rebuild_obstacle(look.history, version, look.in_use)
-    rebuild = "" if obstacle else host.command("deploy", version, "--rebuild")
     if run.request.rebuild:
-        if obstacle:
-            raise DeployError(
-                f"release {version} cannot be built again: {obstacle}",
-                remedy=f"give the commit a new tag, or deploy the release as it is: "
-                f"{host.command('deploy', version)}",
-            )
+        _refuse_to_replace(run, look)
         return None
+    replace = way_to_replace(run, look)
     path = host.releases.path(version)
     installed = look.history.installed.get(version) or Installed("", None, None)
     with run.step("reuse", path.name) as becomes:
         if installed.sha256 is not None:
-            _refuse_a_changed_jar(run, installed, rebuild)
+            _refuse_a_changed_jar(run, installed, replace)
         facts = manifest.facts_of(path, host.config.name, sound=installed.sha256 is None)
-        becomes("not built again")
+        becomes("not built again" if commit else "there already")
     known = installed.commit or facts.revision
-    if known != commit:
+    if commit is not None and known != commit:
         raise DeployError(
             f"release {version} was built from {known[:10] if known else 'an unknown commit'}, "
             f"the tag is at {commit[:10]} now; {who_runs(look, version)}",
-            remedy=f"give the new commit a new tag{_or_instead(run, look, rebuild)}"
+            remedy=f"give the new commit a new tag{_or_instead(run, look, replace)}"
             f"\nto use the release that is there: {host.command('rollback', version)}",
         )
     if installed.sha256 is None:
         run.console.say(
             "  the journal has no checksum for it, so it may have changed since it was built"
         )
-    how = f"to build it again: {rebuild}" if rebuild else ""
-    if how:
-        run.console.say(f"  {how}")
-    return how
+    if replace:
+        run.console.say(f"  to {replace}")
+    return f"to {replace}" if replace else ""
 
 
-def _refuse_a_changed_jar(run: Run, installed: Installed, rebuild: str) -> None:
+def is_the_one_there(run: Run, digest: str) -> bool:
+    """Whether the release that is there is the jar with this checksum; False if it is to be replaced.
+
+    Raises DeployError (1) if it is another one.
+    """
+    look = run.host.look()
+    if run.request.rebuild:
+        _refuse_to_replace(run, look)  # somebody may have put an instance on it meanwhile
+        return False
+    there = run.host.releases.sha256(run.version)
+    if there == digest:
+        return True
+    replace = way_to_replace(run, look)
+    raise DeployError(
+        f"release {run.version} is there already and is another jar: its SHA-256 is {there}, "
+        f"that of the new one is {digest}",
+        remedy="give the new one another version"
+        + (f", or {replace}" if replace else "")
+        + f"\nto use the release that is there: {run.host.command('deploy', run.version)}",
+    )
+
+
+def way_to_replace(run: Run, look: Look) -> str:
+    """What to do, and the command for it, to have another jar as this release; empty if it must stay."""
+    host, version = run.host, run.version
+    if decisions.rebuild_obstacle(look.history, version, look.in_use):
+        return ""
+    installed = look.history.installed[version]
+    if run.request.jar is not None or installed.source == "jar":
+        return f"replace it: {host.command('deploy', version, '--jar', 'FILE', '--rebuild')}"
+    verb = "build" if host.config.release.command is None else "fetch"
+    return f"{verb} it again: {host.command('deploy', version, '--rebuild')}"
+
+
+def _refuse_to_replace(run: Run, look: Look) -> None:
+    """Raises DeployError (1)."""
+    obstacle = decisions.rebuild_obstacle(look.history, run.version, look.in_use)
+    if obstacle:
+        raise DeployError(
+            f"release {run.version} cannot be replaced: {obstacle}",
+            remedy="use another version, or deploy the release as it is: "
+            f"{run.host.command('deploy', run.version)}",
+        )
+
+
+def _refuse_a_changed_jar(run: Run, installed: Installed, replace: str) -> None:
     """Raises DeployError (1)."""
     digest = run.host.releases.sha256(run.version)
     if digest == installed.sha256:
@@ -64,9 +102,7 @@ def _refuse_a_changed_jar(run: Run, installed: Installed, rebuild: str) -> None:
     raise DeployError(
         f"release {run.version} has changed since it was built at {installed.at}: its SHA-256 is {digest}, "
         f"the journal has {installed.sha256}",
-        remedy=f"build it again: {rebuild}"
-        if rebuild
-        else f"restore the jar that was built: {run.host.releases.path(run.version)}",
+        remedy=replace or f"restore the jar that was built: {run.host.releases.path(run.version)}",
     )
 
 
@@ -81,10 +117,10 @@ def who_runs(look: Look, version: str) -> str:
     return "; ".join([*parts, *(f"what {job} runs is not known" for job in unknown)])
 
 
-def _or_instead(run: Run, look: Look, rebuild: str) -> str:
+def _or_instead(run: Run, look: Look, replace: str) -> str:
     """Another way to a release of the new commit; empty if the old release may be in use."""
-    if rebuild:
-        return f", or build it again: {rebuild}"
+    if replace:
+        return f", or {replace}"
     if look.in_use is None or run.version in look.in_use:
         return ""
     path = run.host.releases.path(run.version)

@@ -1,10 +1,16 @@
-"""Where a release comes from: the tag in the repository, tested and built."""
+"""Where a release comes from: a tag that is tested and built, a jar file, or the site's command."""
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import shutil
+import stat
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,21 +18,175 @@ from typing import TypeVar
 from deploy_clojars.deploy import build, checkout, isolation, signatures
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
-from deploy_clojars.errors import DeployError, Interrupted, NotReady
+from deploy_clojars.deploy.reuse import reused
+from deploy_clojars.errors import (
+    BuildFailed,
+    DeployError,
+    Interrupted,
+    NotReady,
+    UsageError,
+    reason,
+)
+from deploy_clojars.host import manifest
+from deploy_clojars.host.journal import TAG, Installed
+from deploy_clojars.host.releases import Copy
+from deploy_clojars.machine.files import STANDARD_INPUT, Input, opened
 from deploy_clojars.run.run import Run, make_directory
 
 T = TypeVar("T")
 
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A jar that is to become the release, and what it must be as far as that is known."""
+
+    jar: Input
+    commit: str | None = None  # that it must be built from
+    sha256: str | None = None
+
 
 class Source:
-    """Makes the run's release out of its tag."""
+    """A release that is there already and that no tag says more about. The others add how to get one."""
+
+    kind = ""  # as the journal has it
 
     def __init__(self, run: Run) -> None:
-        config = run.host.config
         self._run = run
+
+    def refuse_what_is_missing(self) -> None:
+        """Raises NotReady (4) if this host lacks a program that is needed."""
+
+    def reused(self) -> str | None:
+        """Reports that the release that is there is used, and how to replace it, as `reuse.reused`."""
+        return reused(self._run)
+
+    def offered(self) -> AbstractContextManager[Offer]:
+        """The jar, while the block runs. Raises BuildFailed (5), DeployError (1), Interrupted."""
+        raise NotImplementedError
+
+    def check(self, offer: Offer, copy: Copy) -> str | None:
+        """Checks the jar by its copy and returns the commit that it was built from, if known.
+
+        Raises BuildFailed (5).
+        """
+        name, version = offer.jar.name, self._run.version
+        if offer.sha256 not in (None, copy.sha256):
+            raise BuildFailed(
+                f"{name} is not the jar that was meant: its SHA-256 is {copy.sha256}, "
+                f"expected {offer.sha256}"
+            )
+        if copy.bytes == 0:
+            raise BuildFailed(f"{name} is empty")
+        facts = build.inspect(copy.path, self._run.host.config.name, offer.commit, name)
+        if facts.version not in (None, version):
+            # Two of clojars-web's 200 tags with a project.clj differ, and both are good.
+            noun = "tag" if self.kind == TAG else "version"
+            self._run.console.warn(f"the jar says {facts.version}, the {noun} is {version}")
+        return offer.commit or facts.revision
+
+
+def source_of(run: Run) -> Source:
+    """Where the run's release comes from."""
+    if run.request.jar is not None:
+        return JarFile(run)
+    there = installed(run)
+    if there is not None and there.source != TAG and not run.request.rebuild:
+        return Source(run)
+    return Tag(run) if run.host.config.release.command is None else Command(run)
+
+
+def installed(run: Run) -> Installed | None:
+    """What the journal has of the run's release, if that is there."""
+    with suppress(OSError):  # preflight refuses such a journal
+        if run.host.releases.has(run.version):
+            return run.host.journal.history().installed.get(run.version)
+    return None
+
+
+class JarFile(Source):
+    """The file, pipe or socket that the operator named."""
+
+    kind = "jar"
+
+    def reused(self) -> str | None:
+        # Whether it is what is there is known once it has been read.
+        return reused(self._run) if self._run.request.rebuild else None
+
+    @contextmanager
+    def offered(self) -> Iterator[Offer]:
+        jar = self._run.request.jar
+        assert jar is not None
+        # So that neither gigabytes of something else nor half a jar are copied first.
+        if jar.size is not None and not manifest.ends_as_a_zip(jar.descriptor):
+            raise BuildFailed(f"{jar.name} is not a valid jar: it is not a zip, or was cut off")
+        yield Offer(jar, sha256=self._run.request.sha256)
+
+
+class Command(Source):
+    """What the site's command leaves in a directory."""
+
+    kind = "command"
+
+    def refuse_what_is_missing(self) -> None:
+        if installed(self._run) is None:
+            refuse_missing_programs(build.missing_programs(self._line))
+
+    def reused(self) -> str | None:
+        there = installed(self._run)
+        has_checksum = there is not None and there.sha256 is not None
+        return reused(self._run) if has_checksum or self._run.request.rebuild else None
+
+    @contextmanager
+    def offered(self) -> Iterator[Offer]:
+        run, settings = self._run, self._run.host.config.release
+        with fresh_directory(run) as directory:
+            directory.mkdir()
+            with run.step("fetch", self._line):
+                builder = Builder(run.host.config.build, run.id, run.console)
+                jar = builder.fetched(settings, run.version, directory)
+                sha256 = None
+                if settings.sha256 is not None:
+                    words = "the command", directory, settings.sha256, "release.sha256"
+                    sha256 = build.listed_sha256(build.one_file(*words), jar.name)
+            with opened(jar) as original:
+                yield Offer(original, sha256=sha256)
+
+    @property
+    def _line(self) -> str:
+        return self._run.host.config.release.command or ""
+
+
+class Tag(Source):
+    """The tag in the repository, tested and built."""
+
+    kind = TAG
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config = run.host.config
         self._mirror = Mirror(run.host.deploy / "mirror.git", config.repository, run.id)
         isolated = partial(isolation.isolated, config, run.host.file)
         self._builder = Builder(config.build, run.id, run.console, isolated)
+        self._commit = ""
+
+    def refuse_what_is_missing(self) -> None:
+        settings = self._run.host.config.build
+        missing = build.missing_programs(settings.test, settings.uberjar)
+        refuse_missing_programs([*([] if shutil.which("git") else ["git"]), *missing])
+        isolation.refuse_without_what_is_demanded(self._run.host.config)
+
+    def reused(self) -> str | None:
+        self._commit = self.fetch()
+        return reused(self._run, self._commit)
+
+    @contextmanager
+    def offered(self) -> Iterator[Offer]:
+        with self.checked_out(self._commit) as directory:
+            self.test(directory)
+            with opened(self.build(directory)) as jar:
+                yield Offer(jar, commit=self._commit)
 
     def fetch(self) -> str:
         """Brings the mirror up to date; returns the tag's commit. Raises DeployError (1)."""
@@ -67,28 +227,12 @@ class Source:
     def checked_out(self, commit: str) -> Iterator[Path]:
         """A fresh directory at the commit while the block runs; kept for a look if that fails."""
         run = self._run
-        checkouts = run.host.deploy / "checkouts"
-        if checkouts.is_symlink():
-            # What is old in it gets removed, wherever a build has led it to.
-            raise NotReady(
-                f"{checkouts} is a symbolic link", remedy=f"rm {shlex.quote(str(checkouts))}"
-            )
-        make_directory(checkouts)
-        checkout.keep_last_failed(checkouts)  # those of runs that were killed count, too
-        directory = checkout.new_directory(checkouts, run.version)
-        try:
+        with fresh_directory(run) as directory:
             with run.step("check out", f"{run.version} is {commit[:10]}"):
                 warnings = self._of_the_mirror(lambda: self._checked_out(commit, directory))
             for warning in warnings:
                 run.console.warn(warning)
             yield directory
-        except Interrupted:
-            checkout.remove(directory)
-            raise
-        except BaseException:
-            checkout.keep_last_failed(checkouts)
-            raise
-        checkout.remove(directory)
 
     def _checked_out(self, commit: str, directory: Path) -> list[str]:
         checkout.remove(directory)  # what a broken mirror has left there
@@ -103,12 +247,77 @@ class Source:
         with self._run.step("test", self._run.host.config.build.test):
             self._builder.test(directory)
 
-    def build(self, directory: Path, commit: str) -> Path:
+    def build(self, directory: Path) -> Path:
         """Builds the release's jar. Raises BuildFailed (5), Interrupted."""
-        run = self._run
-        with run.step("build", run.host.config.build.uberjar):
-            jar = self._builder.uberjar(directory)
-        warning = build.inspect(jar, run.host.config.name, run.version, commit)
-        if warning:
-            run.console.warn(warning)
+        with self._run.step("build", self._run.host.config.build.uberjar):
+            return self._builder.uberjar(directory)
+
+
+def refuse_missing_programs(missing: list[str]) -> None:
+    """Raises NotReady (4) if any are, or if there is no home for those that are there."""
+    if missing:
+        raise NotReady(f"not on PATH: {', '.join(missing)}")
+    build.refuse_a_user_without_a_home()
+
+
+@contextmanager
+def fresh_directory(run: Run) -> Iterator[Path]:
+    """The path of a new directory, which the block makes; kept for a look if the block fails."""
+    checkouts = run.host.deploy / "checkouts"
+    if checkouts.is_symlink():
+        # What is old in it gets removed, wherever a build has led it to.
+        raise NotReady(
+            f"{checkouts} is a symbolic link", remedy=f"rm {shlex.quote(str(checkouts))}"
+        )
+    make_directory(checkouts)
+    checkout.keep_last_failed(checkouts)  # those of runs that were killed count, too
+    directory = checkout.new_directory(checkouts, run.version)
+    try:
+        yield directory
+    except Interrupted:
+        checkout.remove(directory)
+        raise
+    except BaseException:
+        checkout.keep_last_failed(checkouts)
+        raise
+    checkout.remove(directory)
+
+
+def jar_named(name: str, *, asks: bool) -> Input:
+    """Opens what `--jar` names; `-` is standard input. Raises UsageError (2).
+
+    If the command `asks`, its question then goes to the terminal that the process belongs to.
+    """
+    if name == "-":
+        jar = Input(STANDARD_INPUT, os.dup(sys.stdin.fileno()))
+        if os.isatty(jar.descriptor):
+            raise UsageError(
+                "--jar -: standard input is a terminal", remedy="redirect a file to it"
+            )
+        if asks:
+            with suppress(OSError):  # there is none, which is refused with any other question
+                terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+                os.dup2(terminal, sys.stdin.fileno())
+                os.close(terminal)
         return jar
+    try:
+        # Without waiting for the writer of a named pipe: it is waited for when it is read.
+        jar = Input(Path(name), os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except PermissionError:
+        raise UsageError(
+            f"{name} cannot be read by this user",
+            remedy=f"let the shell open it: --jar - < {shlex.quote(name)}",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} cannot be read: {reason(error)}") from None
+    mode = os.fstat(jar.descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+        raise UsageError(f"{name} is not a file")
+    return jar
+
+
+def sha256_named(digest: str) -> str:
+    """What `--sha256` gives, in small letters. Raises UsageError (2)."""
+    if not SHA256.fullmatch(digest):
+        raise UsageError(f"--sha256 {digest!r}: a SHA-256 has 64 hexadecimal digits")
+    return digest.lower()

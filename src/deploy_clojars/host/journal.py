@@ -21,6 +21,8 @@ from deploy_clojars.masking import masked
 
 FORMAT = 1
 
+TAG = "tag"  # where a release comes from, unless its line says otherwise
+
 
 class HostVersions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which version is current and which each instance runs; None if none, or not known."""
@@ -57,6 +59,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     bytes: int | None = None
     how: str | None = None
     signer: str | None = None
+    source: str | None = None  # of a release: "tag", "jar" or "command"; "tag" if it is not said
     left: HostVersions | None = None
     # The format's version. `omit_defaults` would leave out a plain default.
     v: int = msgspec.field(default_factory=lambda: FORMAT)
@@ -77,12 +80,13 @@ class RolledBack(msgspec.Struct, frozen=True):
 
 
 class Installed(msgspec.Struct, frozen=True):
-    """When a release was installed, from which commit, its size and its SHA-256."""
+    """When a release was installed, from which commit and source, its size and its SHA-256."""
 
     at: str
     commit: str | None
     bytes: int | None
     sha256: str | None = None
+    source: str = TAG
 
 
 class Restarted(msgspec.Struct, frozen=True):
@@ -228,7 +232,7 @@ class HistoryBuilder:
             case "installed" if version:
                 self._installed.pop(version, None)  # it goes to the end of the order
                 self._installed[version] = Installed(
-                    event.at, event.commit, event.bytes, event.sha256
+                    event.at, event.commit, event.bytes, event.sha256, event.source or TAG
                 )
             case "promoted" if version:
                 self._is_approved(version, event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -32,28 +33,39 @@ class JarFacts:
     revision: str | None = None
 
 
-def facts_of(jar: Path, name: str, *, sound: bool = True) -> JarFacts:
+def ends_as_a_zip(descriptor: int) -> bool:
+    """Whether a file, which is not read for it, has a zip's last record. Raises OSError."""
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    with open(descriptor, "rb", closefd=False) as file:
+        found = zipfile.is_zipfile(file)
+    os.lseek(descriptor, position, os.SEEK_SET)
+    return found
+
+
+def facts_of(jar: Path, name: str, *, sound: bool = True, called: str = "") -> JarFacts:
     """Returns what `jar` says of the application `name`; checks that it can be run.
 
     It must be a zip whose every entry has the right checksum, with a Main-Class (for `java -jar`)
     or a `__main__.py` (for `python3 FILE`). Raises DeployError. `sound=False` leaves out the
     checksums, for a release that was checked before: they take 0.15 s for 9 MB.
+    `called` is what messages call it, by default its path.
     """
+    called = called or str(jar)
     if jar.is_symlink() or not jar.is_file():
-        raise DeployError(f"{jar} is not a regular file")
+        raise DeployError(f"{called} is not a regular file")
     try:
         with zipfile.ZipFile(jar) as archive:
             damaged = archive.testzip() if sound else None
             if damaged is not None:
-                raise DeployError(f"{jar} is damaged: the checksum of {damaged!r} is wrong")
+                raise DeployError(f"{called} is damaged: the checksum of {damaged!r} is wrong")
             names = archive.namelist()
             if not _has_main_class(archive, names) and "__main__.py" not in names:
                 raise DeployError(
-                    f"{jar} is not a program: it has neither a Main-Class nor a __main__.py"
+                    f"{called} is not a program: it has neither a Main-Class nor a __main__.py"
                 )
             return _pom_facts(archive, names, name)
     except DAMAGED as error:
-        raise DeployError(f"{jar} is not a valid jar: {error}") from None
+        raise DeployError(f"{called} is not a valid jar: {error}") from None
 
 
 def _has_main_class(archive: zipfile.ZipFile, names: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy_clojars.errors import DeployError
-from deploy_clojars.machine.files import NO_ROOM, sync
+from deploy_clojars.machine.files import NO_ROOM, Input, sync
 from deploy_clojars.versions import why_no_version
 
 # How the name of a file begins until it is complete; only then is it a `*-standalone.jar`.
@@ -19,7 +20,7 @@ UNFINISHED = ".deploy-clojars-"
 
 RELEASE = "RELEASE"  # a placeholder in a command
 
-CHUNK = 1024 * 1024  # bytes
+LEAST_FREE = 64 * 1024 * 1024  # bytes; what the site writes needs room, too
 RESERVED = 64 * 1024  # bytes; a block of any file system
 
 Identity = tuple[int, int]  # a file's device and inode
@@ -34,6 +35,15 @@ class Current:
     broken: str | None = None  # what is wrong with it
     mend: tuple[str, ...] = ()  # the command that repairs it; RELEASE is a placeholder
     visible: bool = True  # whether this user may read it
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A jar that was copied in, and has no release's name yet."""
+
+    path: Path
+    sha256: str  # in hexadecimal
+    bytes: int
 
 
 class Releases:
@@ -212,36 +222,57 @@ class Releases:
         except OSError as error:
             raise DeployError(f"{self.link} cannot be removed: {error.strerror}") from error
 
-    def install(self, jar: Path, version: str) -> str:
-        """Copies a jar in as the release `version` and returns its SHA-256 in hexadecimal.
+    @contextmanager
+    def copied(self, original: Input, version: str, patience: float) -> Iterator[Copy]:
+        """A jar's copy beside the releases, complete and on the disk; removed at the end.
 
-        The release appears when it is complete and synced to the disk, and never replaces one
-        that is there. Raises DeployError; then nothing is left behind.
+        It is read once: what is looked at is what `add` then makes the release. `patience` is how
+        long to wait for more of it, in seconds. Raises DeployError, Interrupted.
         """
+        with self._temporary("jar") as temporary:
+            try:
+                digest, size = self._copy(original, temporary, patience)
+            except OSError as error:
+                raise DeployError(
+                    f"release {version} cannot be copied to {self.directory}: {error.strerror}"
+                ) from error
+            yield Copy(temporary, digest, size)
+
+    def _copy(self, original: Input, temporary: Path, patience: float) -> tuple[str, int]:
         import hashlib  # `status` is quicker without it
 
         digest = hashlib.sha256()
+        self._refuse_to_fill_the_disk(original.size or 0)
+        with temporary.open("xb") as copy:
+            for chunk in original.chunks(patience):
+                self._refuse_to_fill_the_disk(len(chunk))
+                digest.update(chunk)
+                copy.write(chunk)
+            copy.flush()
+            os.fchmod(copy.fileno(), 0o644)  # whatever the umask: the service reads it
+            sync(copy.fileno())
+            return digest.hexdigest(), copy.tell()
+
+    def _refuse_to_fill_the_disk(self, size: int) -> None:
+        """Raises OSError if `size` more bytes would leave less than LEAST_FREE."""
+        found = os.statvfs(self.directory)
+        if found.f_bavail * found.f_frsize < size + LEAST_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def add(self, copy: Copy, version: str) -> None:
+        """Makes a copy the release `version`, which never replaces one that is there.
+
+        The directory is synced before this returns. Raises DeployError.
+        """
         try:
-            # The build made `jar`; a link in its place could lead to any file of the user.
-            source = os.open(jar, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(source, "rb") as original, self._temporary("jar") as temporary:
-                with temporary.open("xb") as copy:
-                    while chunk := original.read(CHUNK):
-                        digest.update(chunk)
-                        copy.write(chunk)
-                    copy.flush()
-                    os.fchmod(copy.fileno(), 0o644)  # whatever the umask: the service reads it
-                    sync(copy.fileno())
-                # link() fails where rename() would replace.
-                os.link(temporary, self.path(version))
+            os.link(copy.path, self.path(version))  # fails where rename() would replace
             self._sync()
         except FileExistsError:
             raise DeployError(f"{self.path(version)} already exists") from None
         except OSError as error:
             raise DeployError(
-                f"release {version} cannot be copied to {self.directory}: {error.strerror}"
+                f"release {version} cannot be added to {self.directory}: {error.strerror}"
             ) from error
-        return digest.hexdigest()
 
     @contextmanager
     def _temporary(self, suffix: str) -> Iterator[Path]:

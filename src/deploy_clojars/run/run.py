@@ -43,6 +43,8 @@ class Request:
     yes: bool = False
     force: bool = False
     rebuild: bool = False
+    jar: files.Input | None = None  # the release, if it was built elsewhere
+    sha256: str | None = None  # that the jar must have, in hexadecimal
     why: str | None = None
 
 
