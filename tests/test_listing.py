@@ -119,7 +119,7 @@ def test_a_journal_that_cannot_be_read_leaves_what_it_says_out(light_host: Littl
 
 @pytest.mark.parametrize(
     ("columns", "header"),
-    [("60", "release  built (UTC)"), ("200", "release  size    commit  built (UTC)")],
+    [("60", "release  built (UTC)"), ("200", "release  size    source  commit  built (UTC)")],
 )
 def test_on_a_terminal_it_fits_the_width(
     three_built: LittleHost, columns: str, header: str

@@ -85,8 +85,9 @@ def test_a_jar_is_deployed_without_git_and_without_a_build(
 ) -> None:
     host.environment["PATH"] = "/nowhere"
 
-    host.done("deploy", SECOND, "--jar", str(jar), "--yes")
+    result = host.done("deploy", SECOND, "--jar", str(jar), "--yes")
 
+    assert f" from {jar}" in result.stderr
     assert host.versions == (SECOND, SECOND)
     assert release(host).read_bytes() == jar.read_bytes()
     assert not (host.deploy / "mirror.git").exists()

@@ -34,6 +34,7 @@ def test_the_json_has_the_keys_of_the_contract(light_host: LittleHost) -> None:
     document = light_host.status
     assert document == {
         "current": FIRST,
+        "source": None,
         "approved": FIRST,
         "previous": None,
         "interrupted": False,

@@ -183,7 +183,7 @@ def group() -> None:
               "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
 @click.option("--rebuild", is_flag=True,
               help="Build the release again if it is already there; refused if it was ever promoted.")  # fmt: skip
-@click.option("--jar", metavar="FILE",
+@click.option("--jar", metavar="FILE", shell_complete=_offers("files"),
               help="Deploy this jar, which was built elsewhere, as the release TAG: no git, no tests, no "
               "build. `-` is standard input; the question then goes to the terminal.")  # fmt: skip
 @click.option("--sha256", metavar="HEX", help="Refuse the jar unless this is its SHA-256.")

@@ -72,7 +72,8 @@ def install(run: Run, source: Source, offer: Offer) -> None:
             "installed", version=version, commit=commit, sha256=copy.sha256, bytes=copy.bytes,
             source=source.kind,
         )  # fmt: skip
-        becomes(decimal(copy.bytes))
+        named = f" from {offer.jar.name}" if run.request.jar is not None else ""
+        becomes(f"{decimal(copy.bytes)}{named}")
 
 
 def is_done_already(run: Run) -> bool:
