@@ -54,6 +54,7 @@ def test_a_release_is_told_with_all_that_is_known_of_it(three_built: LittleHost)
     assert list(releases) == [SECOND, THIRD, FIRST]
     assert releases[SECOND] == {
         "version": SECOND, "bytes": three_built.jar(SECOND).stat().st_size, "commit": "c" * 40,
+        "source": "tag", "sha256": None,
         "built": "2015-03-01T10:00:00Z", "promoted": None, "current": False, "approved": False,
         "previous": False, "running": [], "prunable": True,
     }  # fmt: skip

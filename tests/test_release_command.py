@@ -112,7 +112,7 @@ def test_the_command_begins_in_an_empty_directory_with_the_builds_environment(
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        ("echo no such object; exit 3", "failed: exit status 3"),
+        ("echo no such object; exit 3", "error: release.command failed: exit status 3"),
         ("kill -9 $$", "failed: "),
         ("true", "the command left no file that matches *.jar"),
         (f"{COPY}; cp app.jar other.jar", "2 files match *.jar: app.jar, other.jar"),
@@ -134,6 +134,7 @@ def test_a_command_that_leaves_no_release_is_refused(
         assert "no such object\n" in said  # its last lines
         [kept] = (host.deploy / "checkouts").iterdir()  # for a look
         assert kept.name.endswith(f"-{SECOND}")
+        assert not [each for each in host.events if "exit 3" in str(each)]
 
 
 def test_a_command_that_hangs_is_ended_with_all_its_processes(host: LittleHost) -> None:
@@ -304,8 +305,12 @@ def completing(home: Path, *lines: str) -> list[str]:
 
 
 def test_the_versions_that_the_sites_list_prints_are_completed(tmp_path: Path) -> None:
-    names = "list = 'printf %s\\\\n 0.9.0 0.10.0 1.0 \"0.1;reboot\" 0.2'"
+    calls = tmp_path / "calls"
+    names = f"list = 'echo >> {calls}; printf %s\\\\n 0.9.0 0.10.0 1.0 \"0.1;reboot\" 0.2'"
     assert completing(tmp_path, names) == ["0.2", "0.10.0", "0.9.0"]  # the newest first
+    assert offered_by_bash(tmp_path, "0.1") == ["0.10.0"]
+    assert offered_by_bash(tmp_path, "rest") == ["restart"]
+    assert calls.read_text() == "\n\n"  # where it may be a command, nothing is asked
 
 
 @pytest.mark.parametrize("command", ["echo 0.1; exit 1", "echo 0.1; sleep 1000", "no-such-program"])

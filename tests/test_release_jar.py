@@ -22,6 +22,7 @@ from little_host import LittleHost, at_a_terminal, wait_for
 
 from deploy_clojars.deploy import source
 from deploy_clojars.errors import DeployError, UsageError
+from deploy_clojars.host.journal import Event, history_of
 from deploy_clojars.host.releases import UNFINISHED
 from deploy_clojars.machine.files import Input, opened
 
@@ -109,6 +110,11 @@ def test_releases_history_and_status_say_where_a_release_came_from(
     assert run["source"] == "jar"
     assert f"deploy {SECOND} from a jar" in host.done("history").stdout
     assert any("  jar  " in line for line in host.done("releases").stdout.splitlines())
+
+
+def test_a_release_of_a_journal_from_before_came_from_a_tag() -> None:
+    history = history_of([Event(event="installed", version="A")])
+    assert history.installed["A"].source == "tag"
 
 
 def test_a_jar_comes_through_a_pipe(host: LittleHost, jar: Path) -> None:
@@ -442,6 +448,19 @@ def test_a_deploy_that_is_killed_at_the_question_is_done_by_the_version_alone(
         terminal.kill(signal.SIGKILL)
         terminal.ends(137)
     jar.unlink()
+    host.done("deploy", SECOND, "--yes")
+    assert host.versions == (SECOND, SECOND)
+
+
+def test_a_deploy_that_is_killed_as_the_release_gets_its_name_is_done_by_the_version_alone(
+    host: LittleHost, jar: Path
+) -> None:
+    declined(host, "--jar", str(jar))
+    journal = host.deploy / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    place = next(n for n, line in enumerate(lines) if '"event":"installed"' in line)
+    journal.write_text("".join(lines[:place]))  # the last that it wrote
+
     host.done("deploy", SECOND, "--yes")
     assert host.versions == (SECOND, SECOND)
 

@@ -182,7 +182,8 @@ def group() -> None:
               help="Restart even the only instance that serves, and continue if the drain does not end in "
               "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
 @click.option("--rebuild", is_flag=True,
-              help="Build the release again if it is already there; refused if it was ever promoted.")  # fmt: skip
+              help="Replace the release if it is already there, by building or fetching it again or by the "
+              "jar; refused if it was ever promoted.")  # fmt: skip
 @click.option("--jar", metavar="FILE", shell_complete=_offers("files"),
               help="Deploy this jar, which was built elsewhere, as the release TAG: no git, no tests, no "
               "build. `-` is standard input; the question then goes to the terminal.")  # fmt: skip

@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from deploy_clojars import versions
 from deploy_clojars.errors import DeployError, UsageError
+from deploy_clojars.versions import looks_like_a_version
 
 if TYPE_CHECKING:
     from deploy_clojars.config import Config
@@ -52,7 +53,9 @@ def tags(context: click.Context, incomplete: str) -> Items:
         return []
     mirror, release = config.deploy_directory / "mirror.git", config.release
     if release.list is not None and (release.command is not None or not mirror.is_dir()):
-        listed = listed_by(release.list) if _is_trusted(context) else []
+        # At a word that may be a command, the network is not asked.
+        is_wanted = not isinstance(context.command, click.Group) or looks_like_a_version(incomplete)
+        listed = listed_by(release.list) if is_wanted and _is_trusted(context) else []
         return _as_items(listed, incomplete)
     return _offered(tags_in(mirror), incomplete)
 

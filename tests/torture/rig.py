@@ -35,7 +35,8 @@ MANAGERS = ("systemd",) if INSIDE_SYSTEMD in os.environ else ("upstart", "superv
 
 # What is typed, with the answer to the question. A deploy that is declined reuses the release.
 DEPLOY, DECLINED, ROLLBACK, RESTART = "deploy", "declined deploy", "rollback", "restart"
-COMMANDS = (DEPLOY, DECLINED, ROLLBACK, RESTART)
+JAR = "deploy of a jar"
+COMMANDS = (DEPLOY, JAR, DECLINED, ROLLBACK, RESTART)
 
 NEVER_HIT = (0, 7)
 
@@ -139,18 +140,19 @@ class Rig:
         return dice.choice([tag for tag in self.tags if tag != before.approved])
 
     def _prepare(self, command: str, target: str) -> None:
-        """A deploy builds, all else needs the release. The operator's own doing, not the tool's."""
+        """A deploy builds or brings a jar, all else needs the release. The operator's own doing, not the tool's."""
         path = self.host.releases / f"clojars-web-{target}-standalone.jar"
         with self._releases.looking_away():
-            if command == DEPLOY:
+            if command in (DEPLOY, JAR):
                 path.unlink(missing_ok=True)
             elif not path.exists():
                 self.host.have(target)
 
-    @staticmethod
-    def _words(command: str, target: str) -> tuple[str, ...]:
+    def _words(self, command: str, target: str) -> tuple[str, ...]:
         if command == RESTART:
             return ("restart",)
+        if command == JAR:
+            return ("deploy", target, "--jar", str(self.host.jar(target)))
         if command == ROLLBACK:
             return ("rollback", target, "-m", "torture")
         return ("deploy", target)

@@ -93,11 +93,11 @@ class Builder:
     def test(self, checkout: Path) -> None:
         """Runs the tests. Raises BuildFailed (5), Interrupted."""
         self._refuse_a_project_without_leiningen(checkout)
-        self._run("the tests", self._settings.test, checkout)
+        self._run(f"the tests ({self._settings.test})", self._settings.test, checkout)
 
     def uberjar(self, checkout: Path) -> Path:
         """Builds the release and returns its jar. Raises BuildFailed (5), Interrupted."""
-        self._run("the build", self._settings.uberjar, checkout)
+        self._run(f"the build ({self._settings.uberjar})", self._settings.uberjar, checkout)
         return one_file("the build", checkout, self._settings.jar, "build.jar")
 
     def fetched(self, release: config.Release, version: str, directory: Path) -> Path:
@@ -106,7 +106,8 @@ class Builder:
         Raises BuildFailed (5), Interrupted.
         """
         assert release.command is not None
-        self._run("the command", release.command, directory, DEPLOY_VERSION=version)
+        # Not with its words, which may be a secret: everybody may read the journal.
+        self._run("release.command", release.command, directory, DEPLOY_VERSION=version)
         return one_file("the command", directory, release.jar, "release.jar")
 
     def _refuse_a_project_without_leiningen(self, checkout: Path) -> None:
@@ -138,16 +139,16 @@ class Builder:
                 watch=follow,
             )
         except shell.TookTooLong as error:
-            raise self._failed(f"{what} ({command}) took too long: {error}", start) from None
+            raise self._failed(f"{what} took too long: {error}", start) from None
         except OSError as error:
-            raise self._failed(f"{what} ({command}): {error.strerror}", start) from None
+            raise self._failed(f"{what}: {error.strerror}", start) from None
         finally:
             if follow is not None:
                 with suppress(Interrupted):  # the next step raises it
                     follow(to_the_end=True)
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
-            raise self._failed(f"{what} ({command}) failed: {how}", start)
+            raise self._failed(f"{what} failed: {how}", start)
 
     def _failed(self, message: str, start: int) -> BuildFailed:
         shown = self._console.verbose
@@ -212,8 +213,11 @@ def listed_sha256(checksums: Path, name: str) -> str:
 
     Directories in the list's names do not count: they are those of the machine that wrote it.
     """
-    with checksums.open("rb") as file:
-        text = file.read(MOST_CHECKSUMS).decode("utf-8", "replace")
+    try:
+        with checksums.open("rb") as file:
+            text = file.read(MOST_CHECKSUMS).decode("utf-8", "replace")
+    except OSError as error:
+        raise BuildFailed(f"{checksums.name} cannot be read: {error.strerror}") from None
     lines = (CHECKSUM.fullmatch(line.rstrip()) for line in text.splitlines())
     found = {line[1].lower() for line in lines if line and line[2].rpartition("/")[2] == name}
     if len(found) != 1:

@@ -6,6 +6,8 @@ while the question is open must not break the revert.
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.filesize import decimal
 
 from deploy_clojars.config import BACKUP, PRIMARY
@@ -66,12 +68,13 @@ def install(run: Run, source: Source, offer: Offer) -> None:
                     becomes("there already, the same file")
                     return
                 prune.remove_one(run, version)
-            run.record("install", version=version, commit=commit, source=source.kind)
+            what: dict[str, Any] = {
+                "version": version, "commit": commit, "source": source.kind,
+                "sha256": copy.sha256, "bytes": copy.bytes,
+            }  # fmt: skip
+            run.record("install", **what)
             releases.add(copy, version)
-        run.record(
-            "installed", version=version, commit=commit, sha256=copy.sha256, bytes=copy.bytes,
-            source=source.kind,
-        )  # fmt: skip
+        run.record("installed", **what)
         named = f" from {offer.jar.name}" if run.request.jar is not None else ""
         becomes(f"{decimal(copy.bytes)}{named}")
 

@@ -100,7 +100,7 @@ def _refuse_a_changed_jar(run: Run, installed: Installed, replace: str) -> None:
     if digest == installed.sha256:
         return
     raise DeployError(
-        f"release {run.version} has changed since it was built at {installed.at}: its SHA-256 is {digest}, "
+        f"release {run.version} has changed since it was installed at {installed.at}: its SHA-256 is {digest}, "
         f"the journal has {installed.sha256}",
         remedy=replace or f"restore the jar that was built: {run.host.releases.path(run.version)}",
     )

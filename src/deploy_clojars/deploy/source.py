@@ -130,19 +130,23 @@ class Command(Source):
     kind = "command"
 
     def refuse_what_is_missing(self) -> None:
-        if installed(self._run) is None:
+        if self._run.request.rebuild or not self._has_checksum:
             refuse_missing_programs(build.missing_programs(self._line))
 
     def reused(self) -> str | None:
+        is_known = self._run.request.rebuild or self._has_checksum
+        return reused(self._run) if is_known else None
+
+    @property
+    def _has_checksum(self) -> bool:
         there = installed(self._run)
-        has_checksum = there is not None and there.sha256 is not None
-        return reused(self._run) if has_checksum or self._run.request.rebuild else None
+        return there is not None and there.sha256 is not None
 
     @contextmanager
     def offered(self) -> Iterator[Offer]:
         run, settings = self._run, self._run.host.config.release
         with fresh_directory(run) as directory:
-            directory.mkdir()
+            make_directory(directory)
             with run.step("fetch", self._line):
                 builder = Builder(run.host.config.build, run.id, run.console)
                 jar = builder.fetched(settings, run.version, directory)
@@ -302,7 +306,9 @@ def jar_named(name: str, *, asks: bool) -> Input:
         return jar
     try:
         # Without waiting for the writer of a named pipe: it is waited for when it is read.
-        jar = Input(Path(name), os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        jar = Input(
+            Path(name).absolute(), os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        )
     except PermissionError:
         raise UsageError(
             f"{name} cannot be read by this user",

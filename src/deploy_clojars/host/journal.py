@@ -229,7 +229,8 @@ class HistoryBuilder:
         match event.event:
             case "adopted":
                 self._adopted, self._stack = True, Stack([version] if version else [])
-            case "installed" if version:
+            # With its checksum before it has its name: a run may be killed before the second line.
+            case "install" | "installed" if version and (event.sha256 or event.event != "install"):
                 self._installed.pop(version, None)  # it goes to the end of the order
                 self._installed[version] = Installed(
                     event.at, event.commit, event.bytes, event.sha256, event.source or TAG

@@ -78,8 +78,9 @@ class Input:
 def opened(path: Path) -> Iterator[Input]:
     """A file that another program made, open while the block runs. Raises DeployError."""
     try:
-        # A link in its place could lead to any file of the user.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A link in its place could lead to any file of the user, a pipe would be waited for.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags)
     except OSError as error:
         raise DeployError(f"{path} cannot be read: {reason(error)}") from None
     try:
