@@ -18,13 +18,10 @@ from little_host import ETC, LittleHost, wait_for
 from programs import require_program
 from system import lives
 from test_completion import offered_by_bash
+from test_release_jar import asked_by_check
 
-from deploy_clojars.checks import programs
-from deploy_clojars.checks.finding import Site
-from deploy_clojars.config import load
 from deploy_clojars.deploy.build import listed_sha256
 from deploy_clojars.errors import BuildFailed
-from deploy_clojars.host.host import Host
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 EXAMPLES = ETC.parent / "examples/release"
@@ -279,16 +276,12 @@ def test_the_commands_of_a_dry_run_do_it(host: LittleHost) -> None:
 
 
 def test_check_asks_for_what_the_site_uses(host: LittleHost) -> None:
-    def found() -> str:
-        site = Site(the_host := Host(load(host.config)), the_host.look())
-        return "\n".join(each.what for each in programs.of_the_build(site))
-
-    assert found() == ""
+    assert asked_by_check(host) == ""
     with_command(host, "no-such-program")
-    assert found() == "not on PATH: no-such-program"
+    assert asked_by_check(host) == "not on PATH: no-such-program"
     host.write_config(build='test = "true"\nuberjar = "other-program"', release='jar = "*"')
-    assert found().startswith("git ")
-    assert found().endswith("not on PATH: other-program")
+    assert asked_by_check(host).startswith("git ")
+    assert asked_by_check(host).endswith("not on PATH: other-program")
 
 
 # --- completion -----------------------------------------------------------------------------------

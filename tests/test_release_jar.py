@@ -20,8 +20,12 @@ from clojure_repository import ClojureRepository as Tags
 from conftest import Clojure
 from little_host import LittleHost, at_a_terminal, wait_for
 
+from deploy_clojars.checks import programs
+from deploy_clojars.checks.finding import Site
+from deploy_clojars.config import load
 from deploy_clojars.deploy import source
 from deploy_clojars.errors import DeployError, UsageError
+from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, history_of
 from deploy_clojars.host.releases import UNFINISHED
 from deploy_clojars.machine.files import Input, opened
@@ -56,6 +60,12 @@ def release(host: LittleHost, version: str = SECOND) -> Path:
 
 def names(host: LittleHost) -> set[str]:
     return {path.name for path in host.releases.iterdir()}
+
+
+def asked_by_check(host: LittleHost) -> str:
+    """What `check` says about the programs that a release needs."""
+    real = Host(load(host.config))
+    return "\n".join(each.what for each in programs.of_the_build(Site(real, real.look())))
 
 
 def with_jar(host: LittleHost, jar: Path | str, *words: str, version: str = SECOND) -> list[str]:
@@ -110,6 +120,14 @@ def test_releases_history_and_status_say_where_a_release_came_from(
     assert run["source"] == "jar"
     assert f"deploy {SECOND} from a jar" in host.done("history").stdout
     assert any("  jar  " in line for line in host.done("releases").stdout.splitlines())
+
+
+def test_check_does_not_ask_for_git_and_a_build_where_the_last_release_came_as_a_jar(
+    host: LittleHost, jar: Path
+) -> None:
+    assert "not on PATH: no-such-program" in asked_by_check(host)
+    host.done("deploy", SECOND, "--jar", str(jar), "--yes")
+    assert asked_by_check(host) == ""
 
 
 def test_a_release_of_a_journal_from_before_came_from_a_tag() -> None:

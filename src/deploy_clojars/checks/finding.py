@@ -47,6 +47,13 @@ class Site:
         self.nginx_runs = bool(own_processes().uids)
 
     @property
+    def deploys_tags(self) -> bool:
+        """Whether git and a build are needed, as far as the configuration and the last release tell."""
+        last = next(reversed(self.look.history.installed.values()), None)
+        came_as_a_jar = last is not None and last.source == "jar"
+        return self.host.config.release.command is None and not came_as_a_jar
+
+    @property
     def user(self) -> str:
         """The production user's name; this user's where nothing says who that is."""
         return user_name(self.owner)

@@ -58,14 +58,14 @@ def versions() -> Findings:
 def of_the_build(site: Site) -> Findings:
     """What brings a release in: git, the tests and the build, or the site's own command."""
     settings = site.host.config
+    what, missing = "the tests and the build need", list[str]()
     if settings.release.command is not None:
         what, missing = "release.command needs", build.missing_programs(settings.release.command)
-    else:
+    elif site.deploys_tags:
         if shutil.which("git") is None:
             yield Finding("git is not on PATH", True, by_root("apt-get install git"))
         else:
             yield judged("git", said_by("git", "--version"), GIT_SINCE)
-        what = "the tests and the build need"
         missing = build.missing_programs(settings.build.test, settings.build.uberjar)
     if missing:
         yield Finding(

@@ -39,7 +39,7 @@ def as_the_production_user(site: Site) -> Findings:
         return
     yield from _sudo(site)
     yield from login_shell()
-    if host.config.release.command is None:
+    if site.deploys_tags:
         yield _remote(host)
         yield from _isolation(host)
     yield from _signers(host)
