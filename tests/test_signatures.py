@@ -179,9 +179,9 @@ def test_an_expired_ssh_key_does_not_count_for_a_tag_with_an_older_date(
 def test_a_revoked_ssh_key(own_repository: ClojureRepository, keys: Keys) -> None:
     sign(own_repository, keys, "1.0", "alice")
     listed = keys.listed("alice")
-    revoked = Verify("signed", listed.signers, str(keys.directory / "alice.pub"))
+    revoked = Verify("signed", "any", listed.signers, str(keys.directory / "alice.pub"))
     assert "which was revoked" in refusal(own_repository, "1.0", revoked)
-    other = Verify("signed", listed.signers, str(keys.directory / "bob.pub"))
+    other = Verify("signed", "any", listed.signers, str(keys.directory / "bob.pub"))
     assert signer_of_tag(content(own_repository, "1.0"), "1.0", other).name == "alice@example.org"
 
 
@@ -260,7 +260,7 @@ def test_a_list_that_others_could_change(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         skip_or_fail("needs root, to own the list of signers")
     signers = tmp_path / "signers"
-    settings = Verify("signed", str(signers))
+    settings = Verify("signed", signers=str(signers))
     with pytest.raises(NotReady, match="No such file"):
         refuse_unsafe_signers(settings)
     signers.touch(0o644)
@@ -343,3 +343,84 @@ def test_a_list_that_others_can_change_is_refused_before_anything_is_done(
         assert f"others than root can write {signers}" in host.run("check").stdout
     finally:
         signers.chmod(0o644)
+
+
+# Jars that were built elsewhere
+
+
+def sign_jar(jar: Path, keys: Keys, by: str = "alice") -> None:
+    Path(f"{jar}.sig").unlink(missing_ok=True)  # ssh-keygen would ask whether to overwrite it
+    key = str(keys.directory / by)
+    words = ["ssh-keygen", "-q", "-Y", "sign", "-n", "file", "-f", key, str(jar)]
+    subprocess.run(words, check=True, capture_output=True)
+
+
+@pytest.fixture
+def host_for_jars(new_light_host: NewHost, keys: Keys) -> LittleHost:
+    """A host that demands Alice's signature of a jar."""
+    if os.geteuid() != 0:
+        skip_or_fail("needs root, to own the list of signers")
+    signers = keys.listed("alice").signers
+    host = new_light_host(verify=f'jars = "signed"\nsigners = "{signers}"')
+    host.serving(ClojureRepository.FIRST)
+    return host
+
+
+def test_a_jar_needs_a_signature_by_somebody_in_the_list(
+    host_for_jars: LittleHost, keys: Keys, tmp_path: Path
+) -> None:
+    host = host_for_jars
+    jar = Path(shutil.copyfile(host.jar(SECOND), tmp_path / "elsewhere.jar"))
+    words = ("deploy", SECOND, "--jar", str(jar), "--yes")
+
+    def refusal_of(*words: str) -> str:
+        result = host.run(*words)
+        assert result.returncode == 1, result.stderr
+        assert not (host.releases / f"clojars-web-{SECOND}-standalone.jar").exists()
+        return result.stderr
+
+    assert f"{jar} is not signed: there is no {jar}.sig" in refusal_of(*words)
+    sign_jar(jar, keys, "bob")
+    assert "which is not in" in refusal_of(*words)
+    sign_jar(jar, keys)
+    content = jar.read_bytes()
+    shutil.copyfile(host.jar(ClojureRepository.THIRD), jar)
+    assert "it was changed after it was signed" in refusal_of(*words)
+    sign_jar(jar, keys)
+    said = f"{jar} is version {ClojureRepository.THIRD}, not {SECOND}"
+    assert said in refusal_of(*words)
+    jar.write_bytes(content)
+    sign_jar(jar, keys)
+    result = host.done(*words)
+    assert "signed by alice@example.org (SHA256:" in result.stderr
+    # And once it is there, its signer is known.
+    host.done("rollback", ClojureRepository.FIRST, "--yes")
+    assert "signed by alice@example.org (SHA256:" in host.done(SECOND, "--yes").stderr
+
+
+def test_a_jar_that_came_before_signatures_were_demanded_is_not_reused(
+    host_for_jars: LittleHost, keys: Keys, tmp_path: Path
+) -> None:
+    host = host_for_jars
+    jar = Path(shutil.copyfile(host.jar(SECOND), tmp_path / "elsewhere.jar"))
+    settings = host.options.pop("verify")
+    host.write_config()
+    host.done("deploy", SECOND, "--jar", str(jar), "--yes")
+    host.done("rollback", ClojureRepository.FIRST, "--yes")
+    host.write_config(verify=settings)
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 1
+    assert f"nobody signed release {SECOND} when it was installed" in result.stderr
+
+
+def test_what_the_command_fetches_needs_a_signature_too(
+    host_for_jars: LittleHost, keys: Keys, tmp_path: Path
+) -> None:
+    host = host_for_jars
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    jar = Path(shutil.copyfile(host.jar(SECOND), bucket / "app.jar"))
+    host.write_config(release=f'command = "cp {bucket}/* ."')
+    assert "is not signed: there is no " in host.run(SECOND, "--yes").stderr
+    sign_jar(jar, keys)
+    assert "signed by alice@example.org" in host.done(SECOND, "--yes").stderr

@@ -278,12 +278,18 @@ class Verify(Struct, frozen=True, forbid_unknown_fields=True):
     """Whose signatures a release needs."""
 
     tags: Literal["any", "signed"] = "any"
+    jars: Literal["any", "signed"] = "any"
     signers: AbsolutePath | None = None  # of SSH keys, see ssh-keygen(1); or a GnuPG home
     revoked: AbsolutePath | None = None  # SSH keys, or a KRL
 
     def __post_init__(self) -> None:
-        if self.tags == "signed" and self.signers is None:
-            raise ValueError("`signers` must be set where tags must be signed")
+        if self.demands_signatures and self.signers is None:
+            raise ValueError("`signers` must be set where tags or jars must be signed")
+
+    @property
+    def demands_signatures(self) -> bool:
+        """Whether anything must be signed."""
+        return "signed" in (self.tags, self.jars)
 
 
 class Hook(Struct, frozen=True, forbid_unknown_fields=True):

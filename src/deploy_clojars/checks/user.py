@@ -59,13 +59,15 @@ def _isolation(host: Host) -> Findings:
 def _signers(host: Host) -> Findings:
     """Whether signatures can be verified, where they are demanded."""
     settings = host.config.verify
-    if settings.tags == "signed":
+    if settings.demands_signatures:
         try:
             signatures.refuse_unsafe_signers(settings)
         except NotReady as refused:
             yield Finding(refused.message, True, refused.remedy)
         else:
-            yield Finding(f"only tags signed by somebody in {settings.signers} are deployed")
+            things = ("tags", settings.tags), ("jars", settings.jars)
+            what = " and ".join(name for name, wanted in things if wanted == "signed")
+            yield Finding(f"only {what} signed by somebody in {settings.signers} are deployed")
 
 
 def _sudo(site: Site) -> Findings:

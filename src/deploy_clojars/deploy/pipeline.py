@@ -70,7 +70,7 @@ def install(run: Run, source: Source, offer: Offer) -> None:
                 prune.remove_one(run, version)
             what: dict[str, Any] = {
                 "version": version, "commit": commit, "source": source.kind,
-                "sha256": copy.sha256, "bytes": copy.bytes,
+                "sha256": copy.sha256, "bytes": copy.bytes, "signer": run.signer or None,
             }  # fmt: skip
             run.record("install", **what)
             releases.add(copy, version)

@@ -41,7 +41,7 @@ def check_deploy(run: Run, source: Source) -> Look:
     """Looks at the host and returns what was seen. Raises NotReady (4), DeployError (1)."""
     host = run.host
     source.refuse_what_is_missing()
-    if host.config.verify.tags == "signed":
+    if host.config.verify.demands_signatures:
         signatures.refuse_unsafe_signers(host.config.verify)
     refuse_a_full_disk(host)
     if not run.request.force:

@@ -32,6 +32,8 @@ def reused(run: Run, commit: str | None = None) -> str | None:
             _refuse_a_changed_jar(run, installed, replace)
         facts = manifest.facts_of(path, host.config.name, sound=installed.sha256 is None)
         becomes("not built again" if commit else "there already")
+    if commit is None:
+        _refuse_an_unsigned_jar(run, installed, replace)
     known = installed.commit or facts.revision
     if commit is not None and known != commit:
         raise DeployError(
@@ -47,6 +49,16 @@ def reused(run: Run, commit: str | None = None) -> str | None:
     if replace:
         run.console.say(f"  to {replace}")
     return f"to {replace}" if replace else ""
+
+
+def _refuse_an_unsigned_jar(run: Run, installed: Installed, replace: str) -> None:
+    """A jar that came before signatures were demanded has none. Raises DeployError (1)."""
+    if run.host.config.verify.jars == "signed" and installed.signer is None:
+        raise DeployError(
+            f"nobody signed release {run.version} when it was installed, and `verify.jars` demands it",
+            remedy=replace,
+        )
+    run.signer = installed.signer or ""
 
 
 def is_the_one_there(run: Run, digest: str) -> bool:

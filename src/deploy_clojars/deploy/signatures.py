@@ -20,7 +20,7 @@ from deploy_clojars.machine import files, shell
 BEGIN = re.compile(rb"^-----BEGIN ([A-Z ]+)-----\r?$", re.MULTILINE)
 FINGERPRINT = re.compile(r"SHA256:\S+")
 SECONDS = 60.0  # a large jar is hashed in that, too
-TAGS = "git"  # SSH signatures are for one purpose, their namespace
+TAGS, JARS = "git", "file"  # SSH signatures are for one purpose, their namespace
 KEYRINGS = ("pubring.kbx", "pubring.gpg")
 
 # What gpg says about a signature that it does not accept (doc/DETAILS in its sources).
@@ -87,6 +87,22 @@ def signer_of_tag(content: bytes, tag: str, settings: Verify) -> Signer:
         raise DeployError(
             f"the tag {tag} {refused}",
             remedy=f"`verify.tags` demands a signature by somebody in {settings.signers}",
+        ) from None
+
+
+def signer_of_file(file: Path, name: str, signature: Path | None, settings: Verify) -> Signer:
+    """Who made the detached signature of a file, which messages call `name`. Raises DeployError (1)."""
+    try:
+        if signature is None:
+            raise NotTrusted("has no file beside it with its signature")
+        if not signature.is_file():
+            raise NotTrusted(f"is not signed: there is no {signature}")
+        return _signer_of(file, signature, JARS, settings)
+    except NotTrusted as refused:
+        raise DeployError(
+            f"{name} {refused}",
+            remedy=f"`verify.jars` demands a signature by somebody in {settings.signers}: "
+            "ssh-keygen -Y sign -n file -f KEY JAR",
         ) from None
 
 

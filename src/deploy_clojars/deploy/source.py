@@ -45,6 +45,7 @@ class Offer:
     jar: Input
     commit: str | None = None  # that it must be built from
     sha256: str | None = None
+    signature: Path | None = None  # a detached one
 
 
 class Source:
@@ -69,7 +70,7 @@ class Source:
     def check(self, offer: Offer, copy: Copy) -> str | None:
         """Checks the jar by its copy and returns the commit that it was built from, if known.
 
-        Raises BuildFailed (5).
+        Raises BuildFailed (5), DeployError (1) for a signature that is demanded and does not count.
         """
         name, version = offer.jar.name, self._run.version
         if offer.sha256 not in (None, copy.sha256):
@@ -79,8 +80,15 @@ class Source:
             )
         if copy.bytes == 0:
             raise BuildFailed(f"{name} is empty")
+        settings = self._run.host.config.verify
+        must_be_signed = settings.jars == "signed" and self.kind != TAG
+        if must_be_signed:
+            signer = signatures.signer_of_file(copy.path, name, offer.signature, settings)
+            self._run.signer = str(signer)
         facts = build.inspect(copy.path, self._run.host.config.name, offer.commit, name)
         if facts.version not in (None, version):
+            if must_be_signed:  # an older release, signed as well, is not to pass for this one
+                raise DeployError(f"{name} is version {facts.version}, not {version}")
             # Two of clojars-web's 200 tags with a project.clj differ, and both are good.
             noun = "tag" if self.kind == TAG else "version"
             self._run.console.warn(f"the jar says {facts.version}, the {noun} is {version}")
@@ -121,7 +129,8 @@ class JarFile(Source):
         # So that neither gigabytes of something else nor half a jar are copied first.
         if jar.size is not None and not manifest.ends_as_a_zip(jar.descriptor):
             raise BuildFailed(f"{jar.name} is not a valid jar: it is not a zip, or was cut off")
-        yield Offer(jar, sha256=self._run.request.sha256)
+        signature = None if jar.path == STANDARD_INPUT else Path(f"{jar.path}.sig")
+        yield Offer(jar, sha256=self._run.request.sha256, signature=signature)
 
 
 class Command(Source):
@@ -155,7 +164,7 @@ class Command(Source):
                     words = "the command", directory, settings.sha256, "release.sha256"
                     sha256 = build.listed_sha256(build.one_file(*words), jar.name)
             with opened(jar) as original:
-                yield Offer(original, sha256=sha256)
+                yield Offer(original, sha256=sha256, signature=Path(f"{jar}.sig"))
 
     @property
     def _line(self) -> str:

@@ -80,13 +80,14 @@ class RolledBack(msgspec.Struct, frozen=True):
 
 
 class Installed(msgspec.Struct, frozen=True):
-    """When a release was installed, from which commit and source, its size and its SHA-256."""
+    """When a release was installed, from which commit and source, its size, its SHA-256 and its signer."""
 
     at: str
     commit: str | None
     bytes: int | None
     sha256: str | None = None
     source: str = TAG
+    signer: str | None = None
 
 
 class Restarted(msgspec.Struct, frozen=True):
@@ -233,8 +234,9 @@ class HistoryBuilder:
             case "install" | "installed" if version and (event.sha256 or event.event != "install"):
                 self._installed.pop(version, None)  # it goes to the end of the order
                 self._installed[version] = Installed(
-                    event.at, event.commit, event.bytes, event.sha256, event.source or TAG
-                )
+                    event.at, event.commit, event.bytes, event.sha256, event.source or TAG,
+                    event.signer,
+                )  # fmt: skip
             case "promoted" if version:
                 self._is_approved(version, event)
                 self._stack.push(version)
