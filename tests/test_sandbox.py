@@ -751,6 +751,35 @@ def test_nginx_in_front_sends_users_to_the_backup_only_while_the_primary_is_down
     assert serving.run("setup").returncode == 2
 
 
+def test_no_request_is_lost_over_a_deploy_a_rollback_and_a_restart(serving: Little) -> None:
+    if root_program("nginx") is None:
+        skip_or_fail("not installed: nginx")
+    record = json.loads((serving.directory / "sandbox.json").read_text())
+    site = f"http://127.0.0.1:{record['ports']['site']}/pid"
+    wait_for(lambda: text_of(site), "the site answers")
+    answers: list[str | None] = []
+    is_over = threading.Event()
+
+    def visit() -> None:
+        while not is_over.is_set():
+            answers.append(text_of(site))
+
+    visitors = [threading.Thread(target=visit) for _ in range(3)]
+    for visitor in visitors:
+        visitor.start()
+    try:
+        for words in (("0.2.0",), ("rollback", "0.1.0"), ("restart",)):
+            result = serving.run(*words, "--yes")
+            assert result.returncode == 0, result.stderr
+    finally:
+        is_over.set()
+        for visitor in visitors:
+            visitor.join()
+    assert len(answers) > 100
+    assert None not in answers
+    assert len(set(answers)) > 3  # of instances that came and went
+
+
 def text_of(url: str) -> str | None:
     """What a page says, or None if it does not answer."""
     with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
