@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import pytest
 from clojure_jars import SHARED, shared_directory
+from inherited import heed_all_signals
 from little_host import wait_for
 from private_machine import INSIDE, PROJECT, without_pytest
 from programs import require_program, skip_or_fail
@@ -347,6 +348,8 @@ def kill(machine: Machine, pid: int, signum: signal.Signals = signal.SIGKILL) ->
 
 
 if __name__ == "__main__":  # python -m systemd_machine MODULE WORD…: that module, inside
+    heed_all_signals()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the machine is ended, too
     with tempfile.TemporaryDirectory(prefix="systemd-") as name:
         ended = run_inside(Path(name), "-m", *sys.argv[1:], env={"TMPDIR": name})
     sys.exit(ended.returncode)
