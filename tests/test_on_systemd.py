@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from systemd_machine import run_tests_inside
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TESTS = Path(__file__).parent
 
