@@ -304,6 +304,28 @@ def test_other_ports_names_and_paths_reach_every_file(tmp_path: Path, other: Pat
     assert f"sudo -iu shop deploy-clojars -c {other} TAG" in text["etc/update-motd.d/60-deploy-shop-a"]  # fmt: skip
 
 
+def test_a_host_of_today_needs_no_nailgun_port(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        '[services]\nmanager = "systemd"\n'
+        '[instances.primary]\nhealth = ["http://127.0.0.1:8001/"]\n'
+        '[instances.backup]\nhealth = ["http://127.0.0.1:8002/"]\n'
+    )
+    config.chmod(0o644)
+    root = tmp_path / "root"
+    result = run_setup("--root", str(root), config=config)
+    assert result.returncode == 0, result.stderr
+    made = {name: text for name, text in tree(root).items() if isinstance(text, bytes)}
+    assert b"\nEnvironment=PORT=8002\n" in made["etc/systemd/system/clojars-backup.service"]
+    assert not [name for name, text in made.items() if b"nailgun" in text.lower()]
+    refused = run_setup("--root", str(root), "--nailgun", "nginx", config=config)
+    assert refused.returncode == 2
+    assert "--nailgun nginx: `health` of the instances has no tcp:// URL" in refused.stderr
+    one = config.read_text().replace(':8001/"', ':8001/", "tcp://127.0.0.1:7601"')
+    config.write_text(one)
+    assert "instances.backup.health: has no tcp:// URL" in run_setup(config=config).stderr
+
+
 def test_the_two_instances_differ_in_four_lines() -> None:
     primary, backup = (
         (ETC / "upstart" / name).read_text().splitlines()

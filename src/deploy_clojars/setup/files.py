@@ -70,7 +70,7 @@ class Values:
     primary: str
     backup: str
     primary_web: str
-    primary_nailgun: str
+    primary_nailgun: str  # empty, as the backup's, where the application has none
     backup_web: str
     backup_nailgun: str
     primary_fails: str  # when nginx gives the primary up
@@ -105,6 +105,11 @@ class Values:
         if self.manager == "systemd":
             return "--nailgun none  # another balancer must serve the nailgun port then"
         return f"--nailgun balance  # {HALF_CLOSED}"
+
+    @property
+    def has_nailgun(self) -> bool:
+        """Whether the application has a nailgun port."""
+        return bool(self.primary_nailgun)
 
     @property
     def flag_directory(self) -> str:
@@ -165,6 +170,9 @@ def values_of(
     # While the backup is down, one error of the primary would be an error for all users for a while.
     fails = NEVER_GIVEN_UP if backup.only_while_deploying else "max_fails=1 fail_timeout=2s"
     site = primary.job.replace(":", "-")  # it names files; supervisord has GROUP:PROGRAM
+    # An application of the days of Upstart has that port.
+    urls = (*primary.health_urls, *backup.health_urls)
+    has_nailgun = config.services.chosen != "systemd" or any(u.startswith("tcp:") for u in urls)
     return Values(
         server_name=server_name,
         user=user,
@@ -177,9 +185,9 @@ def values_of(
         primary=primary.job,
         backup=backup.job,
         primary_web=_address(primary, PRIMARY, "http"),
-        primary_nailgun=_address(primary, PRIMARY, "tcp"),
+        primary_nailgun=_address(primary, PRIMARY, "tcp") if has_nailgun else "",
         backup_web=_address(backup, BACKUP, "http"),
-        backup_nailgun=_address(backup, BACKUP, "tcp"),
+        backup_nailgun=_address(backup, BACKUP, "tcp") if has_nailgun else "",
         primary_fails=fails,
         flag=config.drain.flag,
         probe_listen=f"{_bracketed(probe.hostname or '')}:{probe.port or 80}",
@@ -214,7 +222,7 @@ def refuse_collisions(values: Values) -> None:
         ("instances.backup.health", values.backup_nailgun),
     ):
         port = _port(address)
-        if port in taken:
+        if port and port in taken:
             raise UsageError(f"{what}: port {port} is taken by {taken[port]}")
         taken[port] = what
 
@@ -267,7 +275,8 @@ def _sudoers(values: Values) -> File:
 
 def _systemd_files(values: Values) -> list[File]:
     def unit(job: str, role: str, web: str, nailgun: str) -> File:
-        text = render("instance.service", values, role=role, web=_port(web), nailgun=_port(nailgun))
+        ports = f"PORT={_port(web)}" + (f" NAILGUN_PORT={_port(nailgun)}" if nailgun else "")
+        text = render("instance.service", values, role=role, ports=ports)
         return File(f"/etc/systemd/system/{job}.service", f"systemd/{job}.service", text)
 
     site = values.site

@@ -115,6 +115,10 @@ def setup(
             "--nailgun balance: only for Upstart, whose systems have no nginx that can serve the port",
             remedy=f"nginx does: apt-get install libnginx-mod-stream\nor: {values.without_stream}",
         )
+    if not values.has_nailgun:
+        if nailgun not in (None, "none"):
+            raise UsageError(f"--nailgun {nailgun}: `health` of the instances has no tcp:// URL")
+        nailgun = "none"
     if root is None:
         values = with_real_group(values)
     nginx = validation.nginx()
