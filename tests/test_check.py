@@ -370,6 +370,20 @@ def test_another_site_is_found(site: Site, tmp_path: Path) -> None:
     assert remedy.endswith(f"rm {old} && service nginx reload")
 
 
+def test_a_site_where_only_root_sees_that_nginx_reads_it_is_no_other_site(
+    site: Site, tmp_path: Path
+) -> None:
+    """As with nginx.org's package, which reads conf.d alone."""
+    nginx = tmp_path / "root/etc/nginx"
+    own = nginx / "conf.d/clojars.conf"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text((nginx / "sites-available/clojars").read_text())
+    [what] = wrong(front.sites(site, tmp_path / "root"))
+    assert what.startswith(f"{own} is another site")  # beside that in sites-enabled
+    (nginx / "sites-enabled/clojars").unlink()
+    assert not wrong(front.sites(site, tmp_path / "root"))
+
+
 def test_a_run_at_work_is_no_alarm(site: Site) -> None:
     seen(site, observed("primary", FIRST), observed("backup", Tags.SECOND))
     assert len(wrong(running.jobs(site))) == 1

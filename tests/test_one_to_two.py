@@ -42,4 +42,4 @@ def test_from_one_instance_to_two_and_back(
     shutil.copytree(clojure.repository.directory, jars / "clojars-web")
     monkeypatch.setenv("DEPLOY_CLOJARS_JARS", str(jars))
     file = Path(__file__).parent / "private" / "one_to_two.py"
-    with_private_mounts(file, tmp_path, "--net")
+    with_private_mounts(file, tmp_path)

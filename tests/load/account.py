@@ -92,14 +92,23 @@ class Load:
 
 @contextmanager
 def load_on(
-    site: str, directory: Path, log: Path, scale: float = 1.0, client: Client = "strict"
+    site: str,
+    directory: Path,
+    log: Path,
+    scale: float = 1.0,
+    client: Client = "strict",
+    network_of: int | None = None,
 ) -> Iterator[Load]:
-    """Puts load on the site while the block runs; at the end all requests are answered."""
+    """Puts load on the site while the block runs; at the end all requests are answered.
+
+    The site is in the network of the process `network_of`, or else in this one's.
+    """
     log.unlink(missing_ok=True)
     load = Load(directory / "requests.jsonl", log)
     load.out.unlink(missing_ok=True)
+    enter = [] if network_of is None else ["nsenter", "-n", "-t", str(network_of), "--"]
     with subprocess.Popen(
-        [sys.executable, "-m", "load.generator", site, load.out, str(scale), client],
+        [*enter, sys.executable, "-m", "load.generator", site, load.out, str(scale), client],
         cwd=TESTS,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     ) as process:

@@ -16,7 +16,7 @@ import pytest
 from clojure_repository import ClojureRepository as Tags
 from little_host import at_a_terminal, wait_for
 from load.account import load_on
-from private_machine import INSIDE, PROJECT, bring_loopback_up, mount
+from private_machine import INSIDE, PROJECT, mount
 from systemd_machine import Machine
 
 pytestmark = pytest.mark.skipif(INSIDE not in os.environ, reason="only in a private machine")
@@ -139,7 +139,9 @@ def test_the_chapter_to_the_letter_under_load_and_back(tmp_path: Path) -> None:
     assert len(there) > 10 and len(back) > 5
     with host_of_today() as machine:
         before = files(machine)
-        with load_on("http://127.0.0.1", tmp_path, LOGS / "uploads.log", 0.3, "browser") as load:
+        with load_on(
+            "http://127.0.0.1", tmp_path, LOGS / "uploads.log", 0.3, "browser", machine.pid
+        ) as load:
             for block in (*there, *back):
                 follow(machine, block)
         account = load.account()
@@ -178,7 +180,6 @@ def files(machine: Machine) -> dict[str, str]:
 @contextmanager
 def host_of_today() -> Iterator[Machine]:
     """A machine with the host: one instance that serves 0.1.0 behind nginx, and the tool's program."""
-    bring_loopback_up()
     scratch = Path(os.environ[INSIDE])
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(OPT))
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(LOGS.parent))

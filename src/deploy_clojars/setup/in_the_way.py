@@ -49,8 +49,10 @@ def other_sites(
         for file in sorted(nginx.glob(pattern))
     ]
     own = root / (values.site_link or values.site_file).lstrip("/")
+    # Only nginx knows which place it reads, and tells root alone: the site may be in the other one.
+    may_be_own = conf is None and not os.path.lexists(own)
     for file in map(Path, conf.files) if conf else [main, *usual]:
-        if file == own:
+        if file == own or (may_be_own and file.name == f"{values.site}.conf"):
             continue
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
