@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,22 @@ def test_programs_in_a_home_can_be_run_but_a_path_that_is_the_home_itself_stays_
     words = words_for({}, {"HOME": str(home), "PATH": path}, tmp_path)
     assert str(home / "bin") in bound(words, "--ro-bind")
     assert not {str(home), str(tmp_path), "/usr/bin", "relative"} & {*bound(words, "--ro-bind")}
+
+
+def test_a_home_that_is_a_link_leads_to_its_cache(tmp_path: Path) -> None:
+    there, home = tmp_path / "disk", tmp_path / "home"
+    (there / ".m2").mkdir(parents=True)
+    (there / "key").touch()
+    home.symlink_to(there)
+    (tmp_path / "checkout").mkdir()
+    config = parse({"home": str(home), "build": {"test": "mvn test", "uberjar": "mvn"}}, "FILE")
+    words = isolation.prefix(config, None, tmp_path / "checkout", {"HOME": str(home)})
+    listing = subprocess.run(
+        [*words, "sh", "-c", f"touch {home}/.m2/fetched; ls -A {home}"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert listing == ".m2\n"
+    assert (there / ".m2/fetched").exists()
 
 
 @pytest.mark.parametrize(

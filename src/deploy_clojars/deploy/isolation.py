@@ -101,6 +101,10 @@ def prefix(
     words += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
     for each in hidden:
         words += ["--tmpfs", str(each)]
+    for name in {_home(environment), config.home}:  # a link to another disk, in a hidden directory
+        link = Path(os.path.normpath(name))
+        if link.is_symlink() and _is_below(link.parent.resolve(), hidden):
+            words += ["--symlink", str(link.resolve()), str(link)]
     mirror = Path(config.home, "deploy/mirror.git")  # a checkout borrows its objects
     for each in _there([*_programs(environment), *RESOLVERS, mirror]):
         # A directory that has more in it than programs stays hidden.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -51,7 +52,7 @@ quiet = 0.5
 
 def write_configuration(sandbox: Sandbox) -> None:
     """Writes the file."""
-    python = shlex.quote(sys.executable)
+    python = shlex.quote(os.path.abspath(sys.executable))
     text = TEXT.format(
         repository=_quoted(str(sandbox.repository)),
         home=_quoted(str(sandbox.home)),
