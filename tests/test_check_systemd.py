@@ -536,8 +536,8 @@ def test_settings_from_the_days_of_a_shell_are_found(host: Kit) -> None:
 
 def test_settings_in_a_directory_of_roots_are_no_finding(host: Kit) -> None:
     host.machine.write("/root/settings", "A=1\n", 0o600)
-    host.machine.run("touch", "-d", "2020-01-01", "/root/settings")  # before the instances' starts
     host.drop_in("clojars-backup", "EnvironmentFile=/root/settings")
+    restart_the_backup(host)  # with what is in it now
     for by in ("root", "clojars"):
         assert "/root/settings" not in host.check(by)
 
