@@ -126,7 +126,7 @@ class OfSystemd:
     starts_jvm = "ExecStart=java -Xmx512m -jar"
     reloads_nginx = "systemctl reload nginx"
     without_stream = "--nailgun none"
-    log_of_the_backup = "Started clojars-backup.service"
+    log_of_the_backup = "No settings.edn on the class path"
     allowed = (
         "/usr/bin/systemctl reset-failed clojars.service",
         "/usr/bin/systemctl restart clojars-backup.service",
