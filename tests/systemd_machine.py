@@ -259,7 +259,7 @@ class RealSystemd:
         """Stops the units; their files are left for the next host, which has its own."""
         if self._installed:
             self._call("stop", *self._installed)
-            self._call("reset-failed", *self._installed)
+            self._call("reset-failed")
 
     def _call(self, *words: str) -> str:
         result = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
