@@ -238,7 +238,10 @@ def test_a_manager_that_cannot_be_asked_is_one_finding(site: Site) -> None:
     assert list(programs.manager(site)) == []
 
 
-def test_a_users_own_systemd_ends_with_the_last_session_unless_it_lingers(tmp_path: Path) -> None:
+def test_a_users_own_systemd_ends_with_the_last_session_unless_it_lingers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "reads_the_journal", lambda user: True)
     host = Host(
         parse({"home": str(tmp_path), "services": {"manager": "systemd", "scope": "user"}}, "test")
     )
