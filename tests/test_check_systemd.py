@@ -79,7 +79,7 @@ def whys(shown: dict[str, str], timeout: float = 90) -> list[str]:
         ),
         (
             {"RuntimeDirectory": "other clojars", "RuntimeDirectoryPreserve": "restart"},
-            "has RuntimeDirectory=clojars: /run/clojars, the drain flag's directory, goes when it stops",
+            "has RuntimeDirectory=clojars: /run/clojars, the drain flag's directory, is removed when it stops",
         ),
     ],
 )  # fmt: skip
@@ -140,12 +140,12 @@ def test_what_starts_at_boot(state: str, wanted: str, starts: bool) -> None:
         ("NAME=costs 5$", None),
         ("# export NAME=1", None),
         ("", None),
-        ("export NAME=1", "systemd skips `export`, and so this whole line"),
+        ("export NAME=1", "systemd skips a line with `export`"),
         ("NAME=$HOME/data", "systemd takes the `$` or backquote literally"),
         ('NAME="${HOME}/data"', "systemd takes the `$` or backquote literally"),
         ("NAME=$(hostname)", "systemd takes the `$` or backquote literally"),
         ("NAME=`hostname`", "systemd takes the `$` or backquote literally"),
-        ("NAME=1 # the first", "for systemd the comment is part of the value"),
+        ("NAME=1 # the first", "systemd takes the comment as part of the value"),
     ],
 )
 def test_a_line_that_a_shell_reads_in_another_way(line: str, why: str | None) -> None:
@@ -399,7 +399,7 @@ def test_a_unit_that_is_not_the_one_of_setup_is_only_mentioned(host: Kit) -> Non
     text = (host.root / path[1:]).read_text()
     host.machine.write(path, text.replace("512m", "768m"))
     restart_the_backup(host)
-    said = "starts at boot; not the one of setup: deploy-clojars setup --dry-run"
+    said = "starts at boot; differs from the one of setup: deploy-clojars setup --dry-run"
     assert f"ok  clojars-backup.service {said}\n" in host.tool("check").stdout
     host.machine.write(path, text)
     restart_the_backup(host)
@@ -468,7 +468,7 @@ def test_a_socket_that_starts_a_unit_is_found_once(host: Kit) -> None:
         ):
             shown = host.check(by)
             assert shown.count("clojars-backup.service is started by lazy.socket") == 1
-            assert f"      let the application listen itself\n      {disable}\n" in shown
+            assert f"      have the application open its port itself\n      {disable}\n" in shown
     finally:
         host.systemctl("stop", "lazy.socket")
         host.machine.run("rm", "/etc/systemd/system/lazy.socket")
@@ -530,7 +530,7 @@ def test_settings_from_the_days_of_a_shell_are_found(host: Kit) -> None:
     host.machine.write("/etc/default/clojars", "A=1\nexport SECRET=xyz\nB=$HOME/data\n", 0o640)
     try:
         shown = host.check()
-        assert "!!  /etc/default/clojars, line 2: systemd skips `export`" in shown
+        assert "!!  /etc/default/clojars, line 2: systemd skips a line with `export`" in shown
         assert "!!  /etc/default/clojars, line 3: systemd takes the `$`" in shown
         assert "xyz" not in shown
     finally:

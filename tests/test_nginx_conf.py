@@ -129,8 +129,8 @@ def test_a_primary_that_nginx_gives_up_is_found_where_the_backup_runs_only_while
     assert faults(render("site", resting), resting, OLD) == []
     [found] = faults(render("site", values), resting, OLD)
     assert found == (
-        "/etc/nginx/sites-enabled/clojars: nginx gives clojars up for a while after an error, and "
-        "between runs nobody else answers"
+        "/etc/nginx/sites-enabled/clojars: nginx stops using clojars for a while after an error, and "
+        "between runs no other instance answers"
     )
 
 

@@ -1,4 +1,4 @@
-"""A backup that runs only while a run is at work, on a host with memory for one JVM."""
+"""A backup that runs only during a run, on a host with memory for one JVM."""
 
 from __future__ import annotations
 

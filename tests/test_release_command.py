@@ -181,8 +181,8 @@ def test_a_jar_with_the_listed_checksum_is_deployed(host: LittleHost) -> None:
     ("command", "why"),
     [
         (f"{COPY}; sha256sum app.jar > a.sha256; printf x >> app.jar", "expected "),
-        (f"{COPY}; cp app.jar b; sha256sum b > a.sha256", "a.sha256 has no checksum of app.jar"),
-        (f"{COPY}; echo hello > a.sha256", "a.sha256 has no checksum of app.jar"),
+        (f"{COPY}; cp app.jar b; sha256sum b > a.sha256", "a.sha256 has no checksum for app.jar"),
+        (f"{COPY}; echo hello > a.sha256", "a.sha256 has no checksum for app.jar"),
         (COPY, "the command left no file that matches *.sha256"),
         (f"{COPY}; sha256sum app.jar | tee a.sha256 > b.sha256", "2 files match *.sha256"),
         (f"{COPY}; ln -s /etc/passwd a.sha256", "leads outside the directory of the command"),
@@ -214,7 +214,7 @@ def test_the_checksum_in_a_list(tmp_path: Path, text: str, found: str | None) ->
     checksums = tmp_path / "SHA256SUMS"
     checksums.write_text(text, encoding="utf-8")
     if found is None:
-        with pytest.raises(BuildFailed, match=r"SHA256SUMS has .* of app\.jar"):
+        with pytest.raises(BuildFailed, match=r"SHA256SUMS has .* for app\.jar"):
             listed_sha256(checksums, "app.jar")
     else:
         assert listed_sha256(checksums, "app.jar") == found
@@ -237,7 +237,7 @@ def test_a_release_that_is_there_is_not_fetched_again_unless_that_is_asked_for(
     with_command(host, f"echo >> {calls}; {COPY}")
     declined(host)
     shown = declined(host)
-    assert "there already" in shown
+    assert "already installed" in shown
     assert f"to fetch it again: deploy-clojars deploy {SECOND} --rebuild" in shown
     assert calls.read_text() == "\n"
 
@@ -250,7 +250,7 @@ def test_a_release_without_a_checksum_is_compared_with_what_the_command_fetches(
     host: LittleHost,
 ) -> None:
     host.have(SECOND)
-    assert "there already, the same file" in declined(host)
+    assert "already installed, the same file" in declined(host)
 
     with release(host).open("ab") as file:
         file.write(b"changed")

@@ -254,9 +254,9 @@ def no_program(jar: Path) -> None:
     ("spoilt", "why"),
     [
         (damaged, "is damaged: the checksum of '__main__.py' is wrong"),
-        (truncated, "is not a valid jar: it is not a zip, or was cut off"),
-        (empty, "is not a valid jar: it is not a zip, or was cut off"),
-        (five_gigabytes_of_nothing, "is not a valid jar: it is not a zip, or was cut off"),
+        (truncated, "is not a valid jar: it is not a zip file, or is truncated"),
+        (empty, "is not a valid jar: it is not a zip file, or is truncated"),
+        (five_gigabytes_of_nothing, "is not a valid jar: it is not a zip file, or is truncated"),
         (no_program, "is not a program"),
     ],
 )
@@ -346,7 +346,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
 def test_a_pipe_through_which_nothing_comes_is_not_waited_for_without_end(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     try:
-        with pytest.raises(DeployError, match="nothing came for 1 s"):
+        with pytest.raises(DeployError, match="no data for 1 s"):
             list(Input(tmp_path, reader).chunks(1))
     finally:
         os.close(reader)
@@ -372,7 +372,7 @@ def test_what_is_no_checksum_is_refused_at_once(host: LittleHost, jar: Path, dig
 def test_a_checksum_without_a_jar_is_refused(host: LittleHost) -> None:
     result = host.run("deploy", SECOND, "--sha256", "0" * 64, "--yes")
     assert result.returncode == 2
-    assert "it needs --jar" in result.stderr
+    assert "--sha256 needs --jar" in result.stderr
 
 
 def test_a_jar_of_another_version_is_warned_of(host: LittleHost, jar: Path) -> None:
@@ -401,7 +401,7 @@ def another(jar: Path) -> Path:
 
 def test_the_same_file_is_reused_and_another_one_refused(host: LittleHost, jar: Path) -> None:
     declined(host, "--jar", str(jar))
-    assert "there already, the same file" in declined(host, "--jar", str(jar))
+    assert "already installed, the same file" in declined(host, "--jar", str(jar))
     assert len([each for each in host.events if each["event"] == "installed"]) == 1
     content = jar.read_bytes()
 
@@ -445,7 +445,7 @@ def test_a_release_from_a_jar_is_deployed_again_without_the_jar_and_without_git(
 
     result = host.done("deploy", SECOND, "--yes")
 
-    assert "there already" in result.stderr
+    assert "already installed" in result.stderr
     assert host.versions == (SECOND, SECOND)
 
 

@@ -222,7 +222,7 @@ def test_a_host_that_came_from_upstart_is_told_what_is_different(host: Kit) -> N
     assert "/etc/init" not in made.stdout
     assert host.systemctl("is-enabled", "clojars") == "enabled"
     found = host.check()
-    assert "!!  /etc/default/clojars, line 1: systemd skips `export`" in found
+    assert "!!  /etc/default/clojars, line 1: systemd skips a line with `export`" in found
     refused = host.check(by="clojars")
     assert "sudo does not let this user run /usr/bin/systemctl restart clojars.service" in refused
     file = "/etc/sudoers.d/deploy-clojars"

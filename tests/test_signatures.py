@@ -266,11 +266,11 @@ def test_a_list_that_others_could_change(tmp_path: Path) -> None:
     signers.touch(0o644)
     refuse_unsafe_signers(settings)
     signers.chmod(0o664)
-    with pytest.raises(NotReady, match=f"others than root can write {signers}"):
+    with pytest.raises(NotReady, match=f"users other than root can write {signers}"):
         refuse_unsafe_signers(settings)
     signers.chmod(0o644)
     tmp_path.chmod(0o777)
-    with pytest.raises(NotReady, match=f"others than root can write {tmp_path}"):
+    with pytest.raises(NotReady, match=f"users other than root can write {tmp_path}"):
         refuse_unsafe_signers(settings)
     tmp_path.chmod(0o700)
     os.chown(signers, 1, 1)
@@ -339,8 +339,8 @@ def test_a_list_that_others_can_change_is_refused_before_anything_is_done(
     try:
         result = host.run(SECOND, "--yes")
         assert result.returncode == 4, result.stderr
-        assert "others than root can write" in result.stderr
-        assert f"others than root can write {signers}" in host.run("check").stdout
+        assert "users other than root can write" in result.stderr
+        assert f"users other than root can write {signers}" in host.run("check").stdout
     finally:
         signers.chmod(0o644)
 
@@ -410,7 +410,7 @@ def test_a_jar_that_came_before_signatures_were_demanded_is_not_reused(
     host.write_config(verify=settings)
     result = host.run(SECOND, "--yes")
     assert result.returncode == 1
-    assert f"nobody signed release {SECOND} when it was installed" in result.stderr
+    assert f"release {SECOND} was not signed when it was installed" in result.stderr
 
 
 def test_what_the_command_fetches_needs_a_signature_too(

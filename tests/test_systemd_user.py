@@ -226,7 +226,7 @@ def test_good_and_bad_tags_without_root_or_sudo(serving: Host) -> None:
     serving.done(*serving.tool("rollback", "--yes"))
     assert serving.running == ("0.1.0", "0.1.0")
     found = serving.done(*serving.tool("check"))
-    assert f"ok  {serving.units[0]} is gone with a reboot\n" in found
+    assert f"ok  {serving.units[0]} does not survive a reboot\n" in found
     assert found.endswith("\nready\n")
 
 

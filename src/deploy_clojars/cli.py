@@ -182,11 +182,11 @@ def group() -> None:
               help="Restart even the only instance that serves, and continue if the drain does not end in "
               "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
 @click.option("--rebuild", is_flag=True,
-              help="Replace the release if it is already there, by building or fetching it again or by the "
-              "jar; refused if it was ever promoted.")  # fmt: skip
+              help="If the release exists, replace it: build it again, fetch it again, or take the jar; "
+              "refused if it was ever promoted.")  # fmt: skip
 @click.option("--jar", metavar="FILE", shell_complete=_offers("files"),
               help="Deploy this jar, which was built elsewhere, as the release TAG: no git, no tests, no "
-              "build. `-` is standard input; the question then goes to the terminal.")  # fmt: skip
+              "build. `-` is standard input; the question is then asked on the terminal.")  # fmt: skip
 @click.option("--sha256", metavar="HEX", help="Refuse the jar unless this is its SHA-256.")
 @dry_run_option
 @common_options
@@ -202,7 +202,7 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, 
 
     version = versions.checked(tag)
     if sha256 is not None and jar is None:
-        raise UsageError("--sha256 is the checksum of a jar: it needs --jar")
+        raise UsageError("--sha256 needs --jar")
     digest = None if sha256 is None else source.sha256_named(sha256)
     named = None if jar is None else source.jar_named(jar, asks=not (yes or dry_run))
     request = Request("deploy", version, yes=yes, force=force, rebuild=rebuild, jar=named,

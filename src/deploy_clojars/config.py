@@ -113,7 +113,7 @@ def _refuse_pattern(key: str, pattern: str, directory: str) -> None:
     if pattern.startswith("/") or ".." in pattern.split("/"):
         raise ValueError(f"`{key}` must be a pattern inside {directory}")
     if any("**" in part and part != "**" for part in pattern.split("/")):
-        raise ValueError(f"`{key}` may have ** only as a whole part of the path")
+        raise ValueError(f"`{key}` may have ** only as a whole component of the path")
 
 
 Manager = Literal["auto", "systemd", "upstart", "supervisor"]
@@ -210,7 +210,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Backup(Instance, frozen=True, forbid_unknown_fields=True):
-    """The instance that may be down while no run is at work."""
+    """The instance that may be down between runs."""
 
     only_while_deploying: bool = False
 

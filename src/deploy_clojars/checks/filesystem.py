@@ -196,7 +196,7 @@ def _not_in_force(site: Site, values: Values, settings: File, root: Path) -> Fin
 
 def changed_since(path: Path, since: str) -> bool:
     try:
-        # Not the time of its content: `mv` of a file that was written before puts it into place, too.
+        # Not mtime: a file that was written earlier may have been moved here just now.
         changed = path.stat().st_ctime
     except OSError:  # not there, or in a directory of root's
         return False

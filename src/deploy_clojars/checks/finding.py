@@ -43,7 +43,7 @@ class Site:
         self.look = look
         self.holder = lock.holder_of(host.lock_file)
         self.owner = host.owner
-        # Asked before a check starts another nginx, to learn what it says of its files.
+        # Before a check starts another nginx (`nginx -T`).
         self.nginx_runs = bool(own_processes().uids)
 
     @property
@@ -75,7 +75,7 @@ class Site:
         return self.is_upstarts or of_system
 
     def is_in(self, root: Path) -> bool:
-        """Whether it is such a host whose / is this directory, and not a place to try things in."""
+        """Whether it is such a host with this directory as /, and not a directory for trying things."""
         directory = "etc/init" if self.is_upstarts else "run/systemd/system"
         return self.setup_makes_it and (root / directory).is_dir()
 

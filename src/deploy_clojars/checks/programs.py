@@ -56,7 +56,7 @@ def versions() -> Findings:
 
 
 def of_the_build(site: Site) -> Findings:
-    """What brings a release in: git, the tests and the build, or the site's own command."""
+    """The programs that a release needs: git, the tests' and the build's, or those of release.command."""
     settings = site.host.config
     what, missing = "the tests and the build need", list[str]()
     if settings.release.command is not None:
@@ -99,7 +99,7 @@ def nailgun(site: Site, root: Path = Path("/")) -> Findings:
     elif nginx is not None and not nginx.has_stream and not _is_served(site):
         remedy = by_root(f"apt-get install libnginx-mod-stream && {site.host.command('setup')}")
         if site.is_upstarts:
-            remedy += f"\nor install balance and the same `setup`; {HALF_CLOSED}"
+            remedy += f"\nor install balance and run the same `setup`; {HALF_CLOSED}"
         yield Finding(
             "nothing can serve the nailgun port: this nginx is older than 1.21.4 or has no stream",
             True,

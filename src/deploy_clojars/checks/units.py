@@ -75,7 +75,7 @@ def units(site: Site, root: Path = Path("/")) -> Findings:
             unit = unit_of(observation.job)
             when = "starts at boot" if starts_at_boot(of_unit) else "does not start at boot"
             if _is_fleeting(site, of_unit):
-                when = "is gone with a reboot"
+                when = "does not survive a reboot"
             yield from found or [Finding(f"{unit} {when}{_differs(site, of_unit, root)}")]
     yield from of_the_user(site, root, lasts=not any(_is_fleeting(site, each) for each in shown))
 
@@ -86,7 +86,7 @@ def _unit(
     unit = unit_of(observation.job)
     sockets = sockets_of(shown)
     if sockets:
-        remedy = f"let the application listen itself\n{systemd.typed('disable', '--now', *sockets)}"
+        remedy = f"have the application open its port itself\n{systemd.typed('disable', '--now', *sockets)}"
         yield Finding(why_no_sockets(unit, sockets), True, remedy)
     if "/generator" in shown.get("FragmentPath", ""):
         made_from = shown.get("SourcePath") or shown["FragmentPath"]
@@ -126,14 +126,18 @@ def _is_fleeting(site: Site, shown: Shown) -> bool:
 
 
 def _differs(site: Site, shown: Shown, root: Path) -> str:
-    """That a unit is not the one that `setup` would write, which may be as it should be."""
+    """A remark if a unit is not the one that `setup` would write, which may be intended."""
     path = shown.get("FragmentPath", "")
     kit = {file.path: file.text for file in files(site.values)} if site.values else {}
     try:
         same = (root / path.lstrip("/")).read_text(encoding="utf-8") == kit[path]
     except (KeyError, OSError, UnicodeDecodeError):
         return ""
-    return "" if same else f"; not the one of setup: {site.host.command('setup', '--dry-run')}"
+    return (
+        ""
+        if same
+        else f"; differs from the one of setup: {site.host.command('setup', '--dry-run')}"
+    )
 
 
 def _faults(site: Site, shown: Shown) -> Iterator[Fault]:
@@ -193,7 +197,7 @@ def faults(
     if shown.get("RuntimeDirectoryPreserve") != "yes":
         for name in shown.get("RuntimeDirectory", "").split():
             if flag_directory.is_relative_to(Path("/run") / name):
-                why = f"has RuntimeDirectory={name}: {flag_directory}, the drain flag's directory, goes when it stops"
+                why = f"has RuntimeDirectory={name}: {flag_directory}, the drain flag's directory, is removed when it stops"
                 yield Fault(why, "RuntimeDirectory=")
 
 
@@ -290,7 +294,7 @@ def environment_files(shown: Shown) -> list[str]:
 
 
 def _settings(shown: Shown, root: Path) -> Findings:
-    """What a shell understands, and systemd does not: a file from the days of Upstart has it."""
+    """Lines that a shell understands and systemd does not, as in a file written for Upstart."""
     for name in environment_files(shown):
         try:
             lines = (root / name.lstrip("/")).read_text(encoding="utf-8").splitlines()
@@ -300,20 +304,22 @@ def _settings(shown: Shown, root: Path) -> Findings:
             why = why_for_a_shell(line)
             if why:
                 yield Finding(
-                    f"{name}, line {number}: {why}", True, "write NAME=VALUE, as it shall be"
+                    f"{name}, line {number}: {why}",
+                    True,
+                    "write NAME=VALUE, with the literal value",
                 )
 
 
 def why_for_a_shell(line: str) -> str | None:
     """Why systemd does not read a line of an EnvironmentFile as a shell would; None if it does."""
     if re.match(r"\s*export\s", line):
-        return "systemd skips `export`, and so this whole line"
+        return "systemd skips a line with `export`"
     if re.match(r"\s*[A-Za-z_]\w*=", line):
         value = re.sub(r"'[^']*'", "", line)
         if re.search(r"\$[\w({]|`", value):
             return "systemd takes the `$` or backquote literally"
         if re.search(r"\s#", re.sub(r'"[^"]*"', "", value)):
-            return "for systemd the comment is part of the value"
+            return "systemd takes the comment as part of the value"
     return None
 
 

@@ -48,7 +48,7 @@ class PastRun(msgspec.Struct):
     outcome: str = CUT_OFF
     status: int | None = None
     why: str | None = None
-    source: str | None = None  # of the release that it brought in: "tag", "jar" or "command"
+    source: str | None = None  # of the release that it installed: "tag", "jar" or "command"
     steps: list[Step] = []
     pruned: list[str] = []
 

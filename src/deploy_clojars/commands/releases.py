@@ -27,7 +27,7 @@ class Release:
     version: str
     bytes: int | None
     commit: str | None
-    source: str | None  # "tag", "jar" or "command"; None: not brought in by this tool
+    source: str | None  # "tag", "jar" or "command"; None: not installed by this tool
     sha256: str | None
     built: str | None
     promoted: str | None

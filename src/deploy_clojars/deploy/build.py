@@ -201,7 +201,7 @@ def one_file(what: str, directory: Path, pattern: str, key: str) -> Path:
             f"{len(found)} files match {pattern}: {names}"
             if found
             else f"{what} left no file that matches {pattern}",
-            remedy=f"{key} in the configuration says which file it is",
+            remedy=f"set {key} in the configuration so that it matches exactly one file",
         )
     if not found[0].resolve().is_relative_to(directory.resolve()):
         raise BuildFailed(f"{found[0]} leads outside the directory of {what}")
@@ -222,7 +222,7 @@ def listed_sha256(checksums: Path, name: str) -> str:
     found = {line[1].lower() for line in lines if line and line[2].rpartition("/")[2] == name}
     if len(found) != 1:
         how_many = "several checksums" if found else "no checksum"
-        raise BuildFailed(f"{checksums.name} has {how_many} of {name}")
+        raise BuildFailed(f"{checksums.name} has {how_many} for {name}")
     return found.pop()
 
 

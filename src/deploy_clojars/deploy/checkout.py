@@ -307,8 +307,8 @@ class Mirror:
         try:
             kind = str(command.cat_file("-t", reference))
             if kind != "tag":
-                raise DeployError(f"the tag {tag} is lightweight: it names the {kind} alone, and "
-                                  "nobody can have signed it")  # fmt: skip
+                raise DeployError(f"the tag {tag} is lightweight: it only names a {kind}, so it cannot "
+                                  "be signed")  # fmt: skip
             content: bytes = command.cat_file(
                 "tag", reference, stdout_as_string=False, strip_newline_in_stdout=False
             )

@@ -45,7 +45,7 @@ def deploy(run: Run, source: Source | None = None) -> None:
 
 
 def have_release(run: Run, source: Source) -> str:
-    """The release is there: reused, or brought in from its source, which is all that differs.
+    """Makes sure that the release is there: reused, or installed from its source.
 
     Returns how to replace one that was reused; empty if it must not be, or is new.
     """
@@ -65,7 +65,7 @@ def install(run: Run, source: Source, offer: Offer) -> None:
             commit = source.check(offer, copy)
             if releases.has(version):
                 if is_the_one_there(run, copy.sha256):
-                    becomes("there already, the same file")
+                    becomes("already installed, the same file")
                     return
                 prune.remove_one(run, version)
             what: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The backup of a host with memory for one JVM: it runs only while a run is at work."""
+"""The backup of a host with memory for one JVM: it runs only during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A release that is there already: reused if it is still the one that was brought in, or the one meant."""
+"""An existing release: reused if it is still the jar that was installed, or the jar that is wanted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from deploy_clojars.run.run import Run
 def reused(run: Run, commit: str | None = None) -> str | None:
     """Reports that the release is reused, and returns how to replace it (empty if it must not be).
 
-    None if it is to be brought in now. `commit` is the tag's; None if the release has no tag.
-    There is no replacing in place: a release never changes. Raises DeployError (1).
+    None if it is to be installed now. `commit` is the tag's; None if the release has no tag.
+    A release is never replaced in place. Raises DeployError (1).
     """
     host, version = run.host, run.version
     if not host.releases.has(version):
@@ -31,7 +31,7 @@ def reused(run: Run, commit: str | None = None) -> str | None:
         if installed.sha256 is not None:
             _refuse_a_changed_jar(run, installed, replace)
         facts = manifest.facts_of(path, host.config.name, sound=installed.sha256 is None)
-        becomes("not built again" if commit else "there already")
+        becomes("not built again" if commit else "already installed")
     if commit is None:
         _refuse_an_unsigned_jar(run, installed, replace)
     known = installed.commit or facts.revision
@@ -40,7 +40,7 @@ def reused(run: Run, commit: str | None = None) -> str | None:
             f"release {version} was built from {known[:10] if known else 'an unknown commit'}, "
             f"the tag is at {commit[:10]} now; {who_runs(look, version)}",
             remedy=f"give the new commit a new tag{_or_instead(run, look, replace)}"
-            f"\nto use the release that is there: {host.command('rollback', version)}",
+            f"\nto use the existing release: {host.command('rollback', version)}",
         )
     if installed.sha256 is None:
         run.console.say(
@@ -55,7 +55,7 @@ def _refuse_an_unsigned_jar(run: Run, installed: Installed, replace: str) -> Non
     """A jar that came before signatures were demanded has none. Raises DeployError (1)."""
     if run.host.config.verify.jars == "signed" and installed.signer is None:
         raise DeployError(
-            f"nobody signed release {run.version} when it was installed, and `verify.jars` demands it",
+            f"release {run.version} was not signed when it was installed, but `verify.jars` demands it",
             remedy=replace,
         )
     run.signer = installed.signer or ""
@@ -75,11 +75,11 @@ def is_the_one_there(run: Run, digest: str) -> bool:
         return True
     replace = way_to_replace(run, look)
     raise DeployError(
-        f"release {run.version} is there already and is another jar: its SHA-256 is {there}, "
+        f"release {run.version} already exists and is a different jar: its SHA-256 is {there}, "
         f"that of the new one is {digest}",
-        remedy="give the new one another version"
+        remedy="give the new jar another version"
         + (f", or {replace}" if replace else "")
-        + f"\nto use the release that is there: {run.host.command('deploy', run.version)}",
+        + f"\nto use the existing release: {run.host.command('deploy', run.version)}",
     )
 
 

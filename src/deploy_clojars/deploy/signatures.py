@@ -25,7 +25,7 @@ KEYRINGS = ("pubring.kbx", "pubring.gpg")
 
 # What gpg says about a signature that it does not accept (doc/DETAILS in its sources).
 REFUSED = {
-    "BADSIG": "the signature does not fit: it was changed after it was signed",
+    "BADSIG": "the signature does not match: it was changed after it was signed",
     "EXPSIG": "the signature has expired",
     "EXPKEYSIG": "the key {key} has expired",
     "REVKEYSIG": "the key {key} was revoked",
@@ -49,7 +49,7 @@ class NotTrusted(Exception):
 
 
 def refuse_unsafe_signers(settings: Verify) -> None:
-    """Raises NotReady (4) if others than root could change the lists, or if one cannot be used."""
+    """Raises NotReady (4) if users other than root could change the lists, or if one cannot be used."""
     signers = Path(settings.signers or "")
     revoked = [Path(settings.revoked)] if settings.revoked else []
     for keys in (_keys_of(signers), *revoked):
@@ -94,7 +94,7 @@ def signer_of_file(file: Path, name: str, signature: Path | None, settings: Veri
     """Who made the detached signature of a file, which messages call `name`. Raises DeployError (1)."""
     try:
         if signature is None:
-            raise NotTrusted("has no file beside it with its signature")
+            raise NotTrusted("has no signature file beside it")
         if not signature.is_file():
             raise NotTrusted(f"is not signed: there is no {signature}")
         return _signer_of(file, signature, JARS, settings)
@@ -119,7 +119,7 @@ def _signer_of(signed: Path, signature: Path, namespace: str, settings: Verify) 
         if not signers.is_dir():
             raise NotTrusted(f"is signed by a GnuPG key, but {signers} lists SSH keys")
         return _signer_by_gpg(signed, signature, signers)
-    raise NotTrusted("has a signature that is neither of an SSH key nor of a GnuPG key")
+    raise NotTrusted("has a signature that is neither SSH nor GnuPG")
 
 
 def _signer_by_ssh(signed: Path, signature: Path, namespace: str, settings: Verify) -> Signer:

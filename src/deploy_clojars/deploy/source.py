@@ -49,7 +49,7 @@ class Offer:
 
 
 class Source:
-    """A release that is there already and that no tag says more about. The others add how to get one."""
+    """A release that exists already and has no tag. The subclasses add how to get one."""
 
     kind = ""  # as the journal has it
 
@@ -75,7 +75,7 @@ class Source:
         name, version = offer.jar.name, self._run.version
         if offer.sha256 not in (None, copy.sha256):
             raise BuildFailed(
-                f"{name} is not the jar that was meant: its SHA-256 is {copy.sha256}, "
+                f"{name} is not the expected jar: its SHA-256 is {copy.sha256}, "
                 f"expected {offer.sha256}"
             )
         if copy.bytes == 0:
@@ -119,16 +119,18 @@ class JarFile(Source):
     kind = "jar"
 
     def reused(self) -> str | None:
-        # Whether it is what is there is known once it has been read.
+        # Whether it is the same file is known only after it was read.
         return reused(self._run) if self._run.request.rebuild else None
 
     @contextmanager
     def offered(self) -> Iterator[Offer]:
         jar = self._run.request.jar
         assert jar is not None
-        # So that neither gigabytes of something else nor half a jar are copied first.
+        # Before it is copied: it may be gigabytes of something else, or half a jar.
         if jar.size is not None and not manifest.ends_as_a_zip(jar.descriptor):
-            raise BuildFailed(f"{jar.name} is not a valid jar: it is not a zip, or was cut off")
+            raise BuildFailed(
+                f"{jar.name} is not a valid jar: it is not a zip file, or is truncated"
+            )
         signature = None if jar.path == STANDARD_INPUT else Path(f"{jar.path}.sig")
         yield Offer(jar, sha256=self._run.request.sha256, signature=signature)
 
@@ -332,7 +334,7 @@ def jar_named(name: str, *, asks: bool) -> Input:
 
 
 def sha256_named(digest: str) -> str:
-    """What `--sha256` gives, in small letters. Raises UsageError (2)."""
+    """The value of `--sha256` in lower case. Raises UsageError (2)."""
     if not SHA256.fullmatch(digest):
         raise UsageError(f"--sha256 {digest!r}: a SHA-256 has 64 hexadecimal digits")
     return digest.lower()

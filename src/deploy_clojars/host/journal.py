@@ -230,7 +230,7 @@ class HistoryBuilder:
         match event.event:
             case "adopted":
                 self._adopted, self._stack = True, Stack([version] if version else [])
-            # With its checksum before it has its name: a run may be killed before the second line.
+            # The checksum is recorded before the release has its name: a run may be killed in between.
             case "install" | "installed" if version and (event.sha256 or event.event != "install"):
                 self._installed.pop(version, None)  # it goes to the end of the order
                 self._installed[version] = Installed(

@@ -9,7 +9,7 @@ from deploy_clojars.host.health import Observation
 from deploy_clojars.host.journal import History, HostVersions
 from deploy_clojars.host.releases import Current
 
-# What is said of a backup that is stopped on purpose.
+# How a backup that is stopped on purpose is shown.
 RESTS = "stopped (runs only while deploying)"
 
 
@@ -24,7 +24,7 @@ class Look:
     approved: str | None
     journal_error: str | None = None  # why the journal cannot be read
     drain_flag: bool = False  # whether the flag makes nginx prefer the backup
-    backup_may_rest: bool = False  # whether the backup runs only while a run is at work
+    backup_may_rest: bool = False  # whether the backup runs only during a run
 
     @property
     def instances(self) -> tuple[Observation, Observation]:
@@ -59,7 +59,7 @@ class Look:
 
     @property
     def backup_rests(self) -> bool:
-        """Whether the backup is stopped as it should be while no run is at work."""
+        """Whether the backup is stopped as it should be between runs."""
         return self.backup_may_rest and self.backup.state == "stopped"
 
     def backup_should_rest(self, version: str) -> bool:

@@ -58,7 +58,7 @@ class Input:
             is_late = time.monotonic() - last_heard > patience  # before the look, for Ctrl-Z
             if not signals.wait(1.0, self.descriptor):
                 if is_late:
-                    raise DeployError(f"{self.name}: nothing came for {patience:g} s")
+                    raise DeployError(f"{self.name}: no data for {patience:g} s")
                 continue
             try:
                 chunk = os.read(self.descriptor, CHUNK)
@@ -116,7 +116,7 @@ def sync(descriptor: int) -> None:
 
 
 def why_not_roots_alone(path: Path) -> str | None:
-    """Why others than root could change or replace the file; None if nobody can."""
+    """Why users other than root could change or replace the file; None if none can."""
     try:
         path = path.resolve(strict=True)
         for each in (path, *path.parents):
@@ -126,7 +126,7 @@ def why_not_roots_alone(path: Path) -> str | None:
             is_writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             # In a directory like /tmp nobody can replace what is root's.
             if is_writable and not (each != path and found.st_mode & stat.S_ISVTX):
-                return f"others than root can write {each}"
+                return f"users other than root can write {each}"
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         return f"{path}: {getattr(error, 'strerror', None) or error}"
     return None

@@ -61,7 +61,7 @@ def start(directory: Path, *, systemd: bool = False) -> Sandbox:
             if systemd and not record.systemd:
                 raise UsageError(
                     f"{directory} is a sandbox under supervisord; nothing was changed",
-                    remedy="for one under systemd name another directory",
+                    remedy="for a sandbox under systemd, name another directory",
                 )
             sandbox = Sandbox(Path(record.directory), record.ports, systemd=record.systemd)
             _refuse_broken(sandbox)

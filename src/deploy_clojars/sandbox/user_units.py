@@ -18,7 +18,7 @@ from deploy_clojars.sandbox.place import Sandbox, command, unit_prefix, write
 SECONDS = 30.0  # for one request
 
 UNIT = """\
-# Rewritten at every start of the sandbox, and gone with a reboot.
+# Rewritten at every start of the sandbox, and gone after a reboot.
 [Unit]
 Description=The sandbox in {directory}: {name}
 StartLimitIntervalSec=60

@@ -39,7 +39,7 @@ class _Template(string.Template):
     delimiter = "@"
 
 
-NEVER_GIVEN_UP = "max_fails=0"  # what nginx calls a server to which each request may go
+NEVER_GIVEN_UP = "max_fails=0"  # of a server that nginx never considers unavailable
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Values:
     primary_nailgun: str  # empty, as the backup's, where the application has none
     backup_web: str
     backup_nailgun: str
-    primary_fails: str  # when nginx gives the primary up
+    primary_fails: str  # when nginx considers the primary unavailable
     flag: str
     probe_listen: str
     probe_path: str
@@ -170,7 +170,7 @@ def values_of(
     # While the backup is down, one error of the primary would be an error for all users for a while.
     fails = NEVER_GIVEN_UP if backup.only_while_deploying else "max_fails=1 fail_timeout=2s"
     site = primary.job.replace(":", "-")  # it names files; supervisord has GROUP:PROGRAM
-    # An application of the days of Upstart has that port.
+    # An application on a host with Upstart always has that port.
     urls = (*primary.health_urls, *backup.health_urls)
     has_nailgun = config.services.chosen != "systemd" or any(u.startswith("tcp:") for u in urls)
     return Values(

@@ -221,8 +221,8 @@ def faults(conf: Configuration, values: Values, version: tuple[int, ...]) -> Ite
             is_primary = _port(server.args[0]) == _port(values.primary_web)
             if is_primary and not {"backup", NEVER_GIVEN_UP} & {*server.args}:
                 yield Fault(
-                    f"{server.file}: nginx gives {values.primary} up for a while after an error, and "
-                    "between runs nobody else answers"
+                    f"{server.file}: nginx stops using {values.primary} for a while after an error, and "
+                    "between runs no other instance answers"
                 )
 
 

@@ -100,7 +100,7 @@ def setup(
     of_supervisord = config.services.chosen == "supervisor"
     if root is None and (of_supervisord or config.services.scope == "user"):
         raise UsageError(
-            "setup creates a host whose instances systemd or Upstart runs as root, and the "
+            "setup creates a host whose instances systemd or Upstart runs as root, but the "
             "configuration says otherwise: nothing was changed",
             remedy="--root DIR writes the files below a directory, to look at",
         )
@@ -112,7 +112,7 @@ def setup(
     refuse_collisions(values)
     if nailgun == "balance" and values.manager == "systemd":
         raise UsageError(
-            "--nailgun balance: only for Upstart, whose systems have no nginx that can serve the port",
+            "--nailgun balance: only for Upstart, where nginx may be too old to serve the port",
             remedy=f"nginx does: apt-get install libnginx-mod-stream\nor: {values.without_stream}",
         )
     if not values.has_nailgun:
@@ -208,7 +208,7 @@ def directories(values: Values) -> list[Directory]:
         Directory(home, 0o711, for_user=True, open_to=0o011),
         Directory(f"{home}/releases", 0o755, for_user=True),
         Directory(f"{home}/repo", 0o755, for_user=True),
-        # After a boot the job or systemd-tmpfiles makes it again.
+        # After a boot the job or systemd-tmpfiles creates it again.
         Directory(values.flag_directory, 0o755, for_user=True, open_to=0o011),
     ]
 
@@ -222,7 +222,7 @@ def _planned(file: File, root: Path | None) -> Planned:
     wanted = file.text.encode()
     beside = _beside(path, wanted)
     if file.path.startswith(UNITS) and not path.exists():
-        # One of a package, which another in /etc would replace.
+        # A package's unit, which one in /etc would override.
         places = (placed(f"{each}/{path.name}", root) for each in UNITS_OF_PACKAGES)
         path = next((each for each in places if each.exists()), path)
     try:
@@ -299,7 +299,7 @@ class _Work:
         self._note(f"same      user {user}")
 
     def let_user_read_journal(self) -> None:
-        """The log of an instance is in systemd's journal, which shows it to a group."""
+        """Makes the user a member of the group that may read systemd's journal, where instances log."""
         user = self._values.user
         if self._values.manager != "systemd" or self._root is not None:
             return
@@ -373,7 +373,7 @@ class _Work:
             )
 
     def have_manager_read(self, config: Config, wanted: Sequence[File]) -> None:
-        """Makes sure that the service manager knows the jobs, whatever way their files came there."""
+        """Makes sure that the service manager knows the jobs, however their files came there."""
         if self._values.manager == "systemd":
             self._have_systemd_read(config, wanted)
         else:
@@ -383,7 +383,7 @@ class _Work:
         """Reads the units again, enables them, and makes the flag's directory as after a boot."""
         systemctl = f"{config.services.programs}/systemctl"
         _run([systemctl, "daemon-reload"])
-        # One that runs only while deploying must not start at a boot.
+        # One that runs only while deploying must not start at boot.
         only_while_deploying = config.instances.backup.only_while_deploying
         rests = f"{self._values.backup}.service" if only_while_deploying else ""
         for file in wanted:

@@ -1,4 +1,4 @@
-"""Whether sudo, systemd and nginx take the files: asked of them before anything is left in place."""
+"""Whether sudo, systemd and nginx accept the files, checked before anything is left in place."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def of_sudoers(files: Iterable[File], say: Callable[[str], None], *, needed: boo
 
 
 def of_units(files: Iterable[File], say: Callable[[str], None]) -> None:
-    """Shows the units to systemd-analyze. Raises NotReady (4)."""
+    """Has systemd-analyze check the units. Raises NotReady (4) if it rejects them."""
     units = {Path(file.path).name: file.text for file in files if file.path.endswith(".service")}
     if not units:
         return
@@ -136,10 +136,10 @@ def of_units(files: Iterable[File], say: Callable[[str], None]) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         for name, text in units.items():
-            # Java may come later: `check` tells.
+            # Java may be installed later; `check` reports it if it is missing.
             draft = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text)
             (Path(directory) / name).write_text(draft, encoding="utf-8")
-        # As a user's, for the system's own would leave a file in /run.
+        # With --user, since without it a file would be left in /run.
         words = [analyze, "verify", "--user", *(f"{directory}/{name}" for name in units)]
         env = {**os.environ, "XDG_RUNTIME_DIR": directory}
         answer = _asked([*words, "--recursive-errors=no"], env)

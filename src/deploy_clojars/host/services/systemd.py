@@ -188,7 +188,7 @@ class Systemd:
         if sockets:
             raise NotReady(
                 why_no_sockets(unit_of(job), sockets),
-                remedy="let the application listen itself\n"
+                remedy="have the application open its port itself\n"
                 + self.typed("disable", "--now", *sockets),
             )
 
