@@ -590,6 +590,19 @@ def test_one_url_cannot_be_of_both_instances_in_a_table_either() -> None:
     assert "health URLs of their own" in refusal(toml)
 
 
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ('[services]\nscope = "usr"', 'services.scope: expected "system" or "user"'),
+        ('[verify]\ntags = "yes"', 'verify.tags: expected "any" or "signed"'),
+        ("[build]\nisolate = 1", 'build.isolate: expected "auto" or true or false'),
+        ('[build]\nisolate = "on"', 'build.isolate: expected "auto" or true or false'),
+    ],
+)
+def test_the_refusal_of_a_value_names_the_few_that_there_are(toml: str, said: str) -> None:
+    assert refusal(toml) == f"site.toml: {said}"
+
+
 def test_the_refusal_of_a_service_manager_names_those_that_there_are() -> None:
     with pytest.raises(UsageError) as refused:
         parse({"services": {"manager": "init"}}, "FILE")

@@ -9,7 +9,7 @@ import shutil
 import stat
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -417,10 +417,10 @@ def parse(data: dict[str, Any], source: str) -> Config:
     try:
         config = msgspec.convert(_merged(defaults, data), Config)
     except msgspec.ValidationError as error:
-        if "services.manager" in _with_key_first(str(error)):
-            names = " or ".join(f'"{name}"' for name in get_args(Manager))
-            raise UsageError(f"{source}: services.manager: expected {names}") from None
-        raise UsageError(f"{source}: {_with_key_first(str(error))}") from None
+        key, colon, what = _with_key_first(str(error)).partition(": ")
+        choices = _choices(key) if what.startswith(("invalid enum", "expected")) else []
+        what = f"expected {' or '.join(choices)}" if choices else what
+        raise UsageError(f"{source}: {key}{colon}{what}") from None
     for user, password in config.logins:
         masking.hide(password, user)
     return config
@@ -458,6 +458,18 @@ def _refuse_unknown_keys(
         if isinstance(value, list):  # only lists of health URLs hold tables
             for number, table in enumerate(each for each in value if isinstance(each, dict)):
                 _refuse_unknown_keys(table, HEALTH_URL, source, f"{path}{key}[{number}].")
+
+
+def _choices(key: str) -> list[str]:
+    """The values of a key that has only a few, as TOML writes them."""
+    kind: Any = Config
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if isinstance(kind, type) else None
+    kinds = (kind, *get_args(kind))
+    words = [
+        f'"{word}"' for each in kinds if get_origin(each) is Literal for word in get_args(each)
+    ]
+    return [*words, "true", "false"] if words and bool in kinds else words
 
 
 def _with_key_first(message: str) -> str:
