@@ -155,7 +155,11 @@ def test_without_bubblewrap_it_is_said_once_or_refused(
     refused = host.run(SECOND, "--yes")
     assert refused.returncode == 4
     assert f"`build.isolate` is true, but {why}" in refused.stderr
-    assert f"!!  tests and builds are not isolated: {why}" in host.run("check").stdout
+    remedy = "let this user create namespaces, or set `build.isolate` to false"
+    assert f"nothing was changed; {remedy}" in refused.stderr  # it is installed
+    assert (
+        f"!!  tests and builds are not isolated: {why}\n      {remedy}" in host.run("check").stdout
+    )
     host.write_config(build=f'{build}\nisolate = "auto"')
     assert f"ok  tests and builds are not isolated: {why}" in host.run("check").stdout
     assert (

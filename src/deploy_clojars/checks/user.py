@@ -7,7 +7,7 @@ import pwd
 import shlex
 import shutil
 
-from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.checks.programs import SECONDS, said_by
 from deploy_clojars.deploy import checkout, isolation, signatures
 from deploy_clojars.errors import DeployError, NotReady
@@ -52,8 +52,7 @@ def _isolation(host: Host) -> Findings:
         yield Finding("tests and builds are isolated by bubblewrap")
     elif host.config.build.isolate is not False:
         is_demanded = host.config.build.isolate is True
-        yield Finding(f"tests and builds are not isolated: {why}", is_demanded,
-                      by_root("apt-get install bubblewrap"))  # fmt: skip
+        yield Finding(f"tests and builds are not isolated: {why}", is_demanded, isolation.by_hand())
 
 
 def _signers(host: Host) -> Findings:

@@ -53,6 +53,13 @@ def why_not() -> str | None:
     return None if answer.status == 0 else f"bubblewrap does not work: {last}"
 
 
+def by_hand() -> str:
+    """What to do where bubblewrap does not work."""
+    if shutil.which("bwrap") is None:
+        return "as root: apt-get install bubblewrap"
+    return "let this user create namespaces, or set `build.isolate` to false"
+
+
 def why_not_wanted(config: Config) -> str | None:
     """Why the tests and the build are not isolated, or None if they are."""
     if config.build.isolate is False:
@@ -66,7 +73,7 @@ def refuse_without_what_is_demanded(config: Config) -> None:
     if why is not None:
         raise NotReady(
             f"`build.isolate` is true, but {why}",
-            remedy="nothing was changed; as root: apt-get install bubblewrap",
+            remedy=f"nothing was changed; {by_hand()}",
         )
 
 
