@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import zipfile
 from pathlib import Path
@@ -170,6 +171,10 @@ def test_a_sudo_that_refuses_or_asks_for_a_password_is_said_before_anything_is_d
     assert result.returncode == 4
     assert "sudo does not let this user run" in result.stderr
     assert "without a password" in result.stderr
+    assert re.search(
+        r"^  nothing was changed; as root: deploy-clojars .*setup\n  allow exactly these commands",
+        result.stderr, re.MULTILINE,
+    )  # fmt: skip
     assert host.versions == (FIRST, FIRST)
     assert not (host.deploy / "mirror.git").exists()
 

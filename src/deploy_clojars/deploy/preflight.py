@@ -14,6 +14,7 @@ from deploy_clojars.host import decisions, health
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.releases import LEAST_FREE
+from deploy_clojars.host.services.sudo import SudoRefuses
 from deploy_clojars.machine import sockets
 from deploy_clojars.run.run import Run
 
@@ -65,7 +66,11 @@ def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
     `one_will_do`: where nothing serves, an instance that must not be restarted does not keep the
     other one down.
     """
-    host.services.refuse_what_would_fail(host.jobs)
+    try:
+        host.services.refuse_what_would_fail(host.jobs)
+    except SudoRefuses as error:
+        error.remedy = f"nothing was changed; as root: {host.command('setup')}\n{error.remedy}"
+        raise
     look = host.look()
     host.refuse_a_broken_link(look)
     refused = [each for each in look.instances if each.why_not_restarted]
