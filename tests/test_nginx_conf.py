@@ -127,11 +127,18 @@ def test_a_primary_that_nginx_gives_up_is_found_where_the_backup_runs_only_while
 ) -> None:
     resting = values_of(parse({"instances": {"backup": {"only_while_deploying": True}}}, "test"))
     assert faults(render("site", resting), resting, OLD) == []
-    [found] = faults(render("site", values), resting, OLD)
-    assert found == (
+    site = render("site", values)
+    [found] = nginx_conf.faults(conf_of(site), resting, OLD)
+    assert found.what == (
         "/etc/nginx/sites-enabled/clojars: nginx stops using clojars for a while after an error, and "
         "between runs no other instance answers"
     )
+    # setup would leave the file as it is, so what helps is what is typed.
+    assert found.by_hand == (
+        "give `server 127.0.0.1:8001` in that file max_fails=0 and no fail_timeout, and so where "
+        "nginx serves the nailgun port"
+    )
+    assert faults(site.replace("max_fails=1 fail_timeout=2s", "max_fails=0"), resting, OLD) == []
 
 
 def test_a_site_that_looks_at_another_flag_is_found_where_the_probe_looks_at_the_right_one(

@@ -105,8 +105,8 @@ def sites(site: Site, root: Path = Path("/")) -> Findings:
 
 def _mended(site: Site, values: Values, conf: Configuration, fault: nginx_conf.Fault) -> str:
     reload = values.front_command("reload")
-    if fault.wanted:
-        return by_root(f"add to that server block: {fault.wanted}\nthen run: {reload}")
+    if fault.by_hand:
+        return by_root(f"{fault.by_hand}\nthen run: {reload}")
     if _is_installed(site) and not nginx_conf.reads(conf, values):
         return by_root(nginx_conf.remedy_for_unread(conf, values))
     return by_root(f"{site.host.command('setup')} && {reload}")

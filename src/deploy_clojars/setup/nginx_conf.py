@@ -182,10 +182,10 @@ def taken_by_others(conf: Configuration, values: Values) -> Iterator[tuple[str, 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with the site in force, and what to add to it; empty if it must be replaced."""
+    """What is wrong with the site in force, and what to do to it; empty if it must be replaced."""
 
     what: str
-    wanted: str = ""
+    by_hand: str = ""
 
 
 def faults(conf: Configuration, values: Values, version: tuple[int, ...]) -> Iterator[Fault]:
@@ -207,14 +207,14 @@ def faults(conf: Configuration, values: Values, version: tuple[int, ...]) -> Ite
             looked_at = ", ".join(sorted(flags)) or "no drain flag"
             yield Fault(
                 f"{server.file}: nginx looks at {looked_at} instead of {values.flag}",
-                f"if (-f {values.flag})",
+                f"add to that server block: if (-f {values.flag})",
             )
     for server in own:
         sent = _sent(server, _in_force(conf.http, Sent()))
         if any(_is_kept(each, list(pools.values()), version) for each in sent):
             yield Fault(
                 f"{server.file}: nginx keeps connections to the instances open, which holds up a drain",
-                "proxy_http_version 1.0; proxy_set_header Connection close;",
+                "add to that server block: proxy_http_version 1.0; proxy_set_header Connection close;",
             )
     if values.primary_fails == NEVER_GIVEN_UP:
         for server in (each for pool in pools.values() for each in pool.all("server")):
@@ -222,7 +222,10 @@ def faults(conf: Configuration, values: Values, version: tuple[int, ...]) -> Ite
             if is_primary and not {"backup", NEVER_GIVEN_UP} & {*server.args}:
                 yield Fault(
                     f"{server.file}: nginx stops using {values.primary} for a while after an error, and "
-                    "between runs no other instance answers"
+                    "between runs no other instance answers",
+                    # setup leaves a file as it is that is there.
+                    f"give `server {server.args[0]}` in that file {NEVER_GIVEN_UP} and no "
+                    "fail_timeout, and so where nginx serves the nailgun port",
                 )
 
 
