@@ -233,7 +233,7 @@ def test_a_manager_that_cannot_be_asked_is_one_finding(site: Site) -> None:
         f"job {job}: /nowhere/systemctl: No such file or directory"
         for job in ("clojars", "clojars-backup")
     ]
-    assert set(found.values()) == {"see: systemctl status"}
+    assert set(found.values()) == {"set services.bin to the directory that has systemctl"}
     assert wrong(units.units(site)) == {}
     assert list(programs.manager(site)) == []
 

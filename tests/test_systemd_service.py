@@ -149,6 +149,14 @@ def test_without_systemd_the_state_is_unknown(tmp_path: Path) -> None:
     found = Systemd(bin=str(tmp_path), sudo=False, timeout=DEADLINE).status("clojars")
     assert (found.state, found.visible) == ("unknown", True)
     assert found.said == f"{tmp_path}/systemctl: No such file or directory"
+    assert found.remedy == "set services.bin to the directory that has systemctl"
+
+
+def test_a_directory_without_systemctl_is_refused_before_sudo_is_asked(tmp_path: Path) -> None:
+    systemd = Systemd(bin=str(tmp_path), sudo=True, timeout=DEADLINE)
+    with pytest.raises(NotReady, match="systemctl does not exist") as refused:
+        systemd.refuse_what_would_fail(["clojars"])
+    assert refused.value.remedy == "set services.bin to the directory that has systemctl"
 
 
 def test_who_has_no_way_to_process_1_may_not_ask(tmp_path: Path) -> None:

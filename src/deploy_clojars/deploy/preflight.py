@@ -68,8 +68,9 @@ def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
     """
     try:
         host.services.refuse_what_would_fail(host.jobs)
-    except SudoRefuses as error:
-        error.remedy = f"nothing was changed; as root: {host.command('setup')}\n{error.remedy}"
+    except NotReady as error:
+        setup = f"as root: {host.command('setup')}\n" if isinstance(error, SudoRefuses) else ""
+        error.remedy = f"nothing was changed; {setup}{error.remedy}"
         raise
     look = host.look()
     host.refuse_a_broken_link(look)

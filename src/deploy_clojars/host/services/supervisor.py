@@ -164,7 +164,7 @@ class Supervisor:
                 f"supervisord stops only the main process of {job} (PID {pid}, "
                 f"{processes.command_of(pid)}), which does not pass the signal on: PID {left[0]} "
                 "would survive a restart and keep its ports",
-                remedy="nothing was changed; start the application with `exec` in that command, or set "
+                remedy="start the application with `exec` in that command, or set "
                 "stopasgroup and killasgroup to true in the program's section; then restart the "
                 "program by hand and end the processes that it leaves",
             )

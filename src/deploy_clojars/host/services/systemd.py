@@ -124,7 +124,14 @@ class Systemd:
             said, remedy = without_one(self._user, said)
             return Job("unknown", said=f"{said}; {remedy}", remedy=remedy)
         visible = may_ask and NO_BUS not in said
-        return Job("unknown", said=said, visible=visible, remedy=f"see: {self.typed('status')}")
+        remedy = self._wrong_bin or f"see: {self.typed('status')}"
+        return Job("unknown", said=said, visible=visible, remedy=remedy)
+
+    @property
+    def _wrong_bin(self) -> str:
+        """What to do about a `services.bin` without systemctl; empty if it is there."""
+        is_there = os.path.exists(self._program[0])
+        return "" if is_there else "set services.bin to the directory that has systemctl"
 
     def _remedy(self, job: str, load: str) -> str:
         """What to do about a unit's file that systemd does not take."""
@@ -172,6 +179,8 @@ class Systemd:
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         jobs = [*jobs]
         if self._sudo:
+            if self._wrong_bin:  # before sudo refuses it, with a remedy that does not help
+                raise NotReady(f"{self._program[0]} does not exist", remedy=self._wrong_bin)
             verbs = ("restart", "start", "stop", "reset-failed")
             commands = [[*self._program, verb, unit_of(job)] for job in jobs for verb in verbs]
             commands.append([*self._program, "daemon-reload"])
