@@ -19,6 +19,7 @@ from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import parse
 from deploy_clojars.host.host import Host
 from deploy_clojars.machine import connections
+from deploy_clojars.machine.environment import why_for_a_shell
 from deploy_clojars.setup import journal_access
 from deploy_clojars.setup.validation import InstalledNginx
 
@@ -149,7 +150,7 @@ def test_what_starts_at_boot(state: str, wanted: str, starts: bool) -> None:
     ],
 )
 def test_a_line_that_a_shell_reads_in_another_way(line: str, why: str | None) -> None:
-    assert units.why_for_a_shell(line) == why
+    assert why_for_a_shell(line) == why
 
 
 @pytest.mark.parametrize(

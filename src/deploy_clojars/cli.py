@@ -184,6 +184,8 @@ def group() -> None:
 @click.option("--rebuild", is_flag=True,
               help="If the release exists, replace it: build it again, fetch it again, or take the jar; "
               "refused if it was ever promoted.")  # fmt: skip
+@click.option("--migrate", is_flag=True,
+              help="Run migrate.command even if it has run for this release.")  # fmt: skip
 @click.option("--jar", metavar="FILE", shell_complete=_offers("files"),
               help="Deploy this jar, which was built elsewhere, as the release TAG: no git, no tests, no "
               "build. `-` is standard input; the question is then asked on the terminal.")  # fmt: skip
@@ -191,8 +193,8 @@ def group() -> None:
 @dry_run_option
 @common_options
 @click.pass_obj
-def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, jar: str | None,
-           sha256: str | None, dry_run: bool) -> None:  # fmt: skip
+def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, migrate: bool,
+           jar: str | None, sha256: str | None, dry_run: bool) -> None:  # fmt: skip
     """Put the release TAG into production.
 
     Tests, builds and installs it, tries it on the backup, asks, and promotes it.
@@ -206,7 +208,7 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, 
     digest = None if sha256 is None else source.sha256_named(sha256)
     named = None if jar is None else source.jar_named(jar, asks=not (yes or dry_run))
     request = Request("deploy", version, yes=yes, force=force, rebuild=rebuild, jar=named,
-                      sha256=digest)  # fmt: skip
+                      sha256=digest, migrate=migrate)  # fmt: skip
     _carry_out(settings, pipeline.deploy, request, dry_run)
 
 

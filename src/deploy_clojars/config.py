@@ -122,6 +122,18 @@ Manager = Literal["auto", "systemd", "upstart", "supervisor"]
 BOOTED = Path("/run/systemd/system")
 
 
+When = Literal["before", "after"]  # the promotion
+
+
+class Migrate(Struct, frozen=True, forbid_unknown_fields=True):
+    """The command that migrates the data for a release."""
+
+    command: Text | None = None
+    when: When = "before"
+    timeout: Seconds = 600
+    environment_file: AbsolutePath | None = None
+
+
 class Services(Struct, frozen=True, forbid_unknown_fields=True):
     """The service manager that runs the instances."""
 
@@ -308,6 +320,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     keep_releases: Annotated[int, Meta(ge=0)] = 0
     build: Build = Build()
     release: Release = Release()
+    migrate: Migrate = Migrate()
     services: Services = Services()
     instances: Instances = Instances()
     health: Health = Health()

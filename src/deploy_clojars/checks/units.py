@@ -21,6 +21,7 @@ from deploy_clojars.host.services.user_manager import (
     is_lingering,
     runtime_directory,
 )
+from deploy_clojars.machine.environment import why_for_a_shell
 from deploy_clojars.setup.files import files
 from deploy_clojars.setup.journal_access import reads_the_journal
 
@@ -308,19 +309,6 @@ def _settings(shown: Shown, root: Path) -> Findings:
                     True,
                     "write NAME=VALUE, with the literal value",
                 )
-
-
-def why_for_a_shell(line: str) -> str | None:
-    """Why systemd does not read a line of an EnvironmentFile as a shell would; None if it does."""
-    if re.match(r"\s*export\s", line):
-        return "systemd skips a line with `export`"
-    if re.match(r"\s*[A-Za-z_]\w*=", line):
-        value = re.sub(r"'[^']*'", "", line)
-        if re.search(r"\$[\w({]|`", value):
-            return "systemd takes the `$` or backquote literally"
-        if re.search(r"\s#", re.sub(r'"[^"]*"', "", value)):
-            return "systemd takes the comment as part of the value"
-    return None
 
 
 def of_the_user(site: Site, root: Path, *, lasts: bool = True) -> Findings:

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from deploy_clojars.deploy import checkout, isolation
+from deploy_clojars.deploy import checkout, isolation, migrate
+from deploy_clojars.deploy.migrate import CarryOut
 from deploy_clojars.deploy.resting import backup_rests_afterwards
 from deploy_clojars.deploy.source import Command, Offer, Source, Tag, source_of
 from deploy_clojars.errors import NotReady
@@ -57,9 +58,9 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
     if not host.deploy.is_dir():
         lines.append(_command("mkdir", host.deploy))
     run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
-    words = []
+    words: list[object] = []
     if request.command == "deploy":
-        words.append(_rehearsed(source_of(run), run, lines.append))
+        words += [_rehearsed(source_of(run), run, lines.append), _rehearsed_migration(lines.append)]
     with backup_rests_afterwards(run):
         command(run, *words)
     return "\n".join(lines)
@@ -312,6 +313,21 @@ def _rehearsed(source: Source, run: Run, write: Write) -> Source:
     if isinstance(source, Tag):
         return RehearsedTag(run, write)
     return RehearsedCommand(run, write) if isinstance(source, Command) else source
+
+
+def _rehearsed_migration(write: Write) -> CarryOut:
+    """The migration as it would be typed, without the values of the application's environment."""
+
+    def carry_out(run: Run) -> None:
+        settings = run.host.config.migrate
+        assert settings.command is not None
+        file = settings.environment_file
+        read = f"set -a && . {_command(file)} && " if file is not None else ""
+        variables = (f"{name}={value}" for name, value in migrate.facts(run).items())
+        typed = _command("env", *variables, "/bin/sh", "-c", settings.command)
+        write(f"({read}cd {_command(run.host.home)} && {typed})")
+
+    return carry_out
 
 
 def _typed(run: Run, directory: Path, before: Sequence[str], command: str) -> str:

@@ -173,6 +173,10 @@ def what_is_promoted(run: Run, look: Look) -> list[str]:
     ]
     if run.signer:
         lines.append(f"signed by {run.signer}")
+    if version in look.history.migrated:
+        lines.append(f"the data was migrated for {version} on {look.history.migrated[version]}")
+    elif (config := run.host.config.migrate).command is not None and config.when == "after":
+        lines.append("the data is migrated after the promotion")
     rolled_back = look.history.rolled_back.get(version)
     if rolled_back is not None:
         why = f": {rolled_back.why}" if rolled_back.why else ", without a reason given"

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from deploy_clojars import config
@@ -93,11 +94,11 @@ class Builder:
     def test(self, checkout: Path) -> None:
         """Runs the tests. Raises BuildFailed (5), Interrupted."""
         self._refuse_a_project_without_leiningen(checkout)
-        self._run(f"the tests ({self._settings.test})", self._settings.test, checkout)
+        self.run(f"the tests ({self._settings.test})", self._settings.test, checkout)
 
     def uberjar(self, checkout: Path) -> Path:
         """Builds the release and returns its jar. Raises BuildFailed (5), Interrupted."""
-        self._run(f"the build ({self._settings.uberjar})", self._settings.uberjar, checkout)
+        self.run(f"the build ({self._settings.uberjar})", self._settings.uberjar, checkout)
         return one_file("the build", checkout, self._settings.jar, "build.jar")
 
     def fetched(self, release: config.Release, version: str, directory: Path) -> Path:
@@ -107,7 +108,7 @@ class Builder:
         """
         assert release.command is not None
         # Not with its words, which may be a secret: everybody may read the journal.
-        self._run("release.command", release.command, directory, DEPLOY_VERSION=version)
+        self.run("release.command", release.command, directory, {"DEPLOY_VERSION": version})
         return one_file("the command", directory, release.jar, "release.jar")
 
     def _refuse_a_project_without_leiningen(self, checkout: Path) -> None:
@@ -122,7 +123,17 @@ class Builder:
                 remedy="set build.test, build.uberjar and build.jar in the configuration",
             )
 
-    def _run(self, what: str, command: str, directory: Path, **more: str) -> None:
+    def run(
+        self,
+        what: str,
+        command: str,
+        directory: Path,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Runs a command line in the directory, with `more` variables; `what` names it in errors.
+
+        Raises BuildFailed (5), Interrupted.
+        """
         log = self._console.log
         start = os.fstat(log.fileno()).st_size
         follow = _Follower(log, start, self._console) if self._console.verbose else None

@@ -154,6 +154,8 @@ def _secrets(config: Config, file: Path | None) -> Iterator[str]:
     yield str(file or DEFAULT_FILE)
     yield from (f"/etc/default/{each.job}" for each in
                 (config.instances.primary, config.instances.backup))  # fmt: skip
+    if config.migrate.environment_file:
+        yield config.migrate.environment_file
     if config.services.socket:
         yield config.services.socket
 

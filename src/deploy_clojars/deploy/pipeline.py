@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
+from deploy_clojars.deploy.migrate import CarryOut, migrate
 from deploy_clojars.deploy.reuse import is_the_one_there
 from deploy_clojars.deploy.revert import reverted_on_failure
 from deploy_clojars.deploy.source import Offer, Source, source_of
@@ -22,13 +23,17 @@ from deploy_clojars.host.health import Observation
 from deploy_clojars.run.run import Run
 
 
-def deploy(run: Run, source: Source | None = None) -> None:
+def deploy(run: Run, source: Source | None = None, migration: CarryOut | None = None) -> None:
     """Puts the release `run.version` into production. Raises DeployError with the exit status."""
     source = source or source_of(run)
     preflight.prepare(run, source)
     to_replace = have_release(run, source)
     if is_done_already(run):
+        migrate(run, None, migration)
+        run.outcome = "nothing to do"
+        run.console.say(f"{run.version} is in production already; nothing to do")
         return
+    migrate(run, "before", migration)
     drain.drain_backup(run)
     with reverted_on_failure(run):
         flip(run, run.version)
@@ -38,6 +43,7 @@ def deploy(run: Run, source: Source | None = None) -> None:
         refuse_a_backup_that_failed_meanwhile(run, backup)
         run.no_return()
     promote(run, primary)
+    migrate(run, "after", migration)
     prune.after_promotion(run)
 
 
@@ -85,11 +91,8 @@ def is_done_already(run: Run) -> bool:
     own = look.history.last
     had_drifted = run.before is not None and run.before.drifted  # while a run is at work none has
     cut_off = own is not None and own.cut_off is not None
-    if not is_settled_on(look, run.version) or had_drifted or cut_off:
-        return False  # what is left to be done is to write down how the host stands
-    run.outcome = "nothing to do"
-    run.console.say(f"{run.version} is in production already; nothing to do")
-    return True
+    # After those what is left to be done is to write down how the host stands.
+    return is_settled_on(look, run.version) and not had_drifted and not cut_off
 
 
 def bring_up_backup(run: Run, to_replace: str) -> Observation:

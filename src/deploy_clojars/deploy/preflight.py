@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from deploy_clojars import config
-from deploy_clojars.deploy import drain, signatures
+from deploy_clojars.deploy import drain, migrate, signatures
 from deploy_clojars.deploy.revert import PATIENCE, revert_a_run_that_was_cut_off
 from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import DeployError, NotHealthy, NotReady, reason
@@ -42,6 +42,7 @@ def check_deploy(run: Run, source: Source) -> Look:
     """Looks at the host and returns what was seen. Raises NotReady (4), DeployError (1)."""
     host = run.host
     source.refuse_what_is_missing()
+    migrate.refuse_what_is_missing(run)
     if host.config.verify.demands_signatures:
         signatures.refuse_unsafe_signers(host.config.verify)
     refuse_a_full_disk(host)

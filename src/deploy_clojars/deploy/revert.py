@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import drain
-from deploy_clojars.deploy.steps import flip, half_done, remove_link, restart, stop
+from deploy_clojars.deploy.steps import DATA_STAYS, flip, half_done, remove_link, restart, stop
 from deploy_clojars.errors import (
     Declined,
     Defect,
@@ -124,6 +124,8 @@ def revert(run: Run, approved: str | None, attempted: str) -> None:
         backup = None if look.backup_rests else approved
         run.now_left_with(current=approved, primary=approved, backup=backup)
         run.console.say(f"reverted: {approved} is current and runs on {look.where_it_runs}")
+        if attempted in look.history.migrated:
+            run.console.say(f"  {DATA_STAYS}: it was migrated for {attempted}")
 
 
 def _revert_to_nothing(run: Run, attempted: str) -> None:

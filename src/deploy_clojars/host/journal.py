@@ -145,6 +145,7 @@ class History(msgspec.Struct, frozen=True):
     rolled_back: dict[str, RolledBack] = {}
     last: LastRun | None = None
     restarted: dict[str, Restarted] = {}  # the last time, by instance
+    migrated: dict[str, str] = {}  # when each release's migration was last done
 
     @property
     def approved(self) -> str | None:
@@ -210,6 +211,7 @@ class HistoryBuilder:
         self._rolled_back = dict(start.rolled_back)
         self._last = start.last
         self._restarted = dict(start.restarted)
+        self._migrated = dict(start.migrated)
 
     def history(self) -> History:
         """The history after the events so far."""
@@ -221,6 +223,7 @@ class HistoryBuilder:
             dict(self._rolled_back),
             self._last,
             dict(self._restarted),
+            dict(self._migrated),
         )
 
     def add(self, event: Event) -> None:
@@ -233,10 +236,13 @@ class HistoryBuilder:
             # The checksum is recorded before the release has its name: a run may be killed in between.
             case "install" | "installed" if version and (event.sha256 or event.event != "install"):
                 self._installed.pop(version, None)  # it goes to the end of the order
+                self._migrated.pop(version, None)  # it may be another jar
                 self._installed[version] = Installed(
                     event.at, event.commit, event.bytes, event.sha256, event.source or TAG,
                     event.signer,
                 )  # fmt: skip
+            case "migrated" if version:
+                self._migrated[version] = event.at
             case "promoted" if version:
                 self._is_approved(version, event)
                 self._stack.push(version)
@@ -252,6 +258,7 @@ class HistoryBuilder:
             case "pruned" if version:
                 self._stack.remove(version)
                 self._installed.pop(version, None)
+                self._migrated.pop(version, None)
                 self._promoted.pop(version, None)
             case "begin":
                 self._last = LastRun(

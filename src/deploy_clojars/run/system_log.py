@@ -39,6 +39,7 @@ def line_of(event: Event, command: str, version: str | None) -> str | None:
         "drain": f"drain of the {event.instance}",
         "undrain": f"the drain of the {event.instance} is over",
         "installed": f"installed {event.version}",
+        "migrated": f"migrated the data for {event.version}",
         "approved": f"yes to {event.version}",
         "promoted": f"{event.version} is in production",
         "rolled back": f"{event.version} is in production again",
