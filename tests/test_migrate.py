@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from little_host import LittleHost, wait_for
+from systemd_machine import Machine, Systemd, require_systemd
 
 from deploy_clojars.deploy.migrate import is_due
 from deploy_clojars.host.journal import Event, history_of
@@ -142,6 +144,7 @@ def test_it_is_due_until_the_journal_has_it_for_the_release_that_is_there() -> N
     assert due("installed", "migrated", again=True)
     assert due("installed", "migrated", "install")
     assert due("installed", "migrated", "prune", "pruned")
+    assert due("installed", "migrated", "migrate")  # again, and not to its end
 
 
 # --- it fails -------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def test_a_signal_ends_it_and_the_next_deploy_runs_it_again(
     host, before = light_host, pids(light_host)
     with_migration(host, "trap '' TERM; setsid sleep 1000 & sleep 1000")
     with host.typing(SECOND) as terminal:
-        wait_for(lambda: host.is_at("migrate"), "the migration begins")
+        wait_for(lambda: host.events and host.events[-1]["event"] == "migrate", "it begins")
         wait_for(lambda: len(host.processes_of_runs()) == 3, "all of it runs")
         terminal.kill(signum)
         shown = terminal.ends(status)
@@ -205,7 +208,7 @@ def test_after_a_kill_the_next_deploy_ends_what_is_left_of_it_and_runs_it_again(
     host = light_host
     with_migration(host, "setsid sleep 1000 & sleep 1000")
     with host.typing(SECOND) as terminal:
-        wait_for(lambda: host.is_at("migrate"), "the migration begins")
+        wait_for(lambda: host.events and host.events[-1]["event"] == "migrate", "it begins")
         wait_for(lambda: len(host.processes_of_runs()) == 3, "all of it runs")
         terminal.kill(signal.SIGKILL)
         terminal.ends(137)
@@ -247,8 +250,9 @@ def test_after_the_promotion_its_failure_is_a_warning_with_the_command_to_type(
     with_migration(host, "echo no such table; exit 3", when="after")
 
     shown = host.done(SECOND, "--yes").stderr
-    assert "warning: the migration failed: exit status 3" in shown
-    assert "no such table" in shown
+    assert (
+        "warning: not migrated: the migration failed: exit status 3\n  | no such table\n" in shown
+    )
     assert f"once the cause is fixed, run: deploy-clojars deploy {SECOND}" in shown
     assert host.versions == (SECOND, SECOND)
 
@@ -259,6 +263,31 @@ def test_after_the_promotion_its_failure_is_a_warning_with_the_command_to_type(
     host.done(SECOND, "--yes")
     assert (journal_has(host), pids(host)) == ([SECOND], before)
     assert ran_for(host) == [SECOND] * 3
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, 137)])
+def test_after_the_promotion_a_signal_ends_it_and_the_same_deploy_runs_it_again(
+    light_host: LittleHost, signum: int, status: int
+) -> None:
+    host = light_host
+    with_migration(host, "setsid sleep 1000 & sleep 1000", when="after")
+    with host.typing(SECOND, "--yes") as terminal:
+        wait_for(lambda: host.events and host.events[-1]["event"] == "migrate", "it begins")
+        wait_for(lambda: len(host.processes_of_runs()) == 3, "all of it runs")
+        terminal.kill(signum)
+        shown = terminal.ends(status)
+    if signum == signal.SIGTERM:
+        assert f"run: deploy-clojars deploy {SECOND}" in shown
+        assert host.processes_of_runs() == []
+    assert host.versions == (SECOND, SECOND)
+    assert journal_has(host) == []
+
+    with_migration(host, when="after")
+    before = pids(host)
+    host.done(SECOND, "--yes")
+    assert journal_has(host) == [SECOND]
+    assert host.processes_of_runs() == []
+    assert (pids(host), host.status["ok"]) == (before, True)
 
 
 # --- its environment, and what is known before ----------------------------------------------------
@@ -341,23 +370,45 @@ def test_a_dry_run_shows_the_command_and_does_not_run_it(light_host: LittleHost,
     assert ran_for(host) == []
 
 
-@pytest.mark.parametrize(
-    ("line", "value"),
-    [
-        ("A=b c ", "b c"),
-        ("  A = b", "b"),
-        ("A=", ""),
-        ("A='b c' ", "b c"),
-        ("A='it''s'", "its"),
-        (r'A="b\"c\$d\e"', r'b"c$d\e'),
-        (r"A=b\ c\\d", r"b c\d"),
-        ("A=b\\\nc", "bc"),
-        ("A='b\nA=c'", "b\nA=c"),
-        ("A=b # c", "b # c"),
-        ("A=$HOME", "$HOME"),
-        ("A=b=c", "b=c"),
-        ("A=b\r", "b"),
-    ],
-)
+LINES = {
+    "A=b c ": "b c",
+    "  A = b": "b",
+    "A=": "",
+    "A='b c' ": "b c",
+    "A='it''s'": "its",
+    r'A="b\"c\$d\e"': r'b"c$d\e',
+    r"A=b\ c\\d": r"b c\d",
+    "A=b\\\nc": "bc",
+    "A='b\nA=c'": "b\nA=c",
+    "A=b # c": "b # c",
+    "A=$HOME": "$HOME",
+    "A=b=c": "b=c",
+    "A=b\"c\"'d'": "b\"c\"'d'",
+    "A='b'c d": "bc d",
+    "A='b' \"c\"": "bc",
+    "A=b\r": "b",
+}
+
+
+@pytest.mark.parametrize(("line", "value"), LINES.items())
 def test_a_value_is_read_as_systemd_reads_it(line: str, value: str) -> None:
     assert assignments(f"# it's\n;B=1\nexport C=1\n{line}\nD=1\n") == {"A": value, "D": "1"}
+
+
+def test_systemd_itself_reads_these_values_so() -> None:
+    require_systemd()
+    with tempfile.TemporaryDirectory(prefix="systemd-") as name:
+        directory = Path(name)
+        settings, seen = directory / "settings", directory / "seen"
+        lines = [f"{line.replace('A', f'A{number}', 1)}\n" for number, line in enumerate(LINES)]
+        settings.write_bytes("".join(lines).encode())
+        with Machine.started(directory / "machine", directory) as machine:
+            Systemd(machine, directory).install(
+                "reads",
+                f"[Service]\nType=oneshot\nEnvironmentFile={settings}\nExecStart=sh -c 'env -0 > {seen}'\n",
+            )
+            machine.run("systemctl", "start", "reads")
+        found = dict(each.split("=", 1) for each in seen.read_text("utf-8").split("\0") if each)
+    assert [found[f"A{number}"].replace(f"A{number}", "A") for number in range(len(LINES))] == [
+        *LINES.values()
+    ]

@@ -47,12 +47,14 @@ def migrate(run: Run, when: When | None, carry_out: CarryOut | None = None) -> N
     way_on = f"once the cause is fixed, run: {run.host.command('deploy', version)}"
     try:
         with run.step("migrate", settings.command):
+            run.record("migrate", version=version)
             (carry_out or _carry_out)(run)
             run.record("migrated", version=version)
     except DeployError as error:
         if when == "after":
-            for line in filter(None, (error.message, error.detail, error.remedy, way_on)):
-                run.console.warn(line)
+            detail = (f"  | {line}" for line in error.detail.splitlines())
+            ways = (f"  {line}" for line in (*error.remedy.splitlines(), way_on))
+            run.console.warn("\n".join([f"not migrated: {error.message}", *detail, *ways]))
             return
         if isinstance(error, BuildFailed):
             error.remedy = "\n".join(filter(None, (error.remedy, way_on)))

@@ -241,6 +241,8 @@ class HistoryBuilder:
                     event.at, event.commit, event.bytes, event.sha256, event.source or TAG,
                     event.signer,
                 )  # fmt: skip
+            case "migrate" if version:
+                self._migrated.pop(version, None)  # until it is done it is to be run again
             case "migrated" if version:
                 self._migrated[version] = event.at
             case "promoted" if version:
