@@ -29,13 +29,14 @@ ON_IT := $(if $(filter systemd,$(MANAGER)),systemd_machine)
 
 # The tool hit by signals at random instants, N times; SEED repeats what a failure names. It takes
 # the ports of a tenth worker, so that the tests can run beside it. ONLY_WHILE_DEPLOYING=1: on hosts whose
-# backup has that setting.
+# backup has that setting; GUARDED=1: where tags are signed, builds isolated and data migrated.
 N := 300
 SEED :=
 ONLY_WHILE_DEPLOYING :=
+GUARDED :=
 torture: $(VENV)/test tools
 	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m $(ON_IT) torture $(N) --seed "$(SEED)" \
-		$(if $(ONLY_WHILE_DEPLOYING),--only-while-deploying)
+		$(if $(ONLY_WHILE_DEPLOYING),--only-while-deploying) $(if $(GUARDED),--guarded)
 
 # Load on the site while it is deployed to, ROUNDS times, and the account of what was lost.
 ROUNDS := 10

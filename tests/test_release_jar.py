@@ -214,12 +214,29 @@ def test_the_application_is_deployed_as_it_was_built_elsewhere_and_rolled_back(
     host: LittleHost = request.getfixturevalue("new_host")()
     host.serving(FIRST, clojure.jar(FIRST))
     jar = Path(shutil.copyfile(clojure.jar(SECOND), tmp_path / "application.jar"))
+    migrated = tmp_path / "migrated"
+    command = f"test -f $DEPLOY_JAR && echo $DEPLOY_APPROVED $DEPLOY_VERSION >> {migrated}"
+    host.write_config(
+        migrate=f'command = "{command}"', release=f'command = "cp {jar} ."\njar = "*.jar"'
+    )
 
-    host.done("deploy", SECOND, "--jar", str(jar), "--sha256", sha256(jar), "--yes")
+    with host.typing("deploy", SECOND, "--jar", str(jar), "--sha256", sha256(jar)) as terminal:
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+    assert host.versions == (FIRST, FIRST)
+    host.done("deploy", SECOND, "--yes")
     assert host.versions == (SECOND, SECOND)
+    assert migrated.read_text() == f"{FIRST} {SECOND}\n"
 
     host.done("rollback", "--yes")
     assert host.versions == (FIRST, FIRST)
+    release(host).unlink()
+    host.done("deploy", SECOND, "--yes")  # by the command
+    assert host.versions == (SECOND, SECOND)
+    assert [each["source"] for each in host.events if each["event"] == "installed"] == [
+        "jar", "command",
+    ]  # fmt: skip
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ AGAIN = " MANAGER=systemd" if MANAGERS == ("systemd",) else ""
 class Torture:
     """A row of hits; every one of them can be repeated alone by its own seed."""
 
-    def __init__(self, directory: Path, backup_rests: bool) -> None:
+    def __init__(self, directory: Path, backup_rests: bool, guarded: bool) -> None:
         self._directory = directory
-        self._rigs = Rigs(self._new_directory, backup_rests)
+        self._rigs = Rigs(self._new_directory, backup_rests, guarded)
         self.statuses: Counter[int] = Counter()
 
     def _new_directory(self, manager: str) -> Path:
@@ -63,20 +63,22 @@ def main() -> None:
     parser.add_argument("--seed", default="")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--only-while-deploying", action="store_true")
+    parser.add_argument("--guarded", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts are ended, too
     seed, _, first = (options.seed or secrets.token_hex(4)).partition("/")
     numbers = range(int(first or 0), int(first or 0) + options.number)
     rests = options.only_while_deploying
-    sys.exit(run(seed, numbers, verbose=options.verbose, backup_rests=rests))
+    guarded = options.guarded
+    sys.exit(run(seed, numbers, verbose=options.verbose, backup_rests=rests, guarded=guarded))
 
 
-def run(seed: str, numbers: range, *, verbose: bool, backup_rests: bool) -> int:
+def run(seed: str, numbers: range, *, verbose: bool, backup_rests: bool, guarded: bool) -> int:
     """Deals the hits and returns how many violations there were, or 0."""
     print(f"{len(numbers)} hits, SEED={seed}/{numbers.start}", flush=True)
     started, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
-        torture = Torture(Path(scratch), backup_rests)
+        torture = Torture(Path(scratch), backup_rests, guarded)
         try:
             for done, number in enumerate(numbers, start=1):
                 own = f"{seed}/{number}"

@@ -7,6 +7,7 @@ import os
 import random
 import shlex
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -66,13 +67,18 @@ class Rig:
 
     @classmethod
     @contextmanager
-    def made(cls, directory: Path, manager: str, backup_rests: bool = False) -> Iterator[Rig]:
+    def made(
+        cls, directory: Path, manager: str, backup_rests: bool = False, guarded: bool = False
+    ) -> Iterator[Rig]:
         """A rig with a new host in the directory that serves 0.1.0, closed at the end.
 
-        `backup_rests`: its backup runs only while deploying.
+        `backup_rests`: its backup runs only while deploying. `guarded`: tags must be signed, builds
+        are isolated, and each release migrates the data; not under supervisord.
         """
         heed_signals()
         with _host(directory, manager) as host:
+            if guarded and manager != "supervisor":
+                guard(host)
             if backup_rests:
                 host.lets_the_backup_rest()
             rig = cls(host, manager, backup_rests)
@@ -286,9 +292,14 @@ class Rig:
 class Rigs:
     """A rig for each service manager, made when it is wanted."""
 
-    def __init__(self, new_directory: Callable[[str], Path], backup_rests: bool = False) -> None:
+    def __init__(
+        self,
+        new_directory: Callable[[str], Path],
+        backup_rests: bool = False,
+        guarded: bool = False,
+    ) -> None:
         self._new_directory = new_directory
-        self._backup_rests = backup_rests
+        self._settings = backup_rests, guarded
         self._made: dict[str, tuple[Rig, ExitStack]] = {}
 
     def of(self, manager: str) -> Rig:
@@ -296,7 +307,7 @@ class Rigs:
         if manager not in self._made:
             stack = ExitStack()
             directory = self._new_directory(manager)
-            rig = stack.enter_context(Rig.made(directory, manager, self._backup_rests))
+            rig = stack.enter_context(Rig.made(directory, manager, *self._settings))
             self._made[manager] = rig, stack
         return self._made[manager][0]
 
@@ -305,6 +316,28 @@ class Rigs:
         for manager in managers or tuple(self._made):
             if manager in self._made:
                 self._made.pop(manager)[1].close()
+
+
+def guard(host: LittleHost) -> None:
+    """Signs the tags and demands that, isolates the build, and has each release migrate something."""
+    key = host.directory / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    signers = host.directory / "signers"
+    signers.write_text(f"alice@example.org {key.with_suffix('.pub').read_text()}")
+    repository = host.repository_url.removeprefix("file://")
+    git = ["git", "-C", repository, "-c", "gpg.format=ssh", "-c", f"user.signingKey={key}",
+           "-c", "user.name=Alice", "-c", "user.email=alice@example.org"]  # fmt: skip
+    tags = subprocess.run([*git, "tag"], check=True, capture_output=True, text=True).stdout.split()
+    for tag in tags:
+        words = ["tag", "--force", "--sign", "--message", tag, tag, f"{tag}^{{commit}}"]
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    build = host.options["build"]
+    host.options |= {
+        "verify": f'tags = "signed"\nsigners = "{signers}"',
+        "build": f'{build}\nisolate = true\ncache = ["{host.jars}"]',
+        "migrate": f'command = "sleep 0.2; echo $DEPLOY_VERSION >> {host.home}/migrated"',
+    }
+    host.write_config(health="timeout = 20\nsettle = 0.1\ninterval = 0.1")
 
 
 def heed_signals() -> None:
