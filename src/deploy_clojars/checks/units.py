@@ -39,12 +39,11 @@ PROPERTIES = (
 TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800,
          "month": 2629800, "y": 31557600}  # fmt: skip
 
-DROP_INS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system")  # fmt: skip
+# Where units and drop-ins are, below / (systemd.unit(5)).
+DROP_INS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system",
+            "usr/lib/systemd/system")  # fmt: skip
 
-
-FIRST_PERSON = (
-    1000  # the first number of a user who is not the system's (SYSTEM_UID_MAX of systemd)
-)
+FIRST_PERSON = 1000  # the first number of a user who is not the system's
 
 DROP_IN = "zz-deploy-clojars.conf"  # of several, the last name counts
 
@@ -134,11 +133,9 @@ def _differs(site: Site, shown: Shown, root: Path) -> str:
         same = (root / path.lstrip("/")).read_text(encoding="utf-8") == kit[path]
     except (KeyError, OSError, UnicodeDecodeError):
         return ""
-    return (
-        ""
-        if same
-        else f"; differs from the one of setup: {site.host.command('setup', '--dry-run')}"
-    )
+    if same:
+        return ""
+    return f"; differs from the one of setup: {site.host.command('setup', '--dry-run')}"
 
 
 def _faults(site: Site, shown: Shown) -> Iterator[Fault]:

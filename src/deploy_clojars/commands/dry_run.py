@@ -139,6 +139,9 @@ class RehearsedHost(Host):
         for role, instance in self.instances.items():
             self.instances[role] = RehearsedInstance(instance, write, config.drain.quiet)
 
+    def read_changed_jobs(self) -> None:
+        pass  # nothing is brought into force
+
 
 class RehearsedJournal(Journal):
     """The journal, with lines that are nowhere but here."""

@@ -19,6 +19,7 @@ def restart_both(run: Run) -> None:
     drain.clear_stale_flag(run)
     look, run.version = preflight.check_restart(run.host)
     ask_to_restart(run, look)
+    run.host.read_changed_jobs()  # now, so that one with an error keeps what runs from being stopped
     look, _ = preflight.check_restart(run.host)  # the question may have been open for long
     signals.check()
     run.begin(look)

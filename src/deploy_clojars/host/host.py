@@ -17,7 +17,7 @@ from deploy_clojars.host.journal import History, Journal
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.nginx import Nginx
 from deploy_clojars.host.releases import Current, Releases
-from deploy_clojars.host.services import services_of
+from deploy_clojars.host.services import ServiceFailed, services_of
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.machine import threads
 
@@ -96,6 +96,16 @@ class Host:
         """Whether a release is what this tool copied in, and nothing put in its place by hand."""
         installed = look.history.installed.get(version)
         return installed is not None and installed.bytes == self.releases.size(version)
+
+    def read_changed_jobs(self) -> None:
+        """Has the service manager read the jobs' files, which a restart brings into force.
+
+        Raises NotReady (4).
+        """
+        try:
+            self.services.read_changes()
+        except ServiceFailed as error:
+            raise NotReady(f"the jobs' files cannot be read again: {error}") from None
 
     def command(self, *words: str) -> str:
         """What to type for a command on this host, quoted for a shell."""

@@ -57,6 +57,9 @@ class Services(Protocol):
     def stop(self, job: str) -> None:
         """Stops a job; one that is stopped already is fine. Raises ServiceFailed."""
 
+    def read_changes(self) -> None:
+        """Reads changed files of jobs, where the manager does not by itself. Raises ServiceFailed."""
+
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         """Raises NotReady (4) if a request that a run may need is known to fail."""
 

@@ -139,6 +139,9 @@ class Supervisor:
                     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
                     self._held[log] = os.open(log, flags)
 
+    def read_changes(self) -> None:
+        """Not needed."""
+
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         # Whoever may use the socket may use all of it; `status` finds out.
         for job in jobs:

@@ -141,7 +141,7 @@ class Systemd:
         if load == "masked":
             return self.typed("unmask", unit)
         see = f"{self.typed('status', unit)} says what is wrong with its file"
-        return f"{see}; fix it, then run: {self.typed('daemon-reload')}"
+        return f"{see}; once it is fixed: {self.typed('daemon-reload')}"
 
     def typed(self, verb: str, *words: str) -> str:
         """What to type for a command of systemctl; all but `status` is for root, or for the user's own."""
@@ -163,9 +163,12 @@ class Systemd:
         self._forget_failed_starts(job)
         self._do("restart", job)
 
-    def start(self, job: str) -> None:
+    def read_changes(self) -> None:
         # Not only if NeedDaemonReload says so: it does not for the first drop-in of a unit.
         self._call(["daemon-reload"])
+
+    def start(self, job: str) -> None:
+        self.read_changes()
         if self.status(job).state == "running":
             self.restart(job)
             return

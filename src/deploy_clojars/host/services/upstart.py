@@ -113,6 +113,9 @@ class Upstart:
     def _unknown(self, jobs: Iterable[str]) -> list[str]:
         return [job for job in jobs if UNKNOWN_JOB in self.status(job).said]
 
+    def read_changes(self) -> None:
+        """Not needed."""
+
     def refuse_what_would_fail(self, jobs: Iterable[str]) -> None:
         if self._sudo:
             verbs = ("restart", "start", "stop")
