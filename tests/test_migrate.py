@@ -342,6 +342,8 @@ def test_a_program_that_is_missing_is_refused_before_the_build(light_host: Littl
     result = light_host.run(SECOND, "--yes")
     assert result.returncode == 4, result.stderr
     assert "not on PATH: no-such-program" in result.stderr
+    found = "!!  the migration cannot run: not on PATH: no-such-program"
+    assert found in light_host.run("check").stdout
     assert not [each for each in light_host.events if each.get("step") == "install"]
 
 

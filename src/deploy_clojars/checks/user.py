@@ -9,7 +9,7 @@ import shutil
 
 from deploy_clojars.checks.finding import Finding, Findings, Site
 from deploy_clojars.checks.programs import SECONDS, said_by
-from deploy_clojars.deploy import checkout, isolation, signatures
+from deploy_clojars.deploy import checkout, isolation, migrate, signatures
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.services.sudo import SudoRefuses
@@ -43,6 +43,15 @@ def as_the_production_user(site: Site) -> Findings:
         yield _remote(host)
         yield from _isolation(host)
     yield from _signers(host)
+    yield from _migration(host)
+
+
+def _migration(host: Host) -> Findings:
+    """Whether the migration could run."""
+    try:
+        migrate.refuse_what_cannot_run(host)
+    except NotReady as refused:
+        yield Finding(f"the migration cannot run: {refused.message}", True)
 
 
 def _isolation(host: Host) -> Findings:

@@ -121,12 +121,17 @@ def _not_readable(file: str, why: str) -> NotReady:
 
 def refuse_what_is_missing(run: Run) -> None:
     """Raises NotReady (4) if the migration could not run, UsageError (2) if there is none to run again."""
-    command = run.host.config.migrate.command
+    if run.host.config.migrate.command is None and run.request.migrate:
+        raise UsageError("--migrate: the configuration has no `migrate.command`")
+    refuse_what_cannot_run(run.host)
+
+
+def refuse_what_cannot_run(host: Host) -> None:
+    """Raises NotReady (4) if the migration's program or its environment cannot be had."""
+    command = host.config.migrate.command
     if command is None:
-        if run.request.migrate:
-            raise UsageError("--migrate: the configuration has no `migrate.command`")
         return
     missing = missing_programs(command)
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}", remedy="nothing was changed")
-    of_the_application(run.host)
+    of_the_application(host)
