@@ -14,6 +14,7 @@ import pytest
 from little_host import wait_for
 from systemd_kit import FIRST, Kit, serving_kit
 
+from deploy_clojars import config
 from deploy_clojars.checks import filesystem, front, programs, running, units
 from deploy_clojars.checks.finding import Finding, Site
 from deploy_clojars.config import parse
@@ -237,6 +238,18 @@ def test_a_manager_that_cannot_be_asked_is_one_finding(site: Site) -> None:
     assert set(found.values()) == {"set services.bin to the directory that has systemctl"}
     assert wrong(units.units(site)) == {}
     assert list(programs.manager(site)) == []
+
+
+def test_upstart_in_the_configuration_of_a_host_of_systemd_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "BOOTED", tmp_path)
+    (tmp_path / "home").mkdir()
+    document = {"home": str(tmp_path / "home"), "services": {"manager": "upstart"}}
+    host = Host(parse(document, "test"), file=tmp_path / "config.toml")
+    found = wrong(running.jobs(Site(host, host.look())))
+    remedy = f"this host has systemd: remove services.manager from {tmp_path}/config.toml"
+    assert set(found.values()) == {remedy}
 
 
 def test_a_users_own_systemd_ends_with_the_last_session_unless_it_lingers(

@@ -57,7 +57,9 @@ def jobs(site: Site) -> Findings:
 def _known_again(site: Site, observation: Observation) -> str:
     """What to do about a job whose state is unknown."""
     if site.is_upstarts:
-        return site.setup
+        is_systemds = config.BOOTED.is_dir() and not site.host.config.services.bin
+        of_systemd = f"this host has systemd: remove services.manager from {site.host.file}"
+        return of_systemd if is_systemds else site.setup
     of_supervisord = site.host.config.services.chosen == "supervisor"
     said = site.host.instances[observation.role].status().remedy
     named = f"set instances.{observation.role}.job to the name of a unit that is there"
