@@ -242,6 +242,7 @@ class RealSystemd:
 
     def control(self, verb: str, job: str) -> None:
         """Starts, restarts or stops a unit, as an operator would."""
+        self._call("reset-failed")  # or one that failed again and again would not be started
         self._call(verb, f"{job}.service")
 
     def pid(self, job: str) -> int | None:
