@@ -102,7 +102,8 @@ class OfUpstart:
 
     def loses_power(self) -> None:
         """Ends all of ann's and clojars' at once; Upstart then starts the jobs, as after a boot."""
-        run("pkill", "-KILL", "-u", f"{ANN},clojars")
+        for signal in ("-STOP", "-KILL"):  # stopped, none of them sees the end of another
+            run("pkill", signal, "-u", f"{ANN},clojars")
 
     def boot(self) -> None:
         pass
