@@ -106,7 +106,10 @@ class OfUpstart:
             run("pkill", signal, "-u", f"{ANN},clojars")
 
     def boot(self) -> None:
-        pass
+        """Starts both jobs, as a boot does: no respawn from before it counts."""
+        for job in ("clojars", "clojars-backup"):
+            subprocess.run(["/sbin/stop", job], capture_output=True, check=False)
+            self.control("start", job)
 
     @contextmanager
     def nginx(self) -> Iterator[None]:
