@@ -101,7 +101,7 @@ def _refuse_to_replace(run: Run, look: Look) -> None:
     if obstacle:
         raise DeployError(
             f"release {run.version} cannot be replaced: {obstacle}",
-            remedy="use another version, or deploy the release as it is: "
+            remedy="use another version, or deploy the existing release: "
             f"{run.host.command('deploy', run.version)}",
         )
 

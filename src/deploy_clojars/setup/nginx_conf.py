@@ -223,7 +223,7 @@ def faults(conf: Configuration, values: Values, version: tuple[int, ...]) -> Ite
                 yield Fault(
                     f"{server.file}: nginx stops using {values.primary} for a while after an error, and "
                     "between runs no other instance answers",
-                    # setup leaves a file as it is that is there.
+                    # setup does not change an existing file.
                     f"give `server {server.args[0]}` in that file {NEVER_GIVEN_UP} and no "
                     "fail_timeout, and so where nginx serves the nailgun port",
                 )
