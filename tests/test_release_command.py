@@ -147,7 +147,8 @@ def test_a_command_that_hangs_is_ended_with_all_its_processes(host: LittleHost) 
 
 def test_a_daemon_of_the_command_does_not_outlive_the_run(host: LittleHost) -> None:
     pid = host.directory / "pid"
-    with_command(host, f"env -i setsid sh -c 'echo $$ > {pid}; exec sleep 1000' & {COPY}")
+    daemon = f"env -i setsid sh -c 'echo $$ > {pid}; exec sleep 1000'"
+    with_command(host, f"{daemon} & {COPY}; until [ -s {pid} ]; do sleep 0.01; done")
     host.done(SECOND, "--yes")
     assert not lives(int(pid.read_text()))
 
