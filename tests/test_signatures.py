@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from clojure_repository import ClojureRepository
@@ -136,25 +138,27 @@ def refusal(repository: ClojureRepository, tag: str, settings: Verify) -> str:
 def test_a_tag_signed_by_a_listed_ssh_key(own_repository: ClojureRepository, keys: Keys) -> None:
     sign(own_repository, keys, "1.0", "alice")
     signer = signer_of_tag(content(own_repository, "1.0"), "1.0", keys.listed("alice"))
-    assert signer.name == "alice@example.org"
     public = subprocess.run(
         ["ssh-keygen", "-l", "-f", keys.directory / "alice.pub"], capture_output=True, text=True,
         check=True,
     ).stdout  # fmt: skip
-    assert signer.key == public.split()[1]
+    assert signer == f"alice@example.org ({public.split()[1]})"
 
 
 def test_a_tag_signed_by_a_listed_gnupg_key(own_repository: ClojureRepository, keys: Keys) -> None:
     sign(own_repository, keys, "1.0", "alice@example.org")
     signer = signer_of_tag(content(own_repository, "1.0"), "1.0", keys.of_gnupg)
-    assert signer.name == "Alice <alice@example.org>"
-    assert signer.key in keys.gpg("--with-colons", "--list-keys", "alice@example.org")
+    name, _, key = signer.rpartition(" (")
+    assert name == "Alice <alice@example.org>"
+    listed = keys.gpg("--with-colons", "--list-keys", "alice@example.org")
+    assert f":{key.removesuffix(')')}:" in listed
 
 
 @pytest.mark.parametrize(
     ("by", "options", "why"),
     [
-        ("bob", "", "which is not in "),
+        ("bob", "", "alice.signers"),
+        ("alice", "Doe", "alice.signers (line 1: bad options: unknown key option)"),
         ("alice", 'valid-before="20200101"', "but has expired"),
         ("alice", 'valid-after="21000101"', "but not yet valid"),
         ("alice", 'namespaces="file"', 'but not permitted for use in signature namespace "git"'),
@@ -164,7 +168,9 @@ def test_an_ssh_key_that_does_not_count(
     own_repository: ClojureRepository, keys: Keys, by: str, options: str, why: str
 ) -> None:
     sign(own_repository, keys, "1.0", by)
-    assert why in refusal(own_repository, "1.0", keys.listed("alice", options))
+    message = refusal(own_repository, "1.0", keys.listed("alice", options))
+    assert message.endswith(why)
+    assert ("which is not in " in message) == ("alice.signers" in why)
 
 
 def test_an_expired_ssh_key_does_not_count_for_a_tag_with_an_older_date(
@@ -182,7 +188,9 @@ def test_a_revoked_ssh_key(own_repository: ClojureRepository, keys: Keys) -> Non
     revoked = Verify("signed", "any", listed.signers, str(keys.directory / "alice.pub"))
     assert "which was revoked" in refusal(own_repository, "1.0", revoked)
     other = Verify("signed", "any", listed.signers, str(keys.directory / "bob.pub"))
-    assert signer_of_tag(content(own_repository, "1.0"), "1.0", other).name == "alice@example.org"
+    assert signer_of_tag(content(own_repository, "1.0"), "1.0", other).startswith(
+        "alice@example.org ("
+    )
 
 
 def test_a_gnupg_key_that_is_not_there(own_repository: ClojureRepository, keys: Keys) -> None:
@@ -266,15 +274,60 @@ def test_a_list_that_others_could_change(tmp_path: Path) -> None:
     signers.touch(0o644)
     refuse_unsafe_signers(settings)
     signers.chmod(0o664)
-    with pytest.raises(NotReady, match=f"users other than root can write {signers}"):
+    with pytest.raises(NotReady, match=f"users other than root can write to {signers}"):
         refuse_unsafe_signers(settings)
     signers.chmod(0o644)
     tmp_path.chmod(0o777)
-    with pytest.raises(NotReady, match=f"users other than root can write {tmp_path}"):
+    with pytest.raises(NotReady, match=f"users other than root can write to {tmp_path}"):
         refuse_unsafe_signers(settings)
     tmp_path.chmod(0o700)
     os.chown(signers, 1, 1)
     assert why_not_roots_alone(signers) == f"{signers} does not belong to root"
+
+
+def test_a_link_to_the_list_that_others_could_lead_elsewhere(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        skip_or_fail("needs root, to own the list of signers")
+    signers, others = tmp_path / "signers", tmp_path / "others"
+    signers.touch(0o644)
+    others.mkdir(0o755)
+    link = others / "link"
+    link.symlink_to(signers)
+    assert why_not_roots_alone(link) is None
+    others.chmod(0o777)
+    assert why_not_roots_alone(link) == f"users other than root can write to {others}"
+    others.chmod(0o1777)
+    assert why_not_roots_alone(link) is None
+    os.lchown(link, 1, 1)
+    assert why_not_roots_alone(link) == f"{link} does not belong to root"
+
+
+def test_keys_that_the_production_user_cannot_read() -> None:
+    if os.geteuid() != 0:
+        skip_or_fail("needs root, to own the list of signers")
+    with TemporaryDirectory() as directory:  # others can enter it, unlike pytest's
+        Path(directory).chmod(0o755)
+        home, signers = Path(directory, "gnupg"), Path(directory, "signers")
+        home.mkdir(0o700)  # as GnuPG makes it
+        (home / "pubring.kbx").touch()
+        signers.touch(0o600)
+        with as_another_user():
+            for each, file in ((home, home / "pubring.kbx"), (signers, signers)):
+                with pytest.raises(NotReady, match=f"cannot be used: {file}") as refused:
+                    refuse_unsafe_signers(Verify("signed", signers=str(each)))
+                assert "must belong to root, be readable by this user" in refused.value.remedy
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setgroups(groups)
 
 
 # A whole deploy
@@ -339,8 +392,8 @@ def test_a_list_that_others_can_change_is_refused_before_anything_is_done(
     try:
         result = host.run(SECOND, "--yes")
         assert result.returncode == 4, result.stderr
-        assert "users other than root can write" in result.stderr
-        assert f"users other than root can write {signers}" in host.run("check").stdout
+        assert "users other than root can write to" in result.stderr
+        assert f"users other than root can write to {signers}" in host.run("check").stdout
     finally:
         signers.chmod(0o644)
 
@@ -348,10 +401,10 @@ def test_a_list_that_others_can_change_is_refused_before_anything_is_done(
 # Jars that were built elsewhere
 
 
-def sign_jar(jar: Path, keys: Keys, by: str = "alice") -> None:
+def sign_jar(jar: Path, keys: Keys, by: str = "alice", purpose: str = "file") -> None:
     Path(f"{jar}.sig").unlink(missing_ok=True)  # ssh-keygen would ask whether to overwrite it
     key = str(keys.directory / by)
-    words = ["ssh-keygen", "-q", "-Y", "sign", "-n", "file", "-f", key, str(jar)]
+    words = ["ssh-keygen", "-q", "-Y", "sign", "-n", purpose, "-f", key, str(jar)]
     subprocess.run(words, check=True, capture_output=True)
 
 
@@ -380,6 +433,8 @@ def test_a_jar_needs_a_signature_by_somebody_in_the_list(
         return result.stderr
 
     assert f"{jar} is not signed: there is no {jar}.sig" in refusal_of(*words)
+    sign_jar(jar, keys, purpose="git")
+    assert "was signed for another purpose than 'file' (ssh-keygen's -n)" in refusal_of(*words)
     sign_jar(jar, keys, "bob")
     assert "which is not in" in refusal_of(*words)
     sign_jar(jar, keys)

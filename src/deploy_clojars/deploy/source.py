@@ -83,8 +83,8 @@ class Source:
         settings = self._run.host.config.verify
         must_be_signed = settings.jars == "signed" and self.kind != TAG
         if must_be_signed:
-            signer = signatures.signer_of_file(copy.path, name, offer.signature, settings)
-            self._run.signer = str(signer)
+            words = copy.path, name, offer.signature, settings
+            self._run.signer = signatures.signer_of_file(*words)
         facts = build.inspect(copy.path, self._run.host.config.name, offer.commit, name)
         if facts.version not in (None, version):
             if must_be_signed:  # an older release, signed as well, is not to pass for this one
@@ -219,7 +219,7 @@ class Tag(Source):
         if settings.tags == "signed":
             with run.step("verify", run.version) as becomes:
                 content = self._of_the_mirror(lambda: mirror.tag_object(run.version))
-                run.signer = str(signatures.signer_of_tag(content, run.version, settings))
+                run.signer = signatures.signer_of_tag(content, run.version, settings)
                 becomes(f"signed by {run.signer}")
             run.record("verified", version=run.version, signer=run.signer)
 

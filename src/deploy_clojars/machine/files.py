@@ -118,15 +118,16 @@ def sync(descriptor: int) -> None:
 def why_not_roots_alone(path: Path) -> str | None:
     """Why users other than root could change or replace the file; None if none can."""
     try:
-        path = path.resolve(strict=True)
-        for each in (path, *path.parents):
-            found = each.stat()
+        real = path.resolve(strict=True)
+        for each in (real, *real.parents, path, *path.parents):  # a link could be led elsewhere
+            found = each.lstat()
             if found.st_uid != 0:
                 return f"{each} does not belong to root"
             is_writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             # In a directory like /tmp nobody can replace what is root's.
-            if is_writable and not (each != path and found.st_mode & stat.S_ISVTX):
-                return f"users other than root can write {each}"
+            is_safe = each not in (real, path) and found.st_mode & stat.S_ISVTX
+            if is_writable and not is_safe and not stat.S_ISLNK(found.st_mode):
+                return f"users other than root can write to {each}"
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         return f"{path}: {getattr(error, 'strerror', None) or error}"
     return None
