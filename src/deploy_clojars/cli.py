@@ -163,6 +163,15 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print the commands it would run; change nothing."
 )
 yes_option = click.option("--yes", is_flag=True, help="Skip the confirmation.")
+rebuild_option = click.option("--rebuild", is_flag=True,
+              help="If the release exists, replace it: build it again, fetch it again, or take the jar; "
+              "refused if it was ever promoted.")  # fmt: skip
+jar_option = click.option("--jar", metavar="FILE", shell_complete=_offers("files"),
+              help="Take this jar, which was built elsewhere, as the release: no git, no tests, no "
+              "build. `-` is standard input; a question is then asked on the terminal.")  # fmt: skip
+sha256_option = click.option(
+    "--sha256", metavar="HEX", help="Refuse the jar unless this is its SHA-256."
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -181,15 +190,11 @@ def group() -> None:
 @click.option("--force", is_flag=True,
               help="Restart even the only instance that serves, and continue if the drain does not end in "
               "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
-@click.option("--rebuild", is_flag=True,
-              help="If the release exists, replace it: build it again, fetch it again, or take the jar; "
-              "refused if it was ever promoted.")  # fmt: skip
+@rebuild_option
 @click.option("--migrate", is_flag=True,
               help="Run migrate.command even if it has run for this release.")  # fmt: skip
-@click.option("--jar", metavar="FILE", shell_complete=_offers("files"),
-              help="Deploy this jar, which was built elsewhere, as the release TAG: no git, no tests, no "
-              "build. `-` is standard input; the question is then asked on the terminal.")  # fmt: skip
-@click.option("--sha256", metavar="HEX", help="Refuse the jar unless this is its SHA-256.")
+@jar_option
+@sha256_option
 @dry_run_option
 @common_options
 @click.pass_obj
@@ -203,13 +208,35 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, 
     from deploy_clojars.run.run import Request
 
     version = versions.checked(tag)
-    if sha256 is not None and jar is None:
-        raise UsageError("--sha256 needs --jar")
-    digest = None if sha256 is None else source.sha256_named(sha256)
-    named = None if jar is None else source.jar_named(jar, asks=not (yes or dry_run))
+    named, digest = source.jar_and_checksum(jar, sha256, asks=not (yes or dry_run))
     request = Request("deploy", version, yes=yes, force=force, rebuild=rebuild, jar=named,
                       sha256=digest, migrate=migrate)  # fmt: skip
     _carry_out(settings, pipeline.deploy, request, dry_run)
+
+
+@group.command()
+@click.argument("version", shell_complete=_offers("tags"))
+@rebuild_option
+@jar_option
+@sha256_option
+@dry_run_option
+@common_options
+@click.pass_obj
+def install(settings: Settings, version: str, rebuild: bool, jar: str | None, sha256: str | None,
+            dry_run: bool) -> None:  # fmt: skip
+    """Have the release VERSION ready for a deploy.
+
+    Tests, builds and installs it, or takes the jar; then nothing runs it yet, and a deploy of it
+    uses it as it is. Asks nothing.
+    """
+    from deploy_clojars.commands import install as command
+    from deploy_clojars.deploy import source
+    from deploy_clojars.run.run import Request
+
+    checked = versions.checked(version)
+    named, digest = source.jar_and_checksum(jar, sha256, asks=False)
+    request = Request("install", checked, yes=True, rebuild=rebuild, jar=named, sha256=digest)
+    _carry_out(settings, command.install, request, dry_run)
 
 
 @group.command()

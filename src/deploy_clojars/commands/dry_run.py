@@ -27,7 +27,7 @@ from deploy_clojars.errors import NotReady
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.instances import Instance
-from deploy_clojars.host.journal import Event, History, Journal, history_of, now
+from deploy_clojars.host.journal import INSTALL, Event, History, Journal, history_of, now
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST, Nginx
 from deploy_clojars.host.releases import UNFINISHED, Copy, Current, Releases
 from deploy_clojars.host.services import Job, State
@@ -59,8 +59,10 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
         lines.append(_command("mkdir", host.deploy))
     run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
     words: list[object] = []
+    if request.command in ("deploy", INSTALL):
+        words.append(_rehearsed(source_of(run), run, lines.append))
     if request.command == "deploy":
-        words += [_rehearsed(source_of(run), run, lines.append), _rehearsed_migration(lines.append)]
+        words.append(_rehearsed_migration(lines.append))
     with backup_rests_afterwards(run):
         command(run, *words)
     return "\n".join(lines)

@@ -78,10 +78,11 @@ def _prunable(host: Host, look: Look, versions: list[str]) -> set[str] | None:
     if look.in_use is None or look.journal_error:
         return None
     history = look.history
-    keep = host.config.keep_releases
-    return {
-        *decisions.prunable(set(versions), history.installed, history.promoted, look.in_use, keep)
-    }
+    may_go = decisions.prunable(
+        set(versions), history.installed, history.promoted, look.in_use,
+        host.config.keep_releases, history.waiting,
+    )  # fmt: skip
+    return {*may_go}
 
 
 def _release(host: Host, look: Look, version: str, may_go: set[str] | None) -> Release:

@@ -11,6 +11,7 @@ import msgspec
 
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.host import Host
+from deploy_clojars.host.journal import INSTALL
 from deploy_clojars.host.look import RESTS, Look
 from deploy_clojars.host.situation import Situation
 from deploy_clojars.host.users import user_name
@@ -170,11 +171,10 @@ def _remarks(report: Report) -> list[str]:
     remarks += look.obstacles
     if situation.interrupted and look.history.last is not None:
         last = look.history.last
-        where = "after" if last.past_return else "before"
-        remarks.append(
-            f"interrupted: the {last.what} by {last.by}, {last.at}, was cut "
-            f"off {where} its point of no return"
-        )
+        where = f" {'after' if last.past_return else 'before'} its point of no return"
+        if last.command == INSTALL:
+            where = "; it changed nothing that runs"
+        remarks.append(f"interrupted: the {last.what} by {last.by}, {last.at}, was cut off{where}")
     # A rollback starts what it left down; the other instance keeps its old settings.
     if situation.failed_restart:
         when = " after the command named next" if report.next else ""

@@ -81,6 +81,7 @@ def install(run: Run, source: Source, offer: Offer) -> None:
             run.record("install", **what)
             releases.add(copy, version)
         run.record("installed", **what)
+        run.installed = True
         named = f" from {offer.jar.name}" if run.request.jar is not None else ""
         becomes(f"{decimal(copy.bytes)}{named}")
 

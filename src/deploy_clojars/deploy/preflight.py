@@ -41,16 +41,13 @@ def prepare(run: Run, source: Source) -> None:
 def check_deploy(run: Run, source: Source) -> Look:
     """Looks at the host and returns what was seen. Raises NotReady (4), DeployError (1)."""
     host = run.host
-    source.refuse_what_is_missing()
+    _refuse_what_no_release_comes_from(run, source)
     migrate.refuse_what_is_missing(run)
-    if host.config.verify.demands_signatures:
-        signatures.refuse_unsafe_signers(host.config.verify)
     refuse_a_full_disk(host)
     if not run.request.force:
         _refuse_a_flag_that_cannot_be_set(host)
     look = ready_to_restart(host)
-    if look.journal_error:
-        raise DeployError(look.journal_error, remedy=f"see: {host.command('check')}")
+    refuse_a_journal_that_cannot_be_read(host, look)
     _refuse_a_host_without_a_way_back(host, look, run.version)
     _refuse_an_instance_that_does_not_answer(host, look)
     why = decisions.deploy_obstacle(look.history, run.version, look.drifted)
@@ -59,6 +56,26 @@ def check_deploy(run: Run, source: Source) -> Look:
         command = host.next_command(look, situation) or host.command_back(look)
         raise NotReady(why, remedy=f"first: {command}")
     return look
+
+
+def check_install(run: Run, source: Source, look: Look) -> None:
+    """What an install needs: it restarts nothing. Raises NotReady (4), DeployError (1)."""
+    _refuse_what_no_release_comes_from(run, source)
+    refuse_a_full_disk(run.host)
+    refuse_a_journal_that_cannot_be_read(run.host, look)
+
+
+def _refuse_what_no_release_comes_from(run: Run, source: Source) -> None:
+    """Raises NotReady (4)."""
+    source.refuse_what_is_missing()
+    if run.host.config.verify.demands_signatures:
+        signatures.refuse_unsafe_signers(run.host.config.verify)
+
+
+def refuse_a_journal_that_cannot_be_read(host: Host, look: Look) -> None:
+    """Raises DeployError (1)."""
+    if look.journal_error:
+        raise DeployError(look.journal_error, remedy=f"see: {host.command('check')}")
 
 
 def ready_to_restart(host: Host, *, one_will_do: bool = False) -> Look:
@@ -131,8 +148,7 @@ def check_restart(host: Host) -> tuple[Look, str]:
     Raises NotReady (4) unless that is what all is about, and DeployError (1).
     """
     look = ready_to_restart(host)
-    if look.journal_error:
-        raise DeployError(look.journal_error, remedy=f"see: {host.command('check')}")
+    refuse_a_journal_that_cannot_be_read(host, look)
     if look.approved is None:
         raise NotReady("no release has been approved yet", remedy=f"first: {host.command('TAG')}")
     situation = host.situation(look, locked=False)

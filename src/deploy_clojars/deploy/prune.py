@@ -35,8 +35,7 @@ def prune_releases(host: Host, console: Console) -> None:
 
 def candidates(host: Host, look: Look) -> list[str]:
     """The releases that may be removed, in that order. Raises NotReady (4), DeployError (1)."""
-    if look.journal_error:
-        raise DeployError(look.journal_error, remedy=f"see: {host.command('check')}")
+    preflight.refuse_a_journal_that_cannot_be_read(host, look)
     history = look.history
     return decisions.prunable(
         there=set(host.releases.versions()),
@@ -44,6 +43,7 @@ def candidates(host: Host, look: Look) -> list[str]:
         promoted=history.promoted,
         in_use=in_use(look),
         keep=host.config.keep_releases,
+        waiting=history.waiting,
     )
 
 

@@ -10,6 +10,7 @@ from deploy_clojars.config import BACKUP
 from deploy_clojars.deploy import drain
 from deploy_clojars.deploy.steps import stop
 from deploy_clojars.errors import DeployError
+from deploy_clojars.host.journal import INSTALL
 from deploy_clojars.run.run import Run
 
 
@@ -19,7 +20,8 @@ def backup_rests_afterwards(run: Run) -> Iterator[None]:
     try:
         yield
     finally:
-        if run.host.config.instances.backup.only_while_deploying and run.has_begun:
+        needs_it = run.request.command != INSTALL  # which starts nothing, and stops nothing
+        if run.host.config.instances.backup.only_while_deploying and run.has_begun and needs_it:
             _have_the_backup_rest(run)
 
 

@@ -6,7 +6,7 @@ import shlex
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host import decisions, manifest
-from deploy_clojars.host.journal import Installed
+from deploy_clojars.host.journal import JAR, Installed
 from deploy_clojars.host.look import Look
 from deploy_clojars.run.run import Run
 
@@ -89,10 +89,11 @@ def way_to_replace(run: Run, look: Look) -> str:
     if decisions.rebuild_obstacle(look.history, version, look.in_use):
         return ""
     installed = look.history.installed[version]
-    if run.request.jar is not None or installed.source == "jar":
-        return f"replace it: {host.command('deploy', version, '--jar', 'FILE', '--rebuild')}"
+    words = (run.request.command, version)
+    if run.request.jar is not None or installed.source == JAR:
+        return f"replace it: {host.command(*words, '--jar', 'FILE', '--rebuild')}"
     verb = "build" if host.config.release.command is None else "fetch"
-    return f"{verb} it again: {host.command('deploy', version, '--rebuild')}"
+    return f"{verb} it again: {host.command(*words, '--rebuild')}"
 
 
 def _refuse_to_replace(run: Run, look: Look) -> None:

@@ -34,7 +34,8 @@ def revert_a_run_that_was_cut_off(run: Run) -> Look | None:
     cut_off = look.history.unfinished
     if cut_off is None or cut_off.past_return:
         return None
-    if look.approved is not None and not run.host.releases.has(look.approved):
+    is_gone = look.approved is not None and not run.host.releases.has(look.approved)
+    if is_gone and cut_off.flipped:
         if run.request.command == "deploy" and run.version == look.approved:
             return None  # it is built again, and both instances are put on it
         raise NotReady(

@@ -28,7 +28,7 @@ from deploy_clojars.errors import (
     reason,
 )
 from deploy_clojars.host import manifest
-from deploy_clojars.host.journal import TAG, Installed
+from deploy_clojars.host.journal import JAR, TAG, Installed
 from deploy_clojars.host.releases import Copy
 from deploy_clojars.machine.files import STANDARD_INPUT, Input, opened
 from deploy_clojars.run.run import Run, make_directory
@@ -116,7 +116,7 @@ def installed(run: Run) -> Installed | None:
 class JarFile(Source):
     """The file, pipe or socket that the operator named."""
 
-    kind = "jar"
+    kind = JAR
 
     def reused(self) -> str | None:
         # Whether it is the same file is known only after it was read.
@@ -296,6 +296,16 @@ def fresh_directory(run: Run) -> Iterator[Path]:
         checkout.keep_last_failed(checkouts)
         raise
     checkout.remove(directory)
+
+
+def jar_and_checksum(
+    name: str | None, sha256: str | None, *, asks: bool
+) -> tuple[Input | None, str | None]:
+    """The jar and its checksum, as `--jar` and `--sha256` name them. Raises UsageError (2)."""
+    if sha256 is not None and name is None:
+        raise UsageError("--sha256 needs --jar")
+    digest = None if sha256 is None else sha256_named(sha256)
+    return None if name is None else jar_named(name, asks=asks), digest
 
 
 def jar_named(name: str, *, asks: bool) -> Input:

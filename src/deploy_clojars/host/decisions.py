@@ -154,17 +154,18 @@ def prunable(
     promoted: Iterable[str],
     in_use: Collection[str] | None,
     keep: int,
+    waiting: Iterable[str] = (),
 ) -> list[str]:
     """The releases that may be removed, in the order in which they go; none if `keep` is 0.
 
-    `keep` promoted ones stay, and so do those in use (None: not known, so all do) and those that
-    are not `installed` by this tool. Never promoted ones go first. `installed` and `promoted`
-    have the oldest first.
+    `keep` promoted ones stay, `keep` of those that are `waiting` for their first deploy, those in
+    use (None: not known, so all do) and those that are not `installed` by this tool. Never promoted
+    ones go first. `installed`, `promoted` and `waiting` have the oldest first.
     """
     if keep == 0 or in_use is None:
         return []
-    promoted = [version for version in promoted if version in there]
-    stay = {*in_use, *promoted[-keep:]}
+    promoted, waiting = ([each for each in some if each in there] for some in (promoted, waiting))
+    stay = {*in_use, *promoted[-keep:], *waiting[-keep:]}
     may_go = [version for version in installed if version in there and version not in stay]
     never = set(may_go).difference(promoted)
     once = set(may_go) - never

@@ -22,6 +22,9 @@ from deploy_clojars.masking import masked
 FORMAT = 1
 
 TAG = "tag"  # where a release comes from, unless its line says otherwise
+JAR = "jar"
+
+INSTALL = "install"  # the command that changes nothing that runs
 
 
 class HostVersions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,6 +91,7 @@ class Installed(msgspec.Struct, frozen=True):
     sha256: str | None = None
     source: str = TAG
     signer: str | None = None
+    waits: bool = False  # it came by `install`, and no deploy has tried it yet
 
 
 class Restarted(msgspec.Struct, frozen=True):
@@ -111,7 +115,9 @@ class LastRun(msgspec.Struct, frozen=True):
     ended: bool = False
     status: int | None = None
     left: HostVersions = HostVersions()
-    # The earlier run, cut off past its point of no return, that this one is to finish.
+    source: str | None = None  # "jar" if the release was to come from one
+    # The earlier run that counts again if this one changes nothing: one that was cut off past its
+    # point of no return, which this one is to finish; before an `install` any.
     follows: LastRun | None = None
 
     @property
@@ -123,9 +129,9 @@ class LastRun(msgspec.Struct, frozen=True):
     @property
     def cut_off(self) -> LastRun | None:
         """The run that was cut off past its point of no return: this one, or one it follows."""
-        if self.ended:
-            return None
-        return self if self.past_return else self.follows
+        if self.ended or self.past_return:
+            return None if self.ended else self
+        return self.follows.cut_off if self.follows is not None else None
 
     @property
     def half_rolled_back(self) -> bool:
@@ -161,6 +167,11 @@ class History(msgspec.Struct, frozen=True):
     def commits(self) -> dict[str, str]:
         """The commit that each release was built from, where that is known."""
         return {name: each.commit for name, each in self.installed.items() if each.commit}
+
+    @property
+    def waiting(self) -> list[str]:
+        """The releases that wait for their first deploy, the newest last."""
+        return [version for version, each in self.installed.items() if each.waits]
 
     @property
     def unfinished(self) -> LastRun | None:
@@ -239,7 +250,7 @@ class HistoryBuilder:
                 self._migrated.pop(version, None)  # it may be another jar
                 self._installed[version] = Installed(
                     event.at, event.commit, event.bytes, event.sha256, event.source or TAG,
-                    event.signer,
+                    event.signer, waits=last is not None and last.command == INSTALL,
                 )  # fmt: skip
             case "migrate" if version:
                 self._migrated.pop(version, None)  # until it is done it is to be run again
@@ -271,16 +282,19 @@ class HistoryBuilder:
                     at=event.at,
                     why=event.why,
                     left=event.left or HostVersions(),
-                    follows=self._last.cut_off if self._last is not None else None,
+                    source=event.source,
+                    follows=self._before(event.command),
                 )
             case "restart" if event.instance:
                 self._restarted[event.instance] = Restarted(event.at, event.definition)
             case "flip" if last:
                 self._last = msgspec.structs.replace(last, flipped=True)
+                if version is not None and (installed := self._installed.get(version)) is not None:
+                    self._installed[version] = msgspec.structs.replace(installed, waits=False)
             case "no return" if last:
                 self._last = msgspec.structs.replace(last, past_return=True)
             case "end" if last and last.follows and not (last.flipped or last.past_return):
-                self._last = last.follows  # it changed nothing: that one is still to be finished
+                self._last = last.follows  # it changed nothing: what that one left still counts
             case "end" if last:
                 self._last = msgspec.structs.replace(
                     last,
@@ -289,6 +303,15 @@ class HistoryBuilder:
                     left=event.left or last.left,
                     follows=None,
                 )
+
+    def _before(self, command: str | None) -> LastRun | None:
+        """The run that counts again if the one that begins changes nothing that runs."""
+        last = self._last
+        if last is not None and last.command == INSTALL and not last.ended:
+            last = last.follows  # it was cut off, and its end could not be written
+        if last is None or command == INSTALL:
+            return last
+        return last.cut_off
 
     def _is_approved(self, version: str, event: Event) -> None:
         self._rolled_back.pop(version, None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deploy_clojars.errors import Status
 from deploy_clojars.host.health import Observation
+from deploy_clojars.host.journal import INSTALL, JAR, LastRun
 from deploy_clojars.host.look import Look
 
 
@@ -56,21 +57,37 @@ class Situation:
         """Nothing needs a person."""
         if not _serves(self.look.primary, self.look.approved):
             return False
-        if self.locked:
-            return True
-        backup_is_well = self.look.backup_rests or _serves(self.look.backup, self.look.approved)
-        settled = backup_is_well and self.look.current.version == self.look.approved
-        return settled and not self.interrupted and not self.stale_flag
+        return self.locked or (self._is_settled and not self.interrupted and not self.stale_flag)
 
     @property
-    def next_words(self) -> tuple[str, str] | None:
-        """The command to type next, as its name and its version; None if nothing is to be done.
+    def _is_settled(self) -> bool:
+        """Both instances serve the approved release, and current is it."""
+        if not _serves(self.look.primary, self.look.approved):
+            return False
+        backup_is_well = self.look.backup_rests or _serves(self.look.backup, self.look.approved)
+        return backup_is_well and self.look.current.version == self.look.approved
+
+    @property
+    def next_words(self) -> tuple[str, ...] | None:
+        """The command to type next: its name, its version, options; None if nothing is to be done.
 
         Typing it twice is harmless: the version is spelt out.
         """
         if self.ok or self.locked:
             return None
-        cut_off = self.look.history.unfinished
+        cut_off, last = self.look.history.unfinished, self.look.history.last
+        if cut_off is None or cut_off.command != INSTALL:
+            return self._next_after(last, cut_off)
+        # It changed nothing that runs: anything else that is wrong was left by the run before it.
+        last = cut_off.follows
+        wrong = None
+        if not self._is_settled:
+            wrong = self._next_after(last, last.cut_off if last is not None else None)
+        again = (INSTALL, cut_off.version or "")
+        return wrong or ((*again, "--jar", "FILE") if cut_off.source == JAR else again)
+
+    def _next_after(self, last: LastRun | None, cut_off: LastRun | None) -> tuple[str, str] | None:
+        """What to type after the `last` run that may have changed what runs; it or another was `cut_off`."""
         if cut_off is not None and cut_off.past_return and cut_off.version:
             if cut_off.command != "deploy":
                 # `restart` is refused while a run is cut off; a rollback starts what it left down.
@@ -82,7 +99,6 @@ class Situation:
                 return "deploy", cut_off.version
             # A deploy flips before it is past return: since then somebody went back, and could not
             # write it down.
-        last = self.look.history.last
         if (
             last is not None
             and last.half_rolled_back

@@ -19,7 +19,15 @@ import msgspec
 
 from deploy_clojars.errors import Declined, Defect, DeployError, Interrupted, NotReady, Status
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.journal import Event, History, HostVersions, LastRun, history_of, now
+from deploy_clojars.host.journal import (
+    JAR,
+    Event,
+    History,
+    HostVersions,
+    LastRun,
+    history_of,
+    now,
+)
 from deploy_clojars.host.look import Look
 from deploy_clojars.host.users import operator, refuse_the_wrong_user
 from deploy_clojars.machine import files, processes, signals, threads
@@ -95,6 +103,7 @@ class Run:
         self.before: Look | None = None  # the host as the run found it
         self.left = HostVersions()  # what the run would leave if it ended now
         self.cut_off: LastRun | None = None  # the earlier run that this one has reverted
+        self.installed = False  # whether the release is there since this run
         self.signer = ""  # who signed the tag, where that is verified
         self.outcome = "failed"
         self.unwritten = False  # whether the journal lacks a line of this run
@@ -141,7 +150,7 @@ class Run:
         self.left = look.history.last.left if look.history.last is not None else look.left()
         self.record(
             "begin", command=self.request.command, version=self._version, left=self.left,
-            why=self.request.why,
+            why=self.request.why, source=JAR if self.request.jar is not None else None,
         )  # fmt: skip
         self.before = look
         self.stage = Stage.BEGUN
