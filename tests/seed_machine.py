@@ -102,8 +102,10 @@ class OfUpstart:
 
     def loses_power(self) -> None:
         """Ends all of ann's and clojars' at once; Upstart then starts the jobs, as after a boot."""
-        for signal in ("-STOP", "-KILL"):  # stopped, none of them sees the end of another
-            run("pkill", signal, "-u", f"{ANN},clojars")
+        run("pkill", "-STOP", "-u", f"{ANN},clojars")  # none of them sees the end of another
+        # The end of ann's shell, which leads the session, would wake the tool: it would revert.
+        for user in ("clojars", ANN):
+            run("pkill", "-KILL", "-u", user)
 
     def boot(self) -> None:
         """Starts both jobs, as a boot does: no respawn from before it counts."""

@@ -195,6 +195,7 @@ def power_is_cut_at_the_question(machine: Machine) -> None:
         terminal.asked()
         machine.manager.loses_power()
     machine.manager.boot()
+    assert SECOND in os.readlink(RELEASES / "clojars-web-current.jar")  # nothing reverted first
     for port in (8001, 8002):
         wait_for(lambda port=port: version(machine, port) == SECOND, "both are up")  # type: ignore[misc]
 
