@@ -266,6 +266,12 @@ def test_no_time_at_all_is_refused_where_something_must_have_time(key: str) -> N
         ('[build]\njar = "target/../../*.jar"', "build.jar"),
         ('[build]\njar = "/target/*.jar"', "build.jar"),
         ('[build]\njar = "target/**.jar"', "build.jar"),  # pathlib has no such pattern
+        ('[build]\ncache = [".m2"]', "build.cache"),
+        ('[build]\ncache = ["/cache", "/home/clojars"]', "build.cache: must neither contain /home"),
+        (
+            '[build]\ncache = ["/home/clojars/deploy/cache"]',
+            "build.cache: must neither contain /home",
+        ),
         ('[build]\nenv = ["A B"]', "build.env"),
         ('[build]\nenv = ["A=b"]', "build.env"),
         ('[build]\nenv = [""]', "build.env"),

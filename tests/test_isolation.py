@@ -124,6 +124,17 @@ def test_a_build_keeps_what_it_writes_into_its_cache_only(
     assert not Path("~/file").expanduser().exists()
 
 
+def test_a_cache_that_cannot_be_created_is_named(light_host: LittleHost) -> None:
+    host = light_host
+    host.write_config(
+        build="test = 'true'\nuberjar = 'false'\nisolate = true\ncache = ['/proc/cache']"
+    )
+    result = host.run(SECOND, "--yes")
+    assert result.returncode == 4, result.stderr
+    assert "the cache /proc/cache of an isolated build cannot be created" in result.stderr
+    assert "nothing that runs was changed" in result.stderr
+
+
 def test_git_works_in_an_isolated_checkout(light_host: LittleHost) -> None:
     seen = in_tests_of(light_host, "git log -1 --format=at:%H; git describe --tags")
     assert "at:" in seen

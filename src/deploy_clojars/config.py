@@ -340,6 +340,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"`repository` must be a URL with {why}, got {_shown(self.repository)}"
             )
+        for cache in map(Path, self.build.cache):
+            for own in (self.releases_directory, self.deploy_directory):
+                if own.is_relative_to(cache) or cache.is_relative_to(own):
+                    raise ValueError(
+                        f"`build.cache` must neither contain {own} nor be in it, got {str(cache)!r}"
+                    )
         for role, instance in (
             ("primary", self.instances.primary),
             ("backup", self.instances.backup),

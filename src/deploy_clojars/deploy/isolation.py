@@ -1,7 +1,7 @@
 """The tests and the build in bubblewrap: what they see of the host, and what they can do to it.
 
-A tag's code is trusted enough to run for users, but its tests and its build need nothing of the host but
-the system's programs, the checkout and the build tool's cache. See bwrap(1).
+All that a tag's tests and build need from the host is the system's programs, the checkout and the build
+tool's cache. See bwrap(1).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SECONDS = 10.0
 
 @cache
 def why_not() -> str | None:
-    """Why bubblewrap does not work here, or None. It needs namespaces, which a container may refuse."""
+    """Why bubblewrap does not work here, or None. It needs namespaces, which a container may not allow."""
     program = shutil.which("bwrap")
     if program is None:
         return "bubblewrap is not installed"
@@ -54,7 +54,7 @@ def why_not() -> str | None:
 
 
 def by_hand() -> str:
-    """What to do where bubblewrap does not work."""
+    """What makes bubblewrap work, or does without it."""
     if shutil.which("bwrap") is None:
         return "as root: apt-get install bubblewrap"
     return "let this user create namespaces, or set `build.isolate` to false"
@@ -80,28 +80,34 @@ def refuse_without_what_is_demanded(config: Config) -> None:
 def isolated(
     config: Config, file: Path | None, checkout: Path, environment: Mapping[str, str]
 ) -> list[str]:
-    """`prefix`, after the caches have been made: what a first build fetches is kept, too.
+    """`prefix`, after the caches have been created: what a first build fetches is kept, too.
 
-    Raises OSError.
+    Raises NotReady (4).
     """
     words = prefix(config, file, checkout, environment)
     if words:
         for each in _caches(config, environment):
-            each.mkdir(parents=True, exist_ok=True)
+            try:
+                each.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise NotReady(
+                    f"the cache {each} of an isolated build cannot be created: {error.strerror}",
+                    remedy="create it for this user, or set `build.cache`",
+                ) from None
     return words
 
 
 def prefix(
     config: Config, file: Path | None, checkout: Path, environment: Mapping[str, str]
 ) -> list[str]:
-    """The words before a command that isolate it; none if that is not wanted or does not work.
+    """The words that isolate the command after them; none if that is not wanted or does not work.
 
     `file` is the configuration's, `checkout` the command's working directory.
     """
     if why_not_wanted(config) is not None:
         return []
     private = _there([_home(environment), config.home])
-    hidden = _outermost(_there(HIDDEN) + private)
+    hidden = _outermost(_there([*HIDDEN, *private]))
     words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc"]
     if not config.build.network:
         words.append("--unshare-net")
@@ -130,7 +136,7 @@ def _home(environment: Mapping[str, str]) -> str:
 
 
 def _caches(config: Config, environment: Mapping[str, str]) -> list[Path]:
-    """What an isolated build may write besides its checkout."""
+    """What an isolated build may write to besides its checkout."""
     named = {
         name: environment[key] for key, name in CACHE_VARIABLES.items() if environment.get(key)
     }
@@ -150,7 +156,7 @@ def _programs(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _secrets(config: Config, file: Path | None) -> Iterator[str]:
-    """Files that this user can read and a build need not."""
+    """Files that this user can read but a build does not need."""
     yield str(file or DEFAULT_FILE)
     yield from (f"/etc/default/{each.job}" for each in
                 (config.instances.primary, config.instances.backup))  # fmt: skip
