@@ -192,6 +192,7 @@ def test_a_signal_ends_it_and_the_next_deploy_runs_it_again(
         wait_for(lambda: len(host.processes_of_runs()) == 3, "all of it runs")
         terminal.kill(signum)
         shown = terminal.ends(status)
+    assert f"to run the migration again: deploy-clojars deploy {SECOND}" in shown
     assert "nothing that runs was changed" in shown
     assert journal_has(host) == []
     assert host.processes_of_runs() == []
@@ -277,7 +278,7 @@ def test_after_the_promotion_a_signal_ends_it_and_the_same_deploy_runs_it_again(
         terminal.kill(signum)
         shown = terminal.ends(status)
     if signum == signal.SIGTERM:
-        assert f"run: deploy-clojars deploy {SECOND}" in shown
+        assert f"to run the migration again: deploy-clojars deploy {SECOND}" in shown
         assert host.processes_of_runs() == []
     assert host.versions == (SECOND, SECOND)
     assert journal_has(host) == []
@@ -318,8 +319,14 @@ def test_it_has_the_applications_environment(light_host: LittleHost) -> None:
     ("text", "why"),
     [
         (None, "cannot be read: No such file or directory"),
-        ("export DATABASE_URL=x\n", "line 1: it is read as systemd would"),
-        ("A=1\nDATABASE_URL=$HOME/db\n", "line 2: it is read as systemd would"),
+        (
+            "export DATABASE_URL=x\n",
+            "line 1: the migration would get another value than a shell reads: systemd skips a",
+        ),
+        (
+            "A=1\nDATABASE_URL=$HOME/db\n",
+            "line 2: the migration would get another value than a shell reads: systemd takes",
+        ),
         ("A=\0", "cannot be read: it is not text"),
     ],
 )
@@ -341,8 +348,8 @@ def test_a_program_that_is_missing_is_refused_before_the_build(light_host: Littl
     light_host.write_config(migrate='command = "no-such-program --all"')
     result = light_host.run(SECOND, "--yes")
     assert result.returncode == 4, result.stderr
-    assert "not on PATH: no-such-program" in result.stderr
-    found = "!!  the migration cannot run: not on PATH: no-such-program"
+    assert "not on PATH: no-such-program (needed by `migrate.command`)" in result.stderr
+    found = "!!  the migration cannot run: not on PATH: no-such-program (needed by"
     assert found in light_host.run("check").stdout
     assert not [each for each in light_host.events if each.get("step") == "install"]
 

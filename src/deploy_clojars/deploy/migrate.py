@@ -11,7 +11,7 @@ import msgspec
 from deploy_clojars import masking
 from deploy_clojars.config import When
 from deploy_clojars.deploy.build import Builder, missing_programs
-from deploy_clojars.errors import BuildFailed, DeployError, NotReady, UsageError
+from deploy_clojars.errors import DeployError, Interrupted, NotReady, UsageError
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import History
 from deploy_clojars.machine.environment import assignments, why_for_a_shell
@@ -33,7 +33,7 @@ def migrate(run: Run, when: When | None, carry_out: CarryOut | None = None) -> N
     """Runs the migration if this is its time and it is due.
 
     `when` is None where the release is in production already, and any time will do. After the promotion
-    a failure or a signal is only a warning: the release is in production all the same.
+    a failure or a signal is only a warning, since the release is in production anyway.
     Raises BuildFailed (5), DeployError (1) if the journal cannot be written, Interrupted.
     """
     settings, version = run.host.config.migrate, run.version
@@ -44,21 +44,21 @@ def migrate(run: Run, when: When | None, carry_out: CarryOut | None = None) -> N
         if when is not None:
             run.console.say(f"  migrated on {history.migrated[version]}; --migrate does it again")
         return
-    way_on = f"once the cause is fixed, run: {run.host.command('deploy', version)}"
     try:
         with run.step("migrate", settings.command):
             run.record("migrate", version=version)
             (carry_out or _carry_out)(run)
             run.record("migrated", version=version)
     except DeployError as error:
-        if when == "after":
-            detail = (f"  | {line}" for line in error.detail.splitlines())
-            ways = (f"  {line}" for line in (*error.remedy.splitlines(), way_on))
-            run.console.warn("\n".join([f"not migrated: {error.message}", *detail, *ways]))
-            return
-        if isinstance(error, BuildFailed):
-            error.remedy = "\n".join(filter(None, (error.remedy, way_on)))
-        raise
+        was_stopped = isinstance(error, Interrupted)
+        hint = "to run the migration again" if was_stopped else "once the cause is fixed, run"
+        way_on = f"{hint}: {run.host.command('deploy', version)}"
+        error.remedy = "\n".join(filter(None, (error.remedy, way_on)))
+        if when != "after":
+            raise
+        said = [f"  | {line}" for line in error.detail.splitlines()]
+        said += [f"  {line}" for line in error.remedy.splitlines()]
+        run.console.warn("\n".join([f"not migrated: {error.message}", *said]))
 
 
 def _carry_out(run: Run) -> None:
@@ -69,14 +69,14 @@ def _carry_out(run: Run) -> None:
     for name, value in given.items():
         if SECRET_NAME.search(name):
             masking.hide(value)
-    # It waits for nobody's build: while it runs, the data may be locked.
+    # Not nice, as a build is: while it runs, the data may be locked.
     settings = msgspec.structs.replace(config.build, timeout=config.migrate.timeout, nice=0)
     builder = Builder(settings, run.id, run.console)
     builder.run("the migration", config.migrate.command, Path(config.home), {**given, **facts(run)})
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What the command gets to know of the release."""
+    """The variables that say which release it is."""
     assert run.before is not None  # the run has begun
     return {
         "DEPLOY_JAR": str(run.host.releases.path(run.version)),
@@ -88,7 +88,7 @@ def facts(run: Run) -> dict[str, str]:
 def of_the_application(host: Host) -> dict[str, str]:
     """The variables in `migrate.environment_file`. Raises NotReady (4).
 
-    What a shell, which reads it for Upstart's jobs, understands otherwise is refused there.
+    On Upstart a shell reads the file for the jobs, so a line that it reads differently is refused.
     """
     file = host.config.migrate.environment_file
     if file is None:
@@ -105,11 +105,12 @@ def of_the_application(host: Host) -> dict[str, str]:
             why = why_for_a_shell(line)
             if why:
                 raise NotReady(
-                    f"{file}, line {number}: it is read as systemd would, and not by a shell: {why}",
-                    remedy="nothing was changed; write NAME=VALUE, as it shall be",
+                    f"{file}, line {number}: the migration would get another value than a shell reads: "
+                    f"{why}",
+                    remedy="nothing was changed; write NAME=VALUE so that both read the same",
                 )
     found = assignments(text)
-    found.pop(RUN_VARIABLE, None)  # by which the migration's processes are found
+    found.pop(RUN_VARIABLE, None)  # the tool finds the migration's processes by its own
     return found
 
 
@@ -127,11 +128,14 @@ def refuse_what_is_missing(run: Run) -> None:
 
 
 def refuse_what_cannot_run(host: Host) -> None:
-    """Raises NotReady (4) if the migration's program or its environment cannot be had."""
+    """Raises NotReady (4) if the migration's program is missing or its environment cannot be read."""
     command = host.config.migrate.command
     if command is None:
         return
     missing = missing_programs(command)
     if missing:
-        raise NotReady(f"not on PATH: {', '.join(missing)}", remedy="nothing was changed")
+        names = ", ".join(missing)
+        raise NotReady(
+            f"not on PATH: {names} (needed by `migrate.command`)", remedy="nothing was changed"
+        )
     of_the_application(host)
