@@ -166,7 +166,8 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing(host: LittleHost) -> None:
 
 def test_a_program_that_is_missing_is_refused_before_anything_is_done(host: LittleHost) -> None:
     with_command(host, "no-such-program fetch")
-    assert "not on PATH: no-such-program" in refused(host, 4)
+    said = refused(host, 4)
+    assert "not on PATH: no-such-program\n  nothing was changed\n" in said
 
 
 # --- the checksums --------------------------------------------------------------------------------

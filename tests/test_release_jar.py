@@ -333,6 +333,11 @@ def test_what_is_not_a_file_is_refused_at_once(host: LittleHost, tmp_path: Path,
     assert not host.deploy.exists()
 
 
+def test_an_empty_name_is_not_a_file() -> None:
+    with pytest.raises(UsageError, match="--jar needs a file"):
+        source.jar_named("", asks=False)
+
+
 def test_a_jar_that_this_user_cannot_read_names_the_way_to_send_it(tmp_path: Path) -> None:
     jar = tmp_path / "a jar"
     jar.touch(mode=0o000)

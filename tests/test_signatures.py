@@ -466,6 +466,7 @@ def test_a_jar_that_came_before_signatures_were_demanded_is_not_reused(
     result = host.run(SECOND, "--yes")
     assert result.returncode == 1
     assert f"release {SECOND} was not signed when it was installed" in result.stderr
+    assert "give a signed jar another version\n" in result.stderr
 
 
 def test_what_the_command_fetches_needs_a_signature_too(

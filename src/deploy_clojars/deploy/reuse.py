@@ -55,8 +55,8 @@ def _refuse_an_unsigned_jar(run: Run, installed: Installed, replace: str) -> Non
     """A jar that came before signatures were demanded has none. Raises DeployError (1)."""
     if run.host.config.verify.jars == "signed" and installed.signer is None:
         raise DeployError(
-            f"release {run.version} was not signed when it was installed, but `verify.jars` demands it",
-            remedy=replace,
+            f"release {run.version} was not signed when it was installed, as `verify.jars` requires",
+            remedy="give a signed jar another version" + (f", or {replace}" if replace else ""),
         )
     run.signer = installed.signer or ""
 

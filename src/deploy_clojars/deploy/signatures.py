@@ -1,7 +1,7 @@
 """Who signed a tag or a jar, if it is somebody whom the host trusts.
 
 The list of signers is all that counts: `git verify-tag` would take programs, keys and formats from the
-user's own settings, and an expired SSH key at the word of the tag's date.
+user's own settings, and would accept an expired SSH key for a tag with an older date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deploy_clojars.machine import files, shell
 
 BEGIN = re.compile(rb"^-----BEGIN ([A-Z ]+)-----\r?$", re.MULTILINE)
 FINGERPRINT = re.compile(r"SHA256:\S+")
-SECONDS = 60.0  # a large jar is hashed in that, too
+SECONDS = 60.0  # enough to hash a large jar
 TAGS, JARS = "git", "file"  # SSH signatures are for one purpose, their namespace
 SIGN_BY_SSH = f"ssh-keygen -Y sign -n {JARS} -f KEY JAR"
 SIGN_BY_GPG = "gpg --armor --detach-sign -o JAR.sig JAR"
@@ -97,7 +97,7 @@ def _demanded(key: str, what: str, settings: Verify) -> Iterator[None]:
     try:
         yield
     except NotTrusted as refused:
-        remedy = f"`verify.{key}` demands a signature by somebody in {settings.signers}"
+        remedy = f"`verify.{key}` requires a signature by a key in {settings.signers}"
         if key == "jars":
             sign = SIGN_BY_GPG if _are_of_gnupg(settings) else SIGN_BY_SSH
             remedy += f"; to sign a jar: {sign}"
@@ -140,7 +140,7 @@ def _signer_by_ssh(signed: Path, signature: Path, namespace: str, settings: Veri
         key = verify(name, *revoked)
         if key is not None:
             return f"{name} ({key[0]})"
-    # Nothing counts from here on; it is about what to say.
+    # From here on it is only about what to say.
     anybody = ask("check-novalidate", "-n", namespace)
     key = FINGERPRINT.search(anybody.out)
     if "namespace does not match" in anybody.err:
@@ -179,7 +179,7 @@ def _signer_by_gpg(signed: Path, signature: Path, settings: Verify) -> str:
             raise NotTrusted(f"is not accepted: {why.format(key=shown, signers=settings.signers)}")
     is_one = sum(words[0] == "NEWSIG" for words in said) == 1
     if answer.status != 0 or not is_one or not {"GOODSIG", "VALIDSIG"} <= verdicts.keys():
-        last = (answer.err.strip().splitlines() or ["gpg does not say why"])[-1]
+        last = (answer.err.strip().splitlines() or ["gpg gives no reason"])[-1]
         raise NotTrusted(f"is not accepted: {last}")
     return f"{verdicts['GOODSIG'][1]} ({verdicts['VALIDSIG'][0]})"
 

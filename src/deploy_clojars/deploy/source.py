@@ -214,7 +214,7 @@ class Tag(Source):
         return commit
 
     def _verify(self, mirror: Mirror) -> None:
-        """Refuses a tag that nobody has signed whom the host trusts. Raises DeployError (1)."""
+        """Refuses a tag that nobody whom the host trusts has signed. Raises DeployError (1)."""
         run, settings = self._run, self._run.host.config.verify
         if settings.tags == "signed":
             with run.step("verify", run.version) as becomes:
@@ -233,7 +233,7 @@ class Tag(Source):
             except Interrupted:
                 raise
             except DeployError as second:
-                # The reason may be another, such as a full disk.
+                # The cause may be a different one, such as a full disk.
                 detail = "\n".join(filter(None, (error.detail, second.message, second.detail)))
                 raise DeployError(error.message, detail=detail, remedy=second.remedy) from None
             return use()
@@ -271,7 +271,7 @@ class Tag(Source):
 def refuse_missing_programs(missing: list[str]) -> None:
     """Raises NotReady (4) if any are, or if there is no home for those that are there."""
     if missing:
-        raise NotReady(f"not on PATH: {', '.join(missing)}")
+        raise NotReady(f"not on PATH: {', '.join(missing)}", remedy="nothing was changed")
     build.refuse_a_user_without_a_home()
 
 
@@ -280,7 +280,7 @@ def fresh_directory(run: Run) -> Iterator[Path]:
     """The path of a new directory, which the block makes; kept for a look if the block fails."""
     checkouts = run.host.deploy / "checkouts"
     if checkouts.is_symlink():
-        # What is old in it gets removed, wherever a build has led it to.
+        # Old directories in it are removed, wherever the link leads.
         raise NotReady(
             f"{checkouts} is a symbolic link", remedy=f"rm {shlex.quote(str(checkouts))}"
         )
@@ -325,8 +325,10 @@ def jar_named(name: str, *, asks: bool) -> Input:
                 os.dup2(terminal, sys.stdin.fileno())
                 os.close(terminal)
         return jar
+    if name == "":
+        raise UsageError("--jar needs a file")  # `--jar "$UNSET"`
     try:
-        # Without waiting for the writer of a named pipe: it is waited for when it is read.
+        # Without waiting for the writer of a named pipe, which is waited for when it is read.
         jar = Input(
             Path(name).absolute(), os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         )
