@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from systemd_machine import run_inside
 from torture.hits import EVERY, Hit
-from torture.rig import COMMANDS, DECLINED, DEPLOY, JAR, Rigs
+from torture.rig import COMMANDS, DECLINED, DEPLOY, FETCHED, JAR, Rigs
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +36,9 @@ def test_at_every_boundary_of_a_step_all_that_must_hold_holds(
         # Up to its question it is a deploy as any other; what it adds is the revert.
         known = rig.course(DEPLOY).boundaries
         moments = [moment for moment in moments if moment not in known]
-    if command == JAR:  # the rest is as after a build
-        moments = [moment for moment in moments if moment.after and moment.after.of == "install"]
+    own = {JAR: "install", FETCHED: "fetch"}.get(command)
+    if own is not None:  # the rest is as after a build
+        moments = [moment for moment in moments if moment.after and moment.after.of == own]
     for moment in moments:
         try:
             rig.attempt(command, hit, moment)

@@ -36,8 +36,8 @@ MANAGERS = ("systemd",) if INSIDE_SYSTEMD in os.environ else ("upstart", "superv
 
 # What is typed, with the answer to the question. A deploy that is declined reuses the release.
 DEPLOY, DECLINED, ROLLBACK, RESTART = "deploy", "declined deploy", "rollback", "restart"
-JAR = "deploy of a jar"
-COMMANDS = (DEPLOY, JAR, DECLINED, ROLLBACK, RESTART)
+JAR, FETCHED = "deploy of a jar", "deploy by release.command"
+COMMANDS = (DEPLOY, JAR, FETCHED, DECLINED, ROLLBACK, RESTART)
 
 NEVER_HIT = (0, 7)
 
@@ -150,7 +150,7 @@ class Rig:
         path = self.host.releases / f"clojars-web-{target}-standalone.jar"
         aside = self.host.directory / path.name
         with self._releases.looking_away():
-            if command in (DEPLOY, JAR):
+            if command in (DEPLOY, JAR, FETCHED):
                 if path.exists():
                     path.rename(aside)
             elif not path.exists():
@@ -164,9 +164,20 @@ class Rig:
             return ("restart",)
         if command == JAR:
             return ("deploy", target, "--jar", str(self.host.jar(target)))
+        if command == FETCHED:
+            return ("-c", str(self._config_that_fetches(target)), "deploy", target)
         if command == ROLLBACK:
             return ("rollback", target, "-m", "torture")
         return ("deploy", target)
+
+    def _config_that_fetches(self, target: str) -> Path:
+        """The host's configuration with a command that fetches the target's jar."""
+        jar = shlex.quote(str(self.host.jar(target)))
+        file = self.host.directory / "fetches.toml"
+        line = f"sleep 0.2; cp {jar} ."
+        command = f"[release]\ncommand = {json.dumps(line)}\n"
+        file.write_text(self.host.config.read_text(encoding="utf-8") + command, encoding="utf-8")
+        return file
 
     def _go_on(self, before: Before, target: str, dice: random.Random | None) -> None:
         """Types what `status` names, or another deploy: it needs no clean-up by hand."""
