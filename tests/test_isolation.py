@@ -81,6 +81,12 @@ def test_a_build_can_neither_write_releases_nor_see_the_tool_nor_leave_a_process
     assert host.processes_of_runs() == []
     assert host.status["ok"]
 
+    command = f"touch {host.releases}/written; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
+    assert f" {SECOND} --yes " not in in_tests_of(host, command)
+    assert not (host.releases / "written").exists()
+    assert f" {SECOND} --yes " in in_tests_of(host, command, isolate="false")
+    assert (host.releases / "written").exists()
+
 
 def test_a_daemon_of_a_build_ends_with_a_tool_that_is_killed(light_host: LittleHost) -> None:
     host = light_host

@@ -51,7 +51,7 @@ def test_at_every_boundary_of_a_step_all_that_must_hold_holds(
 @pytest.mark.slow
 def test_a_few_random_hits_on_systemd(tmp_path: Path) -> None:
     ended = run_inside(
-        tmp_path, "-m", "torture", "3", "--seed", "some",
+        tmp_path, "-m", "torture", "3", "--seed", "some", "--guarded",
         env={"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500,
     )  # fmt: skip
