@@ -14,7 +14,7 @@ from clojure_repository import ClojureRepository as Tags
 from front import in_front_of
 from little_host import LittleHost, wait_for
 
-from deploy_clojars.commands.dry_run import RehearsedReleases, rehearse
+from deploy_clojars.commands.dry_run import RehearsedReleases, rehearsal, rehearse
 from deploy_clojars.config import load
 from deploy_clojars.deploy import pipeline
 from deploy_clojars.host import health
@@ -158,7 +158,9 @@ def test_an_instance_that_stalls_for_seconds_is_waited_for_as_in_earnest(
     goes_on = threading.Timer(3, os.kill, (pid, signal.SIGCONT))
     goes_on.start()
     try:
-        shown = rehearse(Host(load(host.config)), Request("deploy", SECOND), pipeline.deploy)
+        shown = rehearse(
+            rehearsal(Host(load(host.config)), Request("deploy", SECOND)), pipeline.deploy
+        )
     finally:
         goes_on.join()
     assert f"{host.upstart.bin}/restart clojars-backup" in shown.splitlines()

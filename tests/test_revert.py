@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -76,8 +77,12 @@ def test_a_defect_in_a_revert_loses_nothing_of_the_first_cause(light_host: Littl
     host = light_host
     host.have(SECOND)
     host.does_not_start(SECOND, "backup")
-    result = with_a_defect(host, "deploy.revert.restart_what_is_not_healthy", SECOND, "--yes")
+    words = (SECOND, "--yes", "--json")
+    result = with_a_defect(host, "deploy.revert.restart_what_is_not_healthy", *words)
     assert result.returncode == 70, result.stderr
+    ended = json.loads(result.stdout)
+    assert (ended["status"], ended["outcome"], ended["changed"]) == (70, "failed", True)
+    assert ended["message"] in result.stderr
     error = result.stderr[result.stderr.index("\nerror: ") :]
     assert "error: clojars-backup did not come up on 0.2.0" in error
     assert "; a defect of deploy-clojars: KeyError('restart_what_is_not_healthy')\n" in error

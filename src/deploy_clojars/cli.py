@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from deploy_clojars import __version__, versions
-from deploy_clojars.errors import Defect, DeployError, Status, UsageError
+from deploy_clojars.errors import Defect, DeployError, Interrupted, Status, UsageError
 
 # Imported where they are used: `--help` needs click alone.
 if TYPE_CHECKING:
@@ -77,6 +77,11 @@ class Settings:
         self.config_file: str | None = None
         self.verbose = False
         self.quiet = False
+        # What `--json` tells of a command that changes the host.
+        self.as_json = False
+        self.request: Request | None = None
+        self.run: Run | None = None
+        self.dry_run = False
 
     def host(self, *, named: bool = False) -> Host:
         """The host that the configuration describes. Raises UsageError (2).
@@ -162,6 +167,10 @@ def _at_most(count: int | None, show_all: bool) -> int | None:
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print the commands it would run; change nothing."
 )
+json_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_set("as_json"),
+    help="Print how it ended as JSON, whatever the end.",
+)  # fmt: skip
 yes_option = click.option("--yes", is_flag=True, help="Skip the confirmation.")
 rebuild_option = click.option("--rebuild", is_flag=True,
               help="If the release exists, replace it: build it again, fetch it again, or take the jar; "
@@ -196,6 +205,7 @@ def group() -> None:
 @jar_option
 @sha256_option
 @dry_run_option
+@json_option
 @common_options
 @click.pass_obj
 def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, migrate: bool,
@@ -220,6 +230,7 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, 
 @jar_option
 @sha256_option
 @dry_run_option
+@json_option
 @common_options
 @click.pass_obj
 def install(settings: Settings, version: str, rebuild: bool, jar: str | None, sha256: str | None,
@@ -249,6 +260,7 @@ def install(settings: Settings, version: str, rebuild: bool, jar: str | None, sh
     help="Why; kept in the journal and shown at the next deploy of that release.",
 )
 @dry_run_option
+@json_option
 @common_options
 @click.pass_obj
 def rollback(
@@ -272,6 +284,7 @@ def rollback(
 @click.option("--force", is_flag=True,
               help="Restart the second instance even if the first does not come up.")  # fmt: skip
 @dry_run_option
+@json_option
 @common_options
 @click.pass_obj
 def restart(settings: Settings, yes: bool, force: bool, dry_run: bool) -> None:
@@ -452,18 +465,37 @@ def _carry_out(
     settings: Settings, command: Callable[[Run], None], request: Request, dry_run: bool
 ) -> None:
     """Runs a command that changes the host, or prints what it would do. Raises DeployError."""
+    from deploy_clojars.commands import outcome  # noqa: F401 # an upgrade during the run is no harm
     from deploy_clojars.deploy import ask
     from deploy_clojars.deploy.resting import backup_rests_afterwards
     from deploy_clojars.run.run import started
 
+    settings.request, settings.dry_run = request, dry_run
     if dry_run:
-        from deploy_clojars.commands.dry_run import rehearse
+        from deploy_clojars.commands.dry_run import rehearsal, rehearse
 
-        _show_result(rehearse(settings.host(), request, command))
+        settings.run = rehearsed = rehearsal(settings.host(), request)
+        lines = rehearse(rehearsed, command)
+        if settings.as_json:
+            settings.console().say(lines)
+        else:
+            _show_result(lines)
         return
     ask.require_an_answer(request.yes)
     with started(settings.host(), settings.console(), request) as run, backup_rests_afterwards(run):
+        settings.run = run
         command(run)
+
+
+def _show_outcome(settings: Settings, error: DeployError | None) -> None:
+    """Writes how the command has ended to standard output. The exit status is decided already."""
+    from deploy_clojars.commands import outcome
+
+    ended = outcome.outcome_of(settings.run, settings.request, error, dry_run=settings.dry_run)
+    try:
+        _show_json(outcome.as_json(ended))
+    except DeployError as lost:
+        _show(lost)
 
 
 def _show_result(text: str, coloured: Callable[[str], str] = str) -> None:
@@ -509,6 +541,8 @@ def _no_output(error: OSError) -> DeployError:
 def main() -> None:
     """The program. Ends with the exit status of the contract."""
     settings = Settings()
+    status: Any = Status.DONE
+    ended: DeployError | None = None
     try:
         # What a run makes lives as long as it does: with Python's own 700 the collector looks again
         # and again, and for nothing, through the modules that are being imported.
@@ -517,17 +551,19 @@ def main() -> None:
         status = group.main(standalone_mode=False, obj=settings)
     except click.ClickException as error:
         _show_usage_error(error)
-        status = Status.USAGE
+        ended = UsageError(error.format_message())
     except SystemExit as end:  # of `status` and `check`
         status = end.code
     except (click.Abort, KeyboardInterrupt):
-        status = 130
+        ended = Interrupted(signal.SIGINT, "SIGINT")
     except DeployError as error:
         _show(error)
-        status = error.status
+        ended = error
     except Exception as error:  # noqa: BLE001 # whatever it is, the operator gets a line
-        status = _defect(error, settings.command)
-    _leave(int(status or 0))
+        ended = _defect(error, settings.command)
+    if settings.as_json:
+        _show_outcome(settings, ended)
+    _leave(int(ended.status if ended is not None else status or 0))
 
 
 def _open_what_is_closed() -> None:
@@ -556,8 +592,8 @@ def _show(error: DeployError) -> None:
     Console().error(error)
 
 
-def _defect(error: Exception, command: str | None) -> int:
-    """Shows a defect outside a run, where no log takes the traceback."""
+def _defect(error: Exception, command: str | None) -> Defect:
+    """Shows and returns a defect outside a run, where no log takes the traceback."""
     import traceback
 
     from deploy_clojars.screen.text import printable
@@ -566,8 +602,9 @@ def _defect(error: Exception, command: str | None) -> int:
     remedy = "nothing was changed; what runs where: deploy-clojars status"
     if command in ("setup", "sandbox"):  # the two that change something without a run
         remedy = f"{command} may be half done; it can be run again"
-    _show(Defect(f"a defect of deploy-clojars: {error!r}", remedy=remedy))
-    return Status.DEFECT
+    defect = Defect(f"a defect of deploy-clojars: {error!r}", remedy=remedy)
+    _show(defect)
+    return defect
 
 
 def _leave(status: int) -> None:

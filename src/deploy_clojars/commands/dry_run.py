@@ -42,11 +42,8 @@ from deploy_clojars.screen.console import Console
 Write = Callable[[str], None]
 
 
-def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
-    """What the command would do, line by line; lines that change nothing begin with #.
-
-    Raises DeployError as the command would.
-    """
+def rehearsal(host: Host, request: Request) -> RehearsedRun:
+    """The run that the command would be. Raises UsageError (2), NotReady (4), Locked (3)."""
     refuse_the_wrong_user(host, request.command, request.version)
     holder = lock.holder_of(host.lock_file)
     if holder is not None:
@@ -57,15 +54,22 @@ def rehearse(host: Host, request: Request, command: Callable[..., None]) -> str:
     lines: list[str] = []
     if not host.deploy.is_dir():
         lines.append(_command("mkdir", host.deploy))
-    run = RehearsedRun(RehearsedHost(host, lines.append), RehearsedConsole(lines), request)
+    return RehearsedRun(host, request, lines)
+
+
+def rehearse(run: RehearsedRun, command: Callable[..., None]) -> str:
+    """What the command would do, line by line; lines that change nothing begin with #.
+
+    Raises DeployError as the command would.
+    """
     words: list[object] = []
-    if request.command in ("deploy", INSTALL):
-        words.append(_rehearsed(source_of(run), run, lines.append))
-    if request.command == "deploy":
-        words.append(_rehearsed_migration(lines.append))
+    if run.request.command in ("deploy", INSTALL):
+        words.append(_rehearsed(source_of(run), run, run.lines.append))
+    if run.request.command == "deploy":
+        words.append(_rehearsed_migration(run.lines.append))
     with backup_rests_afterwards(run):
         command(run, *words)
-    return "\n".join(lines)
+    return "\n".join(run.lines)
 
 
 def _command(*words: str | Path) -> str:
@@ -116,11 +120,17 @@ class RehearsedConsole(Console):
 class RehearsedRun(Run):
     """A run that holds no lock and tells nobody."""
 
-    def __init__(self, host: Host, console: Console, request: Request) -> None:
-        super().__init__(host, console, request, at_step=lambda step, version: None)
+    def __init__(self, host: Host, request: Request, lines: list[str]) -> None:
+        self.lines = lines
+        super().__init__(
+            RehearsedHost(host, lines.append), RehearsedConsole(lines), request,
+            at_step=lambda step, version: None,
+        )  # fmt: skip
 
     def record(self, event: str, *, may_fail: bool = False, **fields: Any) -> bool:
-        self.host.journal.append(Event(event=event, at=now(), run=self.id, by=self.by, **fields))
+        line = Event(event=event, at=now(), run=self.id, by=self.by, **fields)
+        self.host.journal.append(line)
+        self.changed = self.changed or line.changes_the_host
         return True
 
     def succeeded(self, outcome: str, message: str) -> None:

@@ -180,6 +180,7 @@ def put_back(run: Run, before: Look, failed: dict[Role, NotHealthy]) -> DeployEr
             detail="\n".join(filter(None, (*details, error.detail))),
             remedy=where_the_host_stands(run),
         )
+    run.reverted = True
     return NotHealthy(
         f"{reason}; current is {version or 'absent'} as before",
         detail="\n".join(filter(None, details)),

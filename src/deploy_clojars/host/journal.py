@@ -67,6 +67,18 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     # The format's version. `omit_defaults` would leave out a plain default.
     v: int = msgspec.field(default_factory=lambda: FORMAT)
 
+    @property
+    def changes_the_host(self) -> bool:
+        """Whether the line is about a change of what is there, what runs or what is approved."""
+        return self.event in CHANGES and not (
+            self.event == "flip" and self.version == self.previously
+        )
+
+
+# Of nginx's flag only that it goes: a run that sets it restarts something as well, or removes it.
+CHANGES = (
+    "installed", "pruned", "flip", "restart", "stop", "undrain", "migrate", "promoted", "rolled back",
+)  # fmt: skip
 
 DECODER = msgspec.json.Decoder(Event)
 

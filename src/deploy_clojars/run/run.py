@@ -106,6 +106,8 @@ class Run:
         self.installed = False  # whether the release is there since this run
         self.signer = ""  # who signed the tag, where that is verified
         self.outcome = "failed"
+        self.changed = False  # whether anything on the host was changed
+        self.reverted = False  # whether this run was, after it had begun
         self.unwritten = False  # whether the journal lacks a line of this run
         self.times = Times(_usual_seconds(host) if console.is_alive else {})
         self._at_step = at_step  # tells the lock's readers
@@ -124,9 +126,10 @@ class Run:
             with self.console.step(name, what, self.times.usual.get(name)) as becomes:
                 yield becomes
         except BaseException:
+            seconds = time.monotonic() - started
+            self.times.add(name, seconds)
             if self.has_begun:
-                seconds = round(time.monotonic() - started, 3)
-                self.record("failed", step=name, seconds=seconds, may_fail=True)
+                self.record("failed", step=name, seconds=round(seconds, 3), may_fail=True)
             raise
         seconds = time.monotonic() - started
         self.times.add(name, seconds)
@@ -168,6 +171,7 @@ class Run:
         try:
             with self.uninterruptible(restarts=2):
                 yield
+            self.reverted = self.has_begun
         finally:
             self.stage = stage
 
@@ -205,6 +209,7 @@ class Run:
             self.warn_once(message)
             written = False
         # Only now: what cannot be written down does not happen.
+        self.changed = self.changed or line.changes_the_host
         said = system_log.line_of(line, self.request.command, self._version)
         if said is not None:
             system_log.tell(said)
