@@ -156,7 +156,7 @@ class LittleHost:
         for pattern, new in {
             **own,
             r"/home/clojars": str(self.home),
-            r"java -Xmx512m -jar": self.launcher,
+            r"[\w/-]*java -Xmx512m -jar": self.launcher,
             **changes,
         }.items():
             text = re.sub(pattern, new, text, flags=re.MULTILINE)

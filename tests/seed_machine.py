@@ -47,7 +47,7 @@ MANAGER = "DEPLOY_CLOJARS_PRIVATE_MANAGER"  # names what runs the instances
 class OfUpstart:
     """The stand-in, in the real machine's files with throwaway copies over them."""
 
-    starts_jvm = "exec java -Xmx512m -jar"  # in a job's file
+    starts_jvm = "exec /usr/local/lib/clojars/java -Xmx512m -jar"  # in a job's file
     reloads_nginx = "service nginx reload"
     without_stream = "--nailgun balance"
     log_of_the_backup = "(root can read it: /var/log/upstart/clojars-backup.log)"
@@ -129,7 +129,7 @@ class OfUpstart:
 class OfSystemd:
     """A real one, with its own files. This process goes inside and sees them; so does what it starts."""
 
-    starts_jvm = "ExecStart=java -Xmx512m -jar"
+    starts_jvm = "ExecStart=/usr/local/lib/clojars/java -Xmx512m -jar"
     reloads_nginx = "systemctl reload nginx"
     without_stream = "--nailgun none"
     log_of_the_backup = "No settings.edn on the class path"

@@ -289,6 +289,7 @@ def test_other_ports_names_and_paths_reach_every_file(tmp_path: Path, other: Pat
         "etc/nginx/sites-available/shop-a",
         "etc/sudoers.d/deploy-shop-a",
         "etc/update-motd.d/60-deploy-shop-a",
+        "usr/local/lib/shop-a/java",
         "var/www/shop-a/503.html",
     }
     for name, content in text.items():

@@ -134,6 +134,16 @@ class Migrate(Struct, frozen=True, forbid_unknown_fields=True):
     environment_file: AbsolutePath | None = None
 
 
+class Jvm(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the instances' JVMs start."""
+
+    class_data: Literal["auto"] | bool = "auto"
+
+    def __post_init__(self) -> None:
+        if self.class_data is True:  # nothing fails where it cannot be had
+            raise ValueError('`class_data` must be "auto" or false')
+
+
 class Services(Struct, frozen=True, forbid_unknown_fields=True):
     """The service manager that runs the instances."""
 
@@ -321,6 +331,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     build: Build = Build()
     release: Release = Release()
     migrate: Migrate = Migrate()
+    jvm: Jvm = Jvm()
     services: Services = Services()
     instances: Instances = Instances()
     health: Health = Health()

@@ -102,7 +102,7 @@ def without_jvm(machine: Machine) -> None:
     for job in ("clojars", "clojars-backup"):
         text = machine.manager.job_file(job).read_text()
         assert jvm in text
-        python = jvm.replace("java -Xmx512m -jar", "/usr/bin/python3 -I")
+        python = jvm.replace("/usr/local/lib/clojars/java -Xmx512m -jar", "/usr/bin/python3 -I")
         machine.manager.install(job, text.replace(jvm, python))
 
 

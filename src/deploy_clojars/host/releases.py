@@ -23,6 +23,9 @@ RELEASE = "RELEASE"  # a placeholder in a command
 LEAST_FREE = 64 * 1024 * 1024  # bytes; what the site writes needs room, too
 RESERVED = 64 * 1024  # bytes; a block of any file system
 
+CLASS_DATA = ".jsa"  # how the name of an archive of a release's classes ends
+CLASS_DATA_PER_BYTE = 8  # of the jar, at most; 2 were measured. A JVM that cannot write it all dies
+
 Identity = tuple[int, int]  # a file's device and inode
 
 
@@ -284,6 +287,42 @@ class Releases:
             with suppress(OSError):  # not there; or the file system is read-only, and said so
                 path.unlink()
 
+    def class_data(self, version: str) -> Path:
+        """Where the archive of the release's classes is, or would be. Raises OSError.
+
+        A JVM takes an archive of any jar of the same size and the same second. So the name holds the
+        jar's inode and the time of its last change, which no copy has and nobody can set. The script
+        `java` of `setup` makes the same name.
+        """
+        path = self.path(version)
+        found = os.stat(path)
+        seconds, nanoseconds = divmod(found.st_ctime_ns, 10**9)
+        return path.with_name(f"{path.name}.{found.st_ino}-{seconds}.{nanoseconds:09}{CLASS_DATA}")
+
+    @contextmanager
+    def class_data_added(self, version: str) -> Iterator[Path]:
+        """Where to write the archive of the release's classes; it has its name after the block.
+
+        If the block raises, or the release is no longer the file that it was, nothing is added.
+        Raises OSError.
+        """
+        archive = self.class_data(version)
+        self._refuse_to_fill_the_disk(CLASS_DATA_PER_BYTE * os.stat(self.path(version)).st_size)
+        with self._temporary(CLASS_DATA.removeprefix(".")) as temporary:
+            yield temporary
+            with temporary.open("rb") as written:
+                sync(written.fileno())
+            if self.class_data(version) != archive:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path(version)))
+            os.rename(temporary, archive)
+            self._sync()
+
+    def _remove_class_data(self, version: str) -> None:
+        name = self.path(version).name
+        for entry in list(os.scandir(self.directory)):
+            if entry.name.startswith(f"{name}.") and entry.name.endswith(CLASS_DATA):
+                os.unlink(entry.path)
+
     def size(self, version: str) -> int | None:
         """The release's size in bytes, or None if it is not there."""
         try:
@@ -302,10 +341,11 @@ class Releases:
             raise DeployError(f"release {version} cannot be read: {error.strerror}") from error
 
     def remove(self, version: str) -> None:
-        """Removes the release and syncs the directory. Raises DeployError."""
+        """Removes the release and its class data, and syncs the directory. Raises DeployError."""
         if self.current().version == version:
             raise DeployError(f"release {version} is current, and is not removed")
         try:
+            self._remove_class_data(version)
             self.path(version).unlink(missing_ok=True)
             self._sync()
         except OSError as error:

@@ -24,6 +24,7 @@ USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 LOOPBACK = re.compile(r"127(\.\d+){3}|localhost|::1")
 
 PAGES = "/var/www"
+PROGRAMS = "/usr/local/lib"
 
 # To be said wherever balance is recommended.
 HALF_CLOSED = "balance drops a client that closes its sending side before it has its answer"
@@ -79,6 +80,7 @@ class Values:
     probe_path: str
     command: str
     pages: str
+    java: str = "java"  # what starts the instances; if it has a path, it is one of these files
     listen: str = "80"
     nailgun_host: str = "127.0.0.1"
     nailgun_port: str = "7600"
@@ -195,6 +197,7 @@ def values_of(
         command=shlex.join(words),
         manager=config.services.chosen,
         pages=f"{PAGES}/{site}",
+        java=f"{PROGRAMS}/{site}/java" if config.jvm.class_data else "java",
         site_file=f"/etc/nginx/sites-available/{site}",
         site_link=f"/etc/nginx/sites-enabled/{site}",
         nailgun_file=f"/etc/nginx/modules-enabled/90-{site}-nailgun.conf",
@@ -253,6 +256,8 @@ def files(values: Values, *, sudo: bool = True) -> list[File]:
     ]  # fmt: skip
     if values.manager == "supervisor":
         return found
+    if values.java != "java":  # before the jobs, which need it
+        found.append(File(values.java, f"lib/{site}/java", render("java", values), mode=0o755))
     found += _systemd_files(values) if values.manager == "systemd" else _upstart_files(values)
     found.append(
         File(f"/etc/default/{site}", f"default/{site}", render("default", values), mode=0o640,

@@ -1,0 +1,296 @@
+"""Archives of a release's classes: what a JVM does with them, and what the tool and its `java` do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from java_application import JavaApplication
+from little_host import ETC, LittleHost, free_ports, wait_for
+from standin.upstart import Upstart
+
+from deploy_clojars.host.releases import Releases
+
+FIRST, SECOND, THIRD = "0.1.0", "0.2.0", "0.3.0"  # the last one has no archive
+A_SECOND = (1704067200 * 10**9, 1704067200 * 10**9)  # times of a file, in nanoseconds
+
+JAVA = ETC / "lib/clojars/java"
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> JavaApplication:
+    return JavaApplication(tmp_path_factory.mktemp("java"))
+
+
+@dataclass
+class Directory:
+    """A directory with releases, whose jars have one size and one time."""
+
+    releases: Releases
+    application: JavaApplication
+
+    def jar(self, version: str) -> Path:
+        """The release's file."""
+        return self.releases.path(version)
+
+    def have(self, version: str) -> None:
+        """Adds the release."""
+        shutil.copyfile(self.application.jar(version), self.jar(version))
+        os.utime(self.jar(version), ns=A_SECOND)
+
+    def point_to(self, version: str) -> None:
+        """Makes the release current."""
+        self.releases.flip(version)
+
+    def dump(self, version: str, archive: Path, jar: Path | None = None) -> None:
+        """Makes an archive of the release's classes."""
+        with self.running(
+            "java", "-XX:+RecordDynamicDumpInfo", "-jar", jar or self.jar(version)
+        ) as jvm:
+            words = ["jcmd", str(jvm.pid), "VM.cds", "dynamic_dump", str(archive)]
+            subprocess.run(words, check=True, capture_output=True)
+
+    @contextmanager
+    def running(self, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A JVM with the application, which serves."""
+        web, nailgun = free_ports(2)
+        env = {**os.environ, "PORT": str(web), "NAILGUN_PORT": str(nailgun)}
+        curl = ["curl", "-fsS", f"http://127.0.0.1:{web}/"]
+        with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL) as process:
+            try:
+                wait_for(lambda: said_by(curl), "it serves")
+                yield process
+                assert process.poll() is None
+            finally:
+                process.terminate()  # after a KILL jcmd's socket would stay in /tmp
+
+
+@pytest.fixture(scope="module")
+def directory(application: JavaApplication, tmp_path_factory: pytest.TempPathFactory) -> Directory:
+    made = Directory(Releases(tmp_path_factory.mktemp("releases"), "clojars-web"), application)
+    for version in (FIRST, SECOND, THIRD):
+        made.have(version)
+    for version in (FIRST, SECOND):
+        made.dump(version, made.releases.class_data(version))
+    made.point_to(FIRST)
+    return made
+
+
+def said_by(words: list[str]) -> bytes:
+    """What a program prints, however it ends."""
+    return subprocess.run(words, capture_output=True, check=False).stdout
+
+
+def said(*words: str | Path, cwd: Path | None = None, **env: str) -> str:
+    """All that a program prints that must end well."""
+    done = subprocess.run(
+        words, env={**os.environ, **env}, cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def loaded_from(*words: str | Path, log: Path) -> str:
+    """Where a JVM that starts like this has its main class from."""
+    said(*words[:1], f"-Xlog:class+load:file={log}", *words[1:])
+    [line] = (line for line in log.read_text().splitlines() if " clojars.main " in line)
+    return line.partition("source: ")[2]
+
+
+SHARED = "shared objects file (top)"
+
+
+# What the JVM itself does, and why the script is as it is
+
+
+def test_a_jvm_that_is_started_through_the_link_runs_the_code_of_another_release(
+    directory: Directory, tmp_path: Path
+) -> None:
+    """All that it compares are the path as it was given, the size and the second."""
+    directory.point_to(FIRST)
+    directory.dump(FIRST, tmp_path / "archive.jsa", jar=directory.releases.link)
+    directory.point_to(THIRD)
+    archive = f"-XX:SharedArchiveFile={tmp_path}/archive.jsa"
+    assert said("java", archive, "-jar", directory.releases.link) == f"{FIRST}\n"
+    later = A_SECOND[1] + 10**9
+    os.utime(directory.jar(THIRD), ns=(later, later))
+    assert said("java", archive, "-jar", directory.releases.link).endswith(f"\n{THIRD}\n")
+
+
+def test_a_jvm_takes_an_archive_whether_its_jar_was_reached_through_the_link_or_not(
+    directory: Directory, tmp_path: Path
+) -> None:
+    by_link = tmp_path / "by-link.jsa"
+    link, jar = directory.releases.link, directory.jar(FIRST)
+    directory.point_to(FIRST)
+    directory.dump(FIRST, by_link, jar=link)
+    for archive, start in ((by_link, jar), (directory.releases.class_data(FIRST), link)):
+        option = f"-XX:SharedArchiveFile={archive}"
+        assert loaded_from("java", option, "-jar", start, log=tmp_path / "log") == SHARED
+
+
+def test_an_archive_that_is_replaced_or_removed_under_a_running_jvm_does_it_no_harm(
+    directory: Directory, tmp_path: Path
+) -> None:
+    archive, other = tmp_path / "archive.jsa", tmp_path / "other.jsa"
+    shutil.copyfile(directory.releases.class_data(FIRST), archive)
+    option = f"-XX:SharedArchiveFile={archive}"
+    with directory.running("java", option, "-jar", directory.jar(FIRST)) as jvm:
+        shutil.copyfile(directory.releases.class_data(SECOND), other)
+        os.replace(other, archive)
+        archive.unlink()
+        said("jcmd", str(jvm.pid), "GC.class_histogram")  # it goes through all classes
+
+
+# The script that the jobs start
+
+
+def test_it_starts_the_release_that_the_link_names_with_its_own_archive(
+    directory: Directory, tmp_path: Path
+) -> None:
+    for version in (SECOND, FIRST):
+        directory.point_to(version)
+        words = (JAVA, "-Xmx64m", "-jar", directory.releases.link)
+        assert said(*words) == f"{version}\n"
+        assert loaded_from(*words, log=tmp_path / "log") == SHARED
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[:1000],
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[: len(whole) // 2] + b"\xff" * 99 + whole[len(whole) // 2 + 99 :],
+        lambda whole: bytes(len(whole)),
+        lambda whole: whole.replace(b"64-Bit Server VM (", b"64-Bit Server VM +"),
+    ],
+    ids=["empty", "cut in the header", "half", "bytes changed", "zeros", "of another Java"],
+)
+def test_an_archive_that_is_no_good_is_not_used(
+    damage: Callable[[bytes], bytes], directory: Directory, tmp_path: Path
+) -> None:
+    archive = directory.releases.class_data(FIRST)
+    whole = archive.read_bytes()
+    bad = damage(whole)
+    assert bad != whole
+    directory.point_to(FIRST)
+    archive.unlink()
+    archive.write_bytes(bad)
+    words = (JAVA, "-Xmx64m", "-jar", directory.releases.link)
+    try:
+        assert said(*words, cwd=tmp_path) == f"{FIRST}\n"
+    finally:
+        archive.write_bytes(whole)
+    assert not list(tmp_path.iterdir())  # no report of a crash
+    assert loaded_from(*words, log=tmp_path / "log") == SHARED
+
+
+def test_a_release_that_was_replaced_by_hand_does_not_get_the_archive_of_the_other(
+    directory: Directory,
+) -> None:
+    jar = directory.jar(THIRD)
+    directory.point_to(THIRD)
+    directory.dump(THIRD, directory.releases.class_data(THIRD))
+    words = (JAVA, "-Xmx64m", "-jar", directory.releases.link)
+    assert said(*words) == f"{THIRD}\n"
+    shutil.copy2(directory.jar(FIRST), jar)  # in place: its name, inode, size and time stay
+    try:
+        assert said(*words) == f"{FIRST}\n"
+    finally:
+        directory.have(THIRD)
+
+
+def test_a_java_that_cannot_record_starts_all_the_same(
+    directory: Directory, tmp_path: Path
+) -> None:
+    directory.point_to(THIRD)
+    words = (JAVA, "-Xmx64m", "-jar", directory.releases.link)
+    # JAVA_TOOL_OPTIONS is what a site has in /etc/default.
+    assert said(*words, JAVA_TOOL_OPTIONS="-Xshare:off").startswith(f"{THIRD}\n")
+    old = tmp_path / "java"
+    old.write_text('#!/bin/sh\ncase "$*" in *-XX:*) exit 1; esac\necho "old java: $*"\n')
+    old.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert said(*words, PATH=path) == f"old java: -Xmx64m -jar {directory.jar(THIRD)}\n"
+    directory.releases.link.unlink()
+    without = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "Unable to access jarfile" in without.stderr
+    directory.point_to(FIRST)
+
+
+# A deploy
+
+
+@pytest.fixture(scope="module")
+def host(
+    application: JavaApplication, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LittleHost]:
+    """It serves the first release."""
+    place = tmp_path_factory.mktemp("host")
+    with Upstart.started(place / "upstart") as upstart:
+        made = LittleHost(place / "host", upstart, "/nowhere", {}, launcher=f"{JAVA} -Xmx64m -jar")
+        made.serving(FIRST, application.jar(FIRST))
+        yield made
+
+
+def command(host: LittleHost, role: str) -> list[str]:
+    """The words that an instance was started with."""
+    return psutil.Process(host.pid(role)).cmdline()
+
+
+def test_the_archive_is_made_while_the_operator_reads_and_every_later_start_uses_it(
+    host: LittleHost, application: JavaApplication
+) -> None:
+    releases = Releases(host.releases, "clojars-web")
+    with host.typing("deploy", SECOND, "--jar", str(application.jar(SECOND))) as terminal:
+        terminal.asked()
+        archive = releases.class_data(SECOND)
+        wait_for(archive.exists, "the archive is made")
+        assert stat.S_IMODE(archive.stat().st_mode) == 0o444
+        terminal.types("yes")
+        terminal.ends(0)
+    shared = f"-XX:SharedArchiveFile={archive}"
+    assert shared in command(host, "primary")
+    assert "-XX:+RecordDynamicDumpInfo" in command(host, "backup")
+    host.done("rollback", FIRST, "--yes")
+    assert host.versions == (FIRST, FIRST)
+    host.done("rollback", SECOND, "--yes")
+    host.done("restart", "--yes")
+    assert shared in command(host, "primary")
+    assert shared in command(host, "backup")
+    assert host.versions == (SECOND, SECOND)
+
+
+def test_an_answer_does_not_wait_for_the_archive_and_a_no_leaves_nothing_behind(
+    host: LittleHost, application: JavaApplication
+) -> None:
+    with host.typing("deploy", THIRD, "--jar", str(application.jar(THIRD))) as terminal:
+        terminal.asked()
+        terminal.types("no")
+        terminal.ends(7)
+    assert host.versions == (SECOND, SECOND)
+    host.done("restart", "--yes")  # the next run clears what the JVM wrote last
+    assert not list(host.releases.glob(".deploy-clojars-*"))
+
+
+def test_with_yes_none_is_made(host: LittleHost, application: JavaApplication) -> None:
+    host.done("deploy", THIRD, "--yes")
+    assert not list(host.releases.glob(f"clojars-web-{THIRD}-*.jsa"))
+
+
+def test_it_is_pruned_with_its_release(host: LittleHost, application: JavaApplication) -> None:
+    for version in ("0.4.0", "0.5.0"):
+        host.done("deploy", version, "--jar", str(application.jar(version)), "--yes")
+    assert Releases(host.releases, "clojars-web").class_data(SECOND).exists()
+    host.write_config(top="keep_releases = 1")
+    host.done("prune")
+    assert not list(host.releases.glob(f"clojars-web-{SECOND}-*"))
