@@ -1,0 +1,108 @@
+#!/usr/bin/python
+# Copyright: the authors of deploy-clojars
+# MIT License (see https://opensource.org/license/mit)
+"""What runs on the host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: release_info
+short_description: What runs on a host of deploy-clojars
+description:
+  - Returns what C(deploy-clojars status --json) prints.
+  - Changes nothing, takes no lock, and runs as any user. What that user cannot see is null.
+options:
+  version:
+    description: A release to look up in the host's list of releases, returned as C(release).
+    type: str
+  program:
+    description:
+      - The tool, as a path or a name. A name is looked up in C(PATH), in C(/usr/local/bin) and in C(~/.local/bin).
+    type: path
+    default: deploy-clojars
+  config:
+    description: The tool's configuration file. By default the tool finds its own.
+    type: path
+attributes:
+  check_mode:
+    description: Changes nothing.
+    support: full
+author:
+  - The authors of deploy-clojars (@clojars)
+"""
+
+EXAMPLES = r"""
+- name: Ask what runs
+  clojars.deploy.release_info:
+  register: looked
+
+- name: Stop at a host that needs a person
+  ansible.builtin.assert:
+    that: looked.ok
+    fail_msg: "type on this host: {{ looked.next }}"
+"""
+
+RETURN = r"""
+ok:
+  description: Whether both instances serve the approved release and nothing is half done.
+  type: bool
+  returned: success
+current:
+  description: The release that the link names, or null.
+  type: str
+  returned: success
+approved:
+  description: The release on which the primary was last made healthy, or null.
+  type: str
+  returned: success
+previous:
+  description: The release that a rollback without a version would go to, or null.
+  type: str
+  returned: success
+interrupted:
+  description: Whether the last run was killed.
+  type: bool
+  returned: success
+drift:
+  description: Whether the host has changed since the last run, other than by the tool.
+  type: bool
+  returned: success
+next:
+  description: The command to type on the host, or null if all is well.
+  type: str
+  returned: success
+lock:
+  description: Who is changing the host at this moment, or null.
+  type: dict
+  returned: success
+instances:
+  description: The primary and the backup, with what each runs and whether it serves.
+  type: dict
+  returned: success
+release:
+  description:
+    - What C(deploy-clojars releases --json) has of the release named by O(version), such as C(sha256).
+    - Null if it is not installed.
+  type: dict
+  returned: when O(version) is given
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.clojars.deploy.plugins.module_utils.tool import ARGUMENTS, Tool
+
+
+def main():
+    """The module."""
+    module = AnsibleModule(dict(ARGUMENTS, version={"type": "str"}), supports_check_mode=True)
+    tool = Tool(module)
+    found = dict(tool.ask(["status", "--json"]).document)
+    version = module.params["version"]
+    if version:
+        releases = tool.ask(["releases", "--all", "--json"]).document["releases"]
+        found["release"] = next((each for each in releases if each["version"] == version), None)
+    module.exit_json(changed=False, **found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Many light hosts on this machine, as ansible-playbook sees them: by local connection."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clojure_repository import ClojureRepository
+from light_host import make_light_host
+from little_host import LittleHost, Terminal, at_a_terminal
+from standin.upstart import Upstart
+
+ETC = Path(__file__).parents[1] / "etc/ansible"
+PROGRAMS = Path(sys.executable).parent
+
+
+@dataclass
+class Ended:
+    """What a run of ansible-playbook has printed, and its exit status."""
+
+    status: int
+    output: str
+
+    @property
+    def changed(self) -> int:
+        """How many tasks have changed something."""
+        return sum(map(int, re.findall(r"changed=(\d+)", self.output)))
+
+    @property
+    def failed(self) -> list[str]:
+        """The hosts that have failed."""
+        return re.findall(r"^(\S+) +:.* failed=[1-9]", self.output, re.MULTILINE)
+
+    @property
+    def table(self) -> dict[str, str]:
+        """What the last table says of each host, with single spaces."""
+        lines = re.findall(r'^ +"(app\d+) +(.*)",?$', self.output, re.MULTILINE)
+        return {name: re.sub(" +", " ", rest) for name, rest in lines}
+
+
+class Control:
+    """The control node: the collection as it is installed from its archive, and ansible's settings."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+        self.environment = {
+            **os.environ,
+            "ANSIBLE_HOME": str(directory / "ansible"),
+            "ANSIBLE_REMOTE_TMP": str(directory / "remote"),
+            "ANSIBLE_COLLECTIONS_PATH": str(directory / "collections"),
+            "ANSIBLE_CONFIG": str(directory / "ansible.cfg"),
+            "ANSIBLE_CONNECTION_PLUGINS": str(Path(__file__).with_name("fleet_connection")),
+            "ANSIBLE_NOCOLOR": "1",
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
+        (directory / "ansible.cfg").write_text("[defaults]\nforks = 50\n", encoding="utf-8")
+        build = ("collection", "build", str(ETC), "--output-path", str(directory))
+        self.run("ansible-galaxy", *build)
+        (self.archive,) = directory.glob("*.tar.gz")
+        install = ("collection", "install", "--offline", str(self.archive))
+        self.run("ansible-galaxy", *install, "-p", str(directory / "collections"))
+
+    def run(self, program: str, *words: str) -> str:
+        """Runs one of ansible's programs and returns what it prints; fails unless it ends well."""
+        result = self.tried(program, *words)
+        assert result.status == 0, result.output
+        return result.output
+
+    def tried(self, program: str, *words: str) -> Ended:
+        """Runs one of ansible's programs, however it ends."""
+        result = subprocess.run(
+            [PROGRAMS / program, *words],
+            env=self.environment, cwd=self.directory, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=500,
+        )  # fmt: skip
+        return Ended(result.returncode, result.stdout)
+
+
+class Fleet:
+    """The hosts, by name, and their inventory. All serve 0.1.0 at first."""
+
+    def __init__(self, control: Control, hosts: dict[str, LittleHost]) -> None:
+        self.control = control
+        self.hosts = hosts
+        self.inventory = control.directory / "hosts.json"
+        self.variables: dict[str, dict[str, Any]] = {name: {} for name in hosts}
+        self.write_inventory()
+
+    def write_inventory(self, **of_all: Any) -> None:
+        """Writes the inventory; `of_all` are further variables of all hosts."""
+        own = {
+            "ansible_connection": "severed",
+            "ansible_become": False,
+            "ansible_python_interpreter": sys.executable,
+            "fleet_program": str(PROGRAMS / "deploy-clojars"),
+            "fleet_lock_wait": 0,
+            **of_all,
+        }
+        hosts = {
+            name: {
+                "fleet_config": str(host.config),
+                "fleet_staging": str(host.directory),
+                "fleet_cut": str(self.cut(name)),
+            }
+            | self.variables[name]
+            for name, host in self.hosts.items()
+        }
+        self.inventory.write_text(
+            json.dumps({"all": {"vars": own, "hosts": hosts}}), encoding="utf-8"
+        )
+
+    def cut(self, name: str) -> Path:
+        """The file that makes the host unreachable, as the connection plugin says."""
+        return self.hosts[name].directory / "cut"
+
+    def words(self, playbook: str, version: str, *words: str, **variables: Any) -> list[str]:
+        """The words after `ansible-playbook`."""
+        every = {"fleet_version": version, **variables}
+        if playbook == "deploy":
+            jar = next(iter(self.hosts.values())).jar(version)
+            every.setdefault("fleet_jar", str(jar))
+        return [
+            "-i", str(self.inventory), f"clojars.deploy.{playbook}", "-e", json.dumps(every), *words
+        ]  # fmt: skip
+
+    def play(self, playbook: str, version: str, *words: str, **variables: Any) -> Ended:
+        """Runs a playbook of the collection to its end."""
+        return self.control.tried(
+            "ansible-playbook", *self.words(playbook, version, *words, **variables)
+        )
+
+    @contextmanager
+    def typing(self, playbook: str, version: str, **variables: Any) -> Iterator[Terminal]:
+        """A playbook on a terminal of its own."""
+        argv = [str(PROGRAMS / "ansible-playbook"), *self.words(playbook, version, **variables)]
+        control = self.control
+        with at_a_terminal(argv, control.environment, control.directory, 300) as terminal:
+            yield terminal
+
+    @property
+    def releases(self) -> list[str]:
+        """What the hosts serve, in their order: a version, or what the two instances differ in."""
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(_served, self.hosts.values()))
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How many runs on each host have restarted anything."""
+        return {
+            name: sum(event["event"] in ("flip", "no return") for event in host.events)
+            for name, host in self.hosts.items()
+        }
+
+
+def _served(host: LittleHost) -> str:
+    primary, backup = host.versions
+    return str(primary) if primary == backup else f"{primary}/{backup}"
+
+
+def names(count: int) -> Sequence[str]:
+    """app01, app02, …"""
+    return [f"app{number:02}" for number in range(1, count + 1)]
+
+
+@contextmanager
+def fleet_of(
+    count: int, directory: Path, control: Control, repository: ClojureRepository
+) -> Iterator[Fleet]:
+    """So many hosts that serve 0.1.0, each with an Upstart of its own, stopped at the end."""
+    with ExitStack() as stack:
+        hosts = {}
+        for name in names(count):
+            upstart = stack.enter_context(Upstart.started(directory / name / "upstart"))
+            hosts[name] = make_light_host(directory / name, upstart, repository)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda host: host.serving(ClojureRepository.FIRST), hosts.values()))
+        yield Fleet(control, hosts)
