@@ -41,6 +41,11 @@ def in_private_machine(file: Path, scratch: Path, **environment: str) -> None:
     run_tests(file, scratch, *namespaces, **environment)
 
 
+def in_a_private_network(file: Path, scratch: Path) -> None:
+    """Runs the tests in the file in namespaces of their own that need none of the programs of a host."""
+    run_tests(file, scratch, "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
 def with_private_mounts(file: Path, scratch: Path, *namespaces: str) -> None:
     """Runs the tests in the file where what they mount is theirs alone, and what `namespaces` name."""
     if os.geteuid() != 0:

@@ -6,6 +6,7 @@ The application needs no JVM: `java` there is a script that runs the jar with Py
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -122,25 +123,34 @@ def bare_machine() -> Iterator[Kit]:
         tempfile.TemporaryDirectory(prefix="systemd-") as name,
         Machine.started(Path(name) / "machine", PROJECT) as machine,
     ):
-        packages = Path(msgspec.__file__).parents[1]
-        for source, there in (
-            (sys.base_prefix, "python"),
-            (PROJECT / "src", "src"),
-            (packages, "packages"),
-        ):
-            machine.run("mkdir", "-p", f"/opt/{there}")
-            machine.run("mount", "--bind", source, f"/opt/{there}")
-        tool = (
-            "#!/bin/sh\n"
-            "PYTHONPATH=/opt/src:/opt/packages PYTHONDONTWRITEBYTECODE=1 "
-            f'exec {PYTHON} -m deploy_clojars "$@"\n'
-        )
-        machine.write("/usr/local/bin/deploy-clojars", tool, 0o755)
-        java = f'#!/bin/sh\nfor jar; do :; done\nexec {PYTHON} -IS "$jar"\n'
-        machine.write("/usr/local/bin/java", java, 0o755)
-        machine.run("ln", "-sf", "/usr/local/bin/java", "/usr/bin/java")
-        machine.write("/etc/deploy-clojars.toml", CONFIG.format(*free_ports(5)))
+        mount_the_tool(machine)
+        install_the_tool(machine, CONFIG.format(*free_ports(5)))
         yield Kit(machine)
+
+
+def mount_the_tool(machine: Machine) -> None:
+    """Mounts the tool's code and its Python where every user may read them, until the machine ends."""
+    packages = Path(msgspec.__file__).parents[1]
+    sources = {"python": sys.base_prefix, "src": PROJECT / "src", "packages": packages}
+    script = "".join(
+        f"mkdir -p /opt/{name}; mount --bind {shlex.quote(str(source))} /opt/{name}\n"
+        for name, source in sources.items()
+    )
+    machine.run("sh", "-ec", script)
+
+
+def install_the_tool(machine: Machine, config: str) -> None:
+    """Writes the tool's program, its configuration, and the `java` that needs no JVM."""
+    tool = (
+        "#!/bin/sh\n"
+        "PYTHONPATH=/opt/src:/opt/packages PYTHONDONTWRITEBYTECODE=1 "
+        f'exec {PYTHON} -m deploy_clojars "$@"\n'
+    )
+    machine.write("/usr/local/bin/deploy-clojars", tool, 0o755)
+    java = f'#!/bin/sh\nfor jar; do :; done\nexec {PYTHON} -IS "$jar"\n'
+    machine.write("/usr/local/bin/java", java, 0o755)
+    machine.run("ln", "-sf", "/usr/local/bin/java", "/usr/bin/java")
+    machine.write("/etc/deploy-clojars.toml", config)
 
 
 @contextmanager

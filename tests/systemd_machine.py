@@ -33,9 +33,11 @@ from standin.upstart import Upstart
 INSIDE_SYSTEMD = "DEPLOY_CLOJARS_ON_SYSTEMD"
 
 CGROUPS = "deploy-clojars-test-"  # how their names begin
+ABANDONED = 60.0  # seconds, after which an empty one was left by a test that was killed
 
-# With the root of the cgroup namespace set already; $1 is a directory for the machine's files, and
-# what follows are directories of the test's that the machine has, too.
+# With the root of the cgroup namespace set already; $1 is a directory for the machine's files, $2 one
+# with the files of another machine that lie below its own, or nothing, and what follows are
+# directories of the test's that the machine has, too.
 BOOT = r"""
 set -eu
 root=$1/root
@@ -45,10 +47,11 @@ if [ ! -d "$1/over" ]; then
     mkdir "$1/over"
     mount -t tmpfs -o mode=755 tmpfs "$1/over"
 fi
-[ -d "$1/over/upper" ] || first_boot=yes
+[ -d "$1/over/upper" ] || [ "$2" ] || first_boot=yes
 mkdir -p "$1/over/upper" "$1/over/scratch"
-mount -t overlay -o "lowerdir=/,upperdir=$1/over/upper,workdir=$1/over/scratch" overlay "$root"
-shift
+lower=${2:+$2:}/
+mount -t overlay -o "lowerdir=$lower,upperdir=$1/over/upper,workdir=$1/over/scratch" overlay "$root"
+shift 2
 cd "$root"
 mount -t proc proc proc
 # Else systemd-sysctl would set the real kernel's.
@@ -106,8 +109,14 @@ class Machine:
 
     @classmethod
     @contextmanager
-    def started(cls, directory: Path, *shared: Path) -> Iterator[Machine]:
-        """Boots it, with its files in `directory`; `shared` directories are the test's and its own."""
+    def started(
+        cls, directory: Path, *shared: Path, below: Path | None = None
+    ) -> Iterator[Machine]:
+        """Boots it, with its files in `directory`; `shared` directories are the test's and its own.
+
+        Its files lie over those in `below`, what a machine that is down has written, and both over
+        the real ones.
+        """
         require_systemd()
         directory.mkdir(exist_ok=True)
         group = _cgroup_of_machines() / f"{CGROUPS}{uuid.uuid4().hex}"
@@ -116,7 +125,7 @@ class Machine:
         words = [
             *("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork"),
             *("--kill-child", "--propagation", "private", "--"),
-            *("sh", "-c", BOOT, "boot", directory, *shared),
+            *("sh", "-c", BOOT, "boot", directory, below or "", *shared),
         ]
         enter = f"echo 0 >{group}/cgroup.procs; exec {shlex.join(map(str, words))}"
         with console.open("wb") as output:
@@ -314,6 +323,8 @@ def _remove(group: Path) -> None:
 
     wait_for(is_gone, "the machine's cgroup is empty", 30)
     for other in group.parent.glob(f"{CGROUPS}*"):
+        if time.time() - other.stat().st_mtime < ABANDONED:
+            continue  # may be empty because its machine is about to enter it
         for directory, _, _ in os.walk(other, topdown=False):
             with suppress(OSError):  # in use
                 os.rmdir(directory)
