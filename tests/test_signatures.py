@@ -18,7 +18,11 @@ from programs import require_program, skip_or_fail
 
 from deploy_clojars.config import Verify
 from deploy_clojars.deploy.checkout import Mirror
-from deploy_clojars.deploy.signatures import refuse_unsafe_signers, signer_of_tag
+from deploy_clojars.deploy.signatures import (
+    refuse_unsafe_signers,
+    signer_of_file,
+    signer_of_tag,
+)
 from deploy_clojars.errors import DeployError, NotReady
 from deploy_clojars.machine.files import why_not_roots_alone
 
@@ -451,6 +455,23 @@ def test_a_jar_needs_a_signature_by_somebody_in_the_list(
     # And once it is there, its signer is known.
     host.done("rollback", ClojureRepository.FIRST, "--yes")
     assert "signed by alice@example.org (SHA256:" in host.done(SECOND, "--yes").stderr
+
+
+def test_a_jar_signed_by_gnupg(keys: Keys, tmp_path: Path) -> None:
+    jar, signature = tmp_path / "app.jar", tmp_path / "app.jar.sig"
+    settings = Verify(jars="signed", signers=str(keys.trusted))
+    words = ["--yes", "--detach-sign", "-u", "alice@example.org", "-o", str(signature), str(jar)]
+    jar.write_bytes(b"jar")
+    keys.gpg("--armor", *words)
+    signer = signer_of_file(jar, "app.jar", signature, settings)
+    assert signer.startswith("Alice <alice@example.org> (")
+    jar.write_bytes(b"other")
+    with pytest.raises(DeployError, match=r"app.jar is not accepted: .* was changed after it"):
+        signer_of_file(jar, "app.jar", signature, settings)
+    keys.gpg(*words)
+    with pytest.raises(DeployError, match="neither SSH nor armored GnuPG") as refused:
+        signer_of_file(jar, "app.jar", signature, settings)
+    assert "gpg --armor --detach-sign -o JAR.sig JAR" in refused.value.remedy
 
 
 def test_a_jar_that_came_before_signatures_were_demanded_is_not_reused(

@@ -116,7 +116,7 @@ def _signer_of(signed: Path, signature: Path, namespace: str, settings: Verify) 
         if not _are_of_gnupg(settings):
             raise NotTrusted(f"is signed by a GnuPG key, but {settings.signers} lists SSH keys")
         return _signer_by_gpg(signed, signature, settings)
-    raise NotTrusted("has a signature that is neither SSH's nor an armored one of GnuPG")
+    raise NotTrusted("has a signature that is neither SSH nor armored GnuPG")
 
 
 def _signer_by_ssh(signed: Path, signature: Path, namespace: str, settings: Verify) -> str:
