@@ -398,8 +398,10 @@ def test_a_checksum_without_a_jar_is_refused(host: LittleHost) -> None:
 
 
 def test_a_jar_of_another_version_is_warned_of(host: LittleHost, jar: Path) -> None:
-    result = host.done("deploy", "1.0", "--jar", str(jar), "--yes")
-    assert f"warning: the jar says {SECOND}, the version is 1.0" in result.stderr
+    for words in (("--jar", str(jar), "--dry-run"), ("--jar", str(jar), "--yes"), ("--yes",)):
+        result = host.done("deploy", "1.0", *words)
+        said = f"the jar says {SECOND}, the version is 1.0\n"
+        assert (result.stderr + result.stdout).count(said) == 1
 
 
 # --- a release that is there ----------------------------------------------------------------------

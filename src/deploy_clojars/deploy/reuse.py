@@ -42,6 +42,7 @@ def reused(run: Run, commit: str | None = None) -> str | None:
             remedy=f"give the new commit a new tag{_or_instead(run, look, replace)}"
             f"\nto use the existing release: {host.command('rollback', version)}",
         )
+    warn_of_another_version(run, facts, has_tag=commit is not None)
     if installed.sha256 is None:
         run.console.say(
             "  the journal has no checksum for it, so it may have changed since it was built"
@@ -49,6 +50,13 @@ def reused(run: Run, commit: str | None = None) -> str | None:
     if replace:
         run.console.say(f"  to {replace}")
     return f"to {replace}" if replace else ""
+
+
+def warn_of_another_version(run: Run, facts: manifest.JarFacts, *, has_tag: bool) -> None:
+    """Not refused: two of clojars-web's 200 tags with a project.clj differ, and both are good."""
+    if facts.version not in (None, run.version):
+        noun = "tag" if has_tag else "version"
+        run.console.warn(f"the jar says {facts.version}, the {noun} is {run.version}")
 
 
 def _refuse_an_unsigned_jar(run: Run, installed: Installed, replace: str) -> None:

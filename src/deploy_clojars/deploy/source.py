@@ -18,7 +18,7 @@ from typing import TypeVar
 from deploy_clojars.deploy import build, checkout, isolation, signatures
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
-from deploy_clojars.deploy.reuse import reused
+from deploy_clojars.deploy.reuse import reused, warn_of_another_version
 from deploy_clojars.errors import (
     BuildFailed,
     DeployError,
@@ -86,12 +86,10 @@ class Source:
             words = copy.path, name, offer.signature, settings
             self._run.signer = signatures.signer_of_file(*words)
         facts = build.inspect(copy.path, self._run.host.config.name, offer.commit, name)
-        if facts.version not in (None, version):
-            if must_be_signed:  # an older release, signed as well, is not to pass for this one
-                raise DeployError(f"{name} is version {facts.version}, not {version}")
-            # Two of clojars-web's 200 tags with a project.clj differ, and both are good.
-            noun = "tag" if self.kind == TAG else "version"
-            self._run.console.warn(f"the jar says {facts.version}, the {noun} is {version}")
+        if must_be_signed and facts.version not in (None, version):
+            # An older release, signed as well, must not pass for this one.
+            raise DeployError(f"{name} is version {facts.version}, not {version}")
+        warn_of_another_version(self._run, facts, has_tag=self.kind == TAG)
         return offer.commit or facts.revision
 
 
