@@ -85,6 +85,8 @@ def offered_by_bash(home: Path, *words: str) -> list[str]:
         (["0.9"], ["0.9.0"]),
         (["re"], ["releases", "restart", "release-1"]),
         (["rollback", ""], ["0.10.0", "0.9.0"]),
+        (["deploy", "0.11.0", "--if-current", ""], ["0.10.0", "0.9.0"]),
+        (["install", "0.1"], ["0.11.0", "0.10.0"]),
         (["0.9.0", "--y"], ["--yes"]),
         (["status", "--j"], ["--json"]),
         (["completion", ""], ["bash", "zsh", "fish"]),

@@ -200,6 +200,9 @@ def group() -> None:
               help="Restart even the only instance that serves, and continue if the drain does not end in "
               "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
 @rebuild_option
+@click.option("--if-current", "if_current", metavar="VERSION", shell_complete=_offers("releases"),
+              help="Refuse if a release other than VERSION (or TAG itself) is current: somebody else may "
+              "have deployed meanwhile. An empty VERSION expects that none is current.")  # fmt: skip
 @click.option("--migrate", is_flag=True,
               help="Run migrate.command even if it has run for this release.")  # fmt: skip
 @jar_option
@@ -208,8 +211,8 @@ def group() -> None:
 @json_option
 @common_options
 @click.pass_obj
-def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, migrate: bool,
-           jar: str | None, sha256: str | None, dry_run: bool) -> None:  # fmt: skip
+def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool,
+           if_current: str | None, migrate: bool, jar: str | None, sha256: str | None, dry_run: bool) -> None:  # fmt: skip
     """Put the release TAG into production.
 
     Tests, builds and installs it, tries it on the backup, asks, and promotes it.
@@ -218,9 +221,10 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, 
     from deploy_clojars.run.run import Request
 
     version = versions.checked(tag)
+    expected = versions.checked(if_current) if if_current else if_current
     named, digest = source.jar_and_checksum(jar, sha256, asks=not (yes or dry_run))
-    request = Request("deploy", version, yes=yes, force=force, rebuild=rebuild, jar=named,
-                      sha256=digest, migrate=migrate)  # fmt: skip
+    request = Request("deploy", version, yes=yes, force=force, rebuild=rebuild, if_current=expected,
+                      jar=named, sha256=digest, migrate=migrate)  # fmt: skip
     _carry_out(settings, pipeline.deploy, request, dry_run)
 
 
@@ -235,10 +239,10 @@ def deploy(settings: Settings, tag: str, yes: bool, force: bool, rebuild: bool, 
 @click.pass_obj
 def install(settings: Settings, version: str, rebuild: bool, jar: str | None, sha256: str | None,
             dry_run: bool) -> None:  # fmt: skip
-    """Have the release VERSION ready for a deploy.
+    """Install the release VERSION without deploying it.
 
-    Tests, builds and installs it, or takes the jar; then nothing runs it yet, and a deploy of it
-    uses it as it is. Asks nothing.
+    Tests and builds it, or takes the jar. Nothing that runs is changed, and nothing is asked. A later
+    deploy of VERSION uses it.
     """
     from deploy_clojars.commands import install as command
     from deploy_clojars.deploy import source

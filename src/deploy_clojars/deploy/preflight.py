@@ -26,16 +26,32 @@ LEAST_INODES = 1000  # one a file; a checkout and its build need about as many
 def prepare(run: Run, source: Source) -> None:
     """Ends what an earlier run has left, refuses what would fail, and begins the deploy.
 
-    Raises NotReady (4), and DeployError (1) for a disk that is too full.
+    Raises NotReady (4), and DeployError (1) for a disk that is too full or a release that the operator
+    did not expect to be current.
     """
     drain.clear_stale_flag(run)
     revert_a_run_that_was_cut_off(run)
+    _refuse_another_current(run)
     look = check_deploy(run, source)
     cost = cost_of_force(run, look)
     run.console.say(f"deploy {run.version} (approved now: {look.approved or 'none'})", "bold")
     if cost:
         run.warn_once(cost)
     run.begin(look)
+
+
+def _refuse_another_current(run: Run) -> None:
+    """What the operator saw to be current may not be so any more. Raises DeployError (1).
+
+    The deploy's own release may be: the same command typed again finishes what was cut off.
+    """
+    expected, found = run.request.if_current, run.host.releases.current()
+    if expected is None or found.broken or (found.version or "") in (expected, run.version):
+        return
+    raise DeployError(
+        f"current is {found.version or 'absent'}, and not {expected or 'absent'} as --if-current expects",
+        remedy=f"to see what was done meanwhile: {run.host.command('history')}",
+    )
 
 
 def check_deploy(run: Run, source: Source) -> Look:

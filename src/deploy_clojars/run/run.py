@@ -53,6 +53,7 @@ class Request:
     rebuild: bool = False
     jar: files.Input | None = None  # the release, if it was built elsewhere
     sha256: str | None = None  # that the jar must have, in hexadecimal
+    if_current: str | None = None  # only if this release is; empty: if none is
     migrate: bool = False  # even if the release was migrated before
     why: str | None = None
 
