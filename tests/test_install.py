@@ -272,6 +272,8 @@ def test_what_the_run_before_an_install_left_still_counts(before: str, killed: i
         unfinished = history_of(events).unfinished
         assert unfinished is not None
         assert (unfinished.what, unfinished.follows) == ("install of C", expected)
+        assert expected is not None
+        assert unfinished.cut_off == expected.cut_off
     events += [*INSTALLED, event("2", "end", status=0, left=LEFT)]
     history = history_of(events)
     assert history.last == expected

@@ -57,6 +57,11 @@ class Ended:
         begun = min(at.values(), default=0.0)
         return self.hit_at is not None and begun < self.hit_at < too_late - IN_TIME
 
+    @property
+    def installs(self) -> bool:
+        """Whether it only has a release ready."""
+        return self.words[0] == "install"
+
     def wrote(self, event: str) -> bool:
         """Whether the run's journal has such a line."""
         return any(line["event"] == event for line in self.lines)
