@@ -43,11 +43,13 @@ ROUNDS := 10
 load: $(VENV)/test tools
 	PYTHONPATH=tests $(PYTHON) -m $(ON_IT) load --rounds $(ROUNDS)
 
-bench: $(VENV)/test tools  ## what the tool costs, as ratios to what was measured in the same run
-	$(PYTHON) bench/speed.py
+# With JSON=FILE both write every figure there, too.
+JSON :=
+bench: $(VENV)/test tools  ## what the tool costs, next to a plain script and others, in one run
+	$(PYTHON) bench/speed.py $(if $(JSON),--json "$(JSON)")
 
-bench-growth: $(VENV)/test  ## what 10,000 releases and 100,000 journal lines cost, as ratios
-	$(PYTHON) bench/growth.py
+bench-growth: $(VENV)/test tools  ## what is large next to the same thing small, and the tool's memory
+	$(PYTHON) bench/growth.py $(if $(JSON),--json "$(JSON)")
 
 pictures: $(VENV)/test tools  ## what the README shows: real output, exported by rich
 	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m pictures

@@ -1,84 +1,168 @@
-"""What 10,000 releases and 100,000 journal lines cost, against 10 of each.
+"""`make bench-growth`: what is large, next to the same thing small: times, ratios, and the tool's memory.
 
-Two sandboxes, asked the same things by turns, so that whatever else the machine does befalls both.
-Prints medians in seconds and their ratios. `python bench/growth.py [ROUNDS]`
+Many releases and a long journal, a large jar, a large repository, many connections to nginx. Sandboxes
+are asked the same things by turns, so that whatever else the machine does befalls both.
+`python bench/growth.py --help`
 """
 
 from __future__ import annotations
 
-import statistics
+import os
+import random
+import resource
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+import threading
+import urllib.request
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import msgspec
+from figures import Results, arguments, by_turns, chosen, ran
 
 from deploy_clojars import sandbox
 from deploy_clojars.host.journal import Event, HostVersions
 
 TOOL = str(Path(sys.executable).with_name("deploy-clojars"))
-ROUNDS = 7
-BOUND = 2.0
+ROUNDS = 3
+BOUND = 2.0  # large to small
+MEGABYTES = 60  # of the tool's memory
 
-OLD, NEW = "0.1.0", "0.2.0"  # tags of the sandbox
-COMMANDS = (
-    ("status",),
-    ("status", "--json"),
-    ("releases",),
-    ("releases", "--json"),
-    ("history",),
-    ("history", "--json"),
-)
-ROUND_TRIP = (("rollback", OLD, "--yes"), ("rollback", NEW, "--yes"))
-NOTHING_TO_DO = ("rollback", NEW, "--yes")
+RELEASES, LINES = 10_000, 100_000
+JAR_BYTES = 500_000_000
+TAGS, TAG_BYTES = 5_000, 200_000  # 1 GB
+CONNECTIONS = 50_000
+SMALL = 10
+
+OLD, NEW, THIRD = "0.1.0", "0.2.0", "0.3.0"  # tags of the sandbox
 
 
-class Grown:
-    """A sandbox with as many releases and journal lines as one wants; NEW is in production."""
+class Place:
+    """A sandbox with NEW in production, and OLD before it."""
 
-    def __init__(self, directory: Path, releases: int, lines: int) -> None:
-        made = sandbox.start(directory)
-        self._words = [TOOL, "-c", str(made.config)]
-        self._journal = made.home / "deploy" / "journal.jsonl"
-        for tag in (OLD, NEW):
-            self.seconds("deploy", tag, "--yes")
-        versions = [f"0.0.{number}" for number in range(releases - 2)]
-        sizes = {tag: jar(made.releases, tag).stat().st_size for tag in (OLD, NEW)}
-        for version in versions:
-            jar(made.releases, version).write_bytes(b"never read")
-        if lines < 3 * releases:
-            versions = []  # they are there, and the journal does not know them
-        a_run = lines // (len(versions) + 2)
-        self._text = b"".join(
-            msgspec.json.encode(event) + b"\n"
-            for version in [*versions, OLD, NEW]
-            for event in deploy(version, a_run, sizes.get(version, len(b"never read")))
-        )
-        self.forget()
-        found = self._text.count(b"\n")
-        assert abs(found - lines) <= lines / 10, f"{found} lines"
+    def __init__(self, directory: Path) -> None:
+        self.made = sandbox.start(directory)
+        self.peak = 0  # of the tool's memory, in bytes
+        self.seconds(("deploy", OLD, "--yes"))
+        self.seconds(("deploy", NEW, "--yes"))
 
-    def forget(self) -> None:
-        """Takes back what the runs have written since."""
-        self._journal.write_bytes(self._text)
-
-    def seconds(self, *words: str) -> float:
+    def seconds(self, words: Sequence[str | Path]) -> float:
         """How long a command takes; it must find all well."""
-        started = time.perf_counter()
-        done = subprocess.run([*self._words, *words], capture_output=True, text=True, check=False)
-        taken = time.perf_counter() - started
-        if done.returncode != 0:
-            raise SystemExit(f"{words}: exit status {done.returncode}\n{done.stderr}")
-        return taken
+        done = ran([TOOL, "-c", self.made.config, *words])
+        if done.status != 0:
+            raise SystemExit(f"{words}: exit status {done.status}\n{done.said}")
+        self.peak = max(self.peak, done.peak)
+        return done.seconds
+
+    def jar(self, version: str) -> Path:
+        """Where a release is."""
+        return self.made.releases / f"clojars-web-{version}-standalone.jar"
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.made.home / "deploy" / "journal.jsonl"
+
+    def last_steps(self) -> dict[str, float]:
+        """The seconds of each step of the last run."""
+        lines = self.journal.read_bytes().splitlines()
+        events = [msgspec.json.decode(line, type=Event) for line in lines[-100:]]
+        steps: dict[str, float] = defaultdict(float)
+        for each in events:
+            if each.run == events[-1].run and each.event == "done":
+                steps[each.step or ""] += each.seconds or 0.0
+        return steps
 
 
-def jar(releases: Path, version: str) -> Path:
-    """Where a release is."""
-    return releases / f"clojars-web-{version}-standalone.jar"
+@contextmanager
+def two_places(directory: Path) -> Iterator[tuple[Place, Place]]:
+    """Two sandboxes: the one that stays small, and the other."""
+    places = directory / "small", directory / "large"
+    try:
+        small, large = map(Place, places)
+        yield small, large
+    finally:
+        for place in places:
+            if place.exists():
+                sandbox.stop(place)
+                shutil.rmtree(place)
+
+
+def both(
+    results: Results, rounds: int, what: str, of: Callable[[Place], float], places: Sequence[Place],
+    at_most: float | None = BOUND,
+) -> None:  # fmt: skip
+    """Measures it in both places by turns, and adds the seconds and the ratio."""
+    small, large = places
+    found = by_turns(rounds, {"small": partial(of, small), "large": partial(of, large)})
+    results.add(f"{what}: small", found["small"], "s")
+    results.ratio(f"{what}: large / small", found["large"], found["small"], at_most)
+
+
+def memory(results: Results, place: Place) -> None:
+    """Adds the most memory that the tool has had in a place."""
+    results.add("the tool's memory at its peak", [place.peak / 1e6], "MB", MEGABYTES)
+
+
+def require_disk(directory: Path, size: float) -> None:
+    """Ends the bench where there is no room for what it makes."""
+    free = shutil.disk_usage(directory).free
+    if free < 1.2 * size:
+        raise SystemExit(f"{directory}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
+
+
+# --- releases and journal -------------------------------------------------------------------------
+
+
+def history(results: Results, directory: Path, rounds: int, scale: float) -> None:
+    """10,000 releases and 100,000 lines of the journal: 10 of each to compare."""
+    commands = [
+        (name, *more) for name in ("status", "releases", "history") for more in ((), ("--json",))
+    ]
+    with two_places(directory) as (small, large):
+        texts = {
+            small: grown(small, SMALL, SMALL),
+            large: grown(large, int(RELEASES * scale), int(LINES * scale)),
+        }
+        places = small, large
+        for words in (*commands, ("rollback", NEW, "--yes")):
+            what = " ".join(words) if words[0] != "rollback" else "rollback, nothing to do"
+            both(results, rounds, what, partial(Place.seconds, words=words), places)
+
+        def there_and_back(place: Place) -> float:
+            taken = sum(place.seconds(("rollback", tag, "--yes")) for tag in (OLD, NEW))
+            place.journal.write_bytes(texts[place])
+            return taken
+
+        both(results, max(1, rounds // 2), "rollback, there and back", there_and_back, places)
+        memory(results, large)
+
+
+def grown(place: Place, releases: int, lines: int) -> bytes:
+    """Gives the place as many releases and lines as are wanted; returns the journal's text."""
+    versions = [f"0.0.{number}" for number in range(releases - 2)]
+    sizes = {tag: place.jar(tag).stat().st_size for tag in (OLD, NEW)}
+    for version in versions:
+        place.jar(version).write_bytes(b"never read")
+    if lines < 3 * releases:
+        versions = []  # they are there, and the journal does not know them
+    a_run = lines // (len(versions) + 2)
+    text = b"".join(
+        msgspec.json.encode(event) + b"\n"
+        for version in [*versions, OLD, NEW]
+        for event in deploy(version, a_run, sizes.get(version, len(b"never read")))
+    )
+    place.journal.write_bytes(text)
+    found = text.count(b"\n")
+    assert abs(found - lines) <= lines / 10, f"{found} lines"
+    return text
 
 
 def deploy(version: str, lines: int, size: int) -> Iterator[Event]:
@@ -100,41 +184,223 @@ def deploy(version: str, lines: int, size: int) -> Iterator[Event]:
     )
 
 
-def measured(small: Grown, large: Grown, rounds: int) -> dict[str, tuple[float, float]]:
-    """The medians of each command on both, asked by turns."""
-    taken: dict[str, tuple[list[float], list[float]]] = {}
-    for _ in range(rounds):
-        for words in (*COMMANDS, NOTHING_TO_DO):
-            name = " ".join(words) if words != NOTHING_TO_DO else "rollback, nothing to do"
-            both = taken.setdefault(name, ([], []))
-            for host, times in zip((small, large), both, strict=True):
-                times.append(host.seconds(*words))
-        both = taken.setdefault("rollback", ([], []))
-        for host, times in zip((small, large), both, strict=True):
-            times.extend(host.seconds(*words) for words in ROUND_TRIP)
-            host.forget()
-    return {
-        name: (statistics.median(small), statistics.median(large))
-        for name, (small, large) in taken.items()
+# --- a large jar ----------------------------------------------------------------------------------
+
+
+def jar(results: Results, directory: Path, rounds: int, scale: float) -> None:
+    """A jar of 500 MB of random bytes: the same application without them to compare."""
+    size = int(JAR_BYTES * scale)
+    require_disk(directory, 3 * size)
+    with two_places(directory) as (small, large):
+        given = {small: directory / "small.jar", large: directory / "large.jar"}
+        for file in given.values():
+            shutil.copyfile(small.jar(NEW), file)
+        with zipfile.ZipFile(given[large], "a") as archive, archive.open("blob", "w") as blob:
+            for _ in range(size // 1_000_000):
+                blob.write(os.urandom(1_000_000))
+        again: list[float] = []
+
+        def deployed(place: Place) -> float:
+            taken = place.seconds(("deploy", "9.0.0", "--jar", given[place], "--yes"))
+            place.seconds(("rollback", NEW, "--yes"))
+            if place is large:
+                again.append(place.seconds(("rollback", "9.0.0", "--yes")))
+                place.seconds(("rollback", NEW, "--yes"))
+            place.jar("9.0.0").unlink()
+            return taken
+
+        def plainly() -> float:
+            file = directory / "copy.jar"
+            commands = f"cp {given[large]} {file} && sync {file} && sha256sum {file}"
+            taken = ran(["sh", "-c", commands]).seconds
+            file.unlink()
+            return taken
+
+        turns: dict[str, Callable[[], float]] = {
+            "small": partial(deployed, small), "large": partial(deployed, large), "plain": plainly,
+        }  # fmt: skip
+        found = by_turns(max(1, rounds // 2), turns)
+        results.add("deploy --jar: small", found["small"], "s")
+        results.ratio("deploy --jar: large / small", found["large"], found["small"])
+        more = [one - other for one, other in zip(found["large"], found["small"], strict=True)]
+        results.add("what the bytes add", more, "s")
+        what = "what they add / cp, sync and sha256sum of the jar"
+        results.ratio(what, more, found["plain"], BOUND)
+        back = [small.seconds(("rollback", tag, "--yes")) for tag in (OLD, NEW)]
+        results.ratio("rollback to it: large / small", again, [sum(back) / 2] * len(again), BOUND)
+        memory(results, large)
+
+
+# --- a large repository ---------------------------------------------------------------------------
+
+
+def repository(results: Results, directory: Path, rounds: int, scale: float) -> None:
+    """A repository of 1 GB with 5,000 tags: one with the application alone to compare."""
+    tags = int(TAGS * scale)
+    require_disk(directory, 4 * tags * TAG_BYTES)
+    with two_places(directory) as (small, large):
+        add_tags(large.made.repository, tags)
+        cloned = directory / "clone.git"
+
+        def first(place: Place) -> float:
+            """How much longer the fetch takes without a mirror; the clone is git's own."""
+            shutil.rmtree(place.made.home / "deploy" / "mirror.git")
+            deployed(place)
+            return fetched[place]
+
+        def clone() -> float:
+            words = ["git", "clone", "--quiet", "--mirror", "--no-local"]
+            taken = ran([*words, large.made.repository, cloned]).seconds
+            shutil.rmtree(cloned)
+            return taken
+
+        fetched: dict[Place, float] = {}
+
+        def deployed(place: Place) -> float:
+            taken = place.seconds(("deploy", THIRD, "--yes"))
+            fetched[place] = place.last_steps()["fetch"]
+            place.seconds(("rollback", NEW, "--yes"))
+            place.jar(THIRD).unlink()
+            return taken
+
+        found = by_turns(1, {"tool": partial(first, large), "git": clone})
+        results.add("git clone --mirror", found["git"], "s")
+        results.ratio("the first fetch / git clone --mirror", found["tool"], found["git"], BOUND)
+        places = small, large
+        both(results, max(1, rounds // 2), "deploy with a mirror", deployed, places)
+        dry_run = ("deploy", THIRD, "--dry-run")
+        both(results, rounds, "deploy --dry-run", lambda place: place.seconds(dry_run), places)
+        both(results, rounds, "TAB", pressed_tab, places, None)
+        memory(results, large)
+
+
+def add_tags(repository: Path, tags: int) -> None:
+    """Adds a history of so many tagged commits, each with a file of random bytes."""
+    dice = random.Random(0)
+    # Not compressed, and not compared with the version before: random bytes gain nothing by either.
+    words = ["git", "-c", "core.compression=0", "fast-import", "--quiet", "--depth=0"]
+    with subprocess.Popen(words, cwd=repository, stdin=subprocess.PIPE) as git:
+        assert git.stdin is not None
+        git.stdin.write(b"reset refs/heads/history\n")
+        for number in range(tags):
+            git.stdin.write(
+                b"commit refs/heads/history\ncommitter A <a@example.org> %d +0000\ndata 1\nx\n"
+                b"M 644 inline file-%d\ndata %d\n%b\n"
+                % (1_000_000_000 + number, number % 10, TAG_BYTES, dice.randbytes(TAG_BYTES))
+            )
+            git.stdin.write(b"reset refs/tags/9.%d\nfrom refs/heads/history\n\n" % number)
+    assert git.returncode == 0
+    subprocess.run(["git", "pack-refs", "--all"], cwd=repository, check=True)
+
+
+def pressed_tab(place: Place) -> float:
+    """A press of TAB after `deploy 0.`, in seconds."""
+    environment = {
+        **os.environ,
+        "DEPLOY_CLOJARS_CONFIG": str(place.made.config),
+        "_DEPLOY_CLOJARS_COMPLETE": "bash_complete",
+        "COMP_WORDS": "deploy-clojars deploy 0.",
+        "COMP_CWORD": "2",
     }
+    done = ran([TOOL], environment)
+    place.peak = max(place.peak, done.peak)
+    return done.seconds
+
+
+# --- many connections -----------------------------------------------------------------------------
+
+
+def connections(results: Results, directory: Path, rounds: int, scale: float) -> None:
+    """50,000 connections to nginx while it drains: 10 to compare."""
+    wanted = int(CONNECTIONS * scale)
+    count = min(wanted, descriptors(2 * wanted + 2000) - 2000)
+    if count < wanted:
+        print(f"  {count:,}, not {wanted:,}: this user may have no more descriptors")
+    with two_places(directory) as (small, large), ExitStack() as open_ones:
+        for place in (small, large):
+            allow_connections(place, wanted + 2000)
+        for place, number in ((small, SMALL), (large, count)):
+            for each in connected(place, number):
+                open_ones.enter_context(each)
+        drains: dict[Place, list[float]] = {small: [], large: []}
+
+        def there_and_back(place: Place) -> float:
+            taken = 0.0
+            for tag in (OLD, NEW):
+                with asked_meanwhile(place):
+                    taken += place.seconds(("rollback", tag, "--yes"))
+                drains[place].append(place.last_steps()["drain"])
+            return taken
+
+        both(results, rounds, "rollback, there and back", there_and_back, (small, large))
+        results.add("its drains: small", drains[small], "s")
+        results.ratio("its drains: large / small", drains[large], drains[small], BOUND)
+        memory(results, large)
+
+
+def descriptors(wanted: int) -> int:
+    """Lets this process and those that it starts have so many files open, or as many as they may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in (wanted, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, max(number, hard)))
+            return number
+        except (ValueError, OSError):
+            continue
+    return soft
+
+
+def allow_connections(place: Place, number: int) -> None:
+    """Lets the place's nginx take so many connections, and keep them while nothing goes over them."""
+    file = place.made.directory / "nginx.conf"
+    text = file.read_text(encoding="utf-8")
+    # Each request to an instance is a connection, too.
+    text = text.replace("events {\n", f"events {{\n    worker_connections {2 * number};\n")
+    text = text.replace("http {\n", "http {\n    client_header_timeout 1h;\n")
+    file.write_text(text, encoding="utf-8")
+    subprocess.run(
+        ["nginx", "-p", "./", "-c", "nginx.conf", "-e", "logs/nginx.log", "-s", "reload"],
+        cwd=place.made.directory, check=True,
+    )  # fmt: skip
+
+
+def connected(place: Place, number: int) -> Iterator[socket.socket]:
+    """So many connections to the place's site; each loopback address has its own ports."""
+    for each in range(number):
+        source = f"127.0.0.{2 + each // 20_000}"
+        yield socket.create_connection(("127.0.0.1", place.made.ports.site), 30, (source, 0))
+
+
+@contextmanager
+def asked_meanwhile(place: Place) -> Iterator[None]:
+    """The site is asked for something slow, again and again, while the block runs."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            url = f"http://127.0.0.1:{place.made.ports.site}/slow?ms=200"
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                answer.read()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def main() -> None:
-    """Makes both, asks, and prints the table."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
-    with tempfile.TemporaryDirectory(prefix="growth-") as directory:
-        places = (Path(directory) / "small", Path(directory) / "large")
-        try:
-            small, large = Grown(places[0], 10, 10), Grown(places[1], 10_000, 100_000)
-            results = measured(small, large, rounds)
-        finally:
-            for place in places:
-                if place.exists():
-                    sandbox.stop(place)
-    print(f"{'':<24} {'10, 10':>9} {'10,000, 100,000':>16} {'ratio':>6}   (medians of {rounds})")
-    for name, (before, after) in results.items():
-        over = "" if after / before <= BOUND else f"   over {BOUND:g}"
-        print(f"{name:<24} {before:>7.3f} s {after:>14.3f} s {after / before:>6.2f}{over}")
+    """Measures one part after the other."""
+    parser = arguments("make bench-growth", ROUNDS)
+    parser.add_argument("--scale", type=float, default=1.0, help="less than 1 while developing")
+    words = parser.parse_args()
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
+        for part in chosen(words.only, history, jar, repository, connections):
+            part(results, Path(scratch), words.rounds, words.scale)
+    results.end(words.json)
 
 
 if __name__ == "__main__":

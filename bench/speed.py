@@ -1,11 +1,12 @@
-"""`make bench`: what the tool costs, as ratios to what was measured in the same run.
+"""`make bench`: what the tool costs, next to a plain script and to others of its kind, in one run.
 
-`python bench/speed.py [ROUNDS]`; medians. Times are in seconds. Nothing else should run meanwhile.
+Times are in seconds, by turns (A B B A), as medians with their quartiles; ratios are taken pair by pair.
+Nothing else should run meanwhile. `python bench/speed.py --help`
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import os
 import random
 import statistics
@@ -14,40 +15,50 @@ import sys
 import tempfile
 import threading
 import time
+import venv
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from clojure_repository import ClojureRepository as Tags
+from figures import Results, arguments, by_turns, chosen, ran
+from front import in_front_of
 from little_host import LittleHost, wait_for
 from playground import clojure_host
 
-ROUNDS = 5
+from deploy_clojars import config
+
+ROUNDS = 3
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 SETTLE = 0.3  # of the little host's configuration
-PLAIN = Path(__file__).with_name("plain-deploy")
+HERE = Path(__file__).parent
+PLAIN = HERE / "plain-deploy"
 
+# They are installed for the bench alone, beside the test's own environment.
+PEERS = Path(sys.prefix) / "peers"
+PACKAGES = ("fabric", "pyinfra", "ansible-core")
+PEER_COMMANDS: dict[str, list[str | Path]] = {
+    "fabric": [PEERS / "bin/fab", "--search-root", HERE / "peers", "deploy"],
+    "pyinfra": [PEERS / "bin/pyinfra", "-y", "@local", HERE / "peers/deploy.py"],
+    "ansible": [PEERS / "bin/ansible-playbook", "-i", "localhost,", HERE / "peers/playbook.yml"],
+}
+PEER_ROUNDS = 2
 
-def seconds(argv: list[str], env: dict[str, str] | None = None) -> float:
-    """How long a command takes."""
-    started = time.perf_counter()
-    subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return time.perf_counter() - started
-
-
-def say(what: str, value: float, unit: str, bound: str = "") -> None:
-    """One line of the result."""
-    print(f"{what:<66} {value:>8.2f} {unit:<3} {bound}", flush=True)
+SITE_RATE = 200  # requests a second
+IDLE_SECONDS = 10.0
 
 
 # --- start ------------------------------------------------------------------------------------
 
 
-def start(host: LittleHost, rounds: int) -> None:
-    """`--help` and `status` against an import of click, by turns."""
+def start(results: Results, host: LittleHost, rounds: int) -> None:
+    """How long the tool takes to start: against an import of click."""
     tool = host.command[0]
     python = str(Path(tool).with_name("python"))
     commands = {
@@ -55,31 +66,37 @@ def start(host: LittleHost, rounds: int) -> None:
         "help": [tool, "--help"],
         "status": [tool, "status"],
     }
-    taken: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(rounds * 4):
-        for name, argv in commands.items():
-            taken[name].append(seconds(argv, host.whole_environment))
-    median = {name: statistics.median(times) for name, times in taken.items()}
-    say("python -c 'import click'", median["click"], "s")
-    say("--help / import click", median["help"] / median["click"], "x", "(<= 2)")
-    say("status / import click", median["status"] / median["click"], "x", "(<= 4)")
+    turns = {name: partial(seconds, argv, host) for name, argv in commands.items()}
+    by_turns(1, turns)  # what is read for the first time
+    found = by_turns(rounds * 5, turns)
+    results.add("python -c 'import click'", found["click"], "s")
+    results.ratio("--help / import click", found["help"], found["click"], 1.15)
+    results.ratio("status / import click", found["status"], found["click"], 3.0)
 
 
-# --- deploy and rollback ----------------------------------------------------------------------
+def seconds(argv: list[str], host: LittleHost) -> float:
+    """How long a command takes."""
+    return ran(argv, host.whole_environment).seconds
+
+
+# --- deploy -----------------------------------------------------------------------------------
 
 
 @contextmanager
 def until_primary_serves(host: LittleHost, version: str) -> Iterator[Callable[[], float]]:
-    """How long it takes from now on until the primary serves the version."""
+    """How long it takes from now on until the primary serves the version, after it did not."""
     started = time.perf_counter()
     taken: list[float] = []
     stop = threading.Event()
 
     def look() -> None:
+        was_away = False
         while not stop.is_set():
-            if host.version("primary") == version:
+            serves = host.version("primary") == version
+            if serves and was_away:
                 taken.append(time.perf_counter() - started)
                 return
+            was_away = was_away or not serves
             time.sleep(0.02)
 
     thread = threading.Thread(target=look)
@@ -110,164 +127,301 @@ def add_history(repository: Path) -> None:
         ["git", "fast-import", "--quiet"], cwd=repository, input=b"".join(commands), check=True
     )
     subprocess.run(["git", "tag", "history", "history"], cwd=repository, check=True)
-    size = COMMITS * COMMIT_BYTES / 1e6
-    print(f"the repository has {COMMITS} commits of {size:.0f} MB beside the application")
 
 
-def plainly(host: LittleHost, repository: str, tag: str) -> None:
-    """The plain script."""
+def plain_words(host: LittleHost, repository: str, tag: str) -> list[str]:
+    """The plain script's arguments, and its peers'."""
     words = [repository, tag, host.directory / "work", host.releases, host.upstart.bin]
+    return [*map(str, words), *map(str, host.ports[:2])]
+
+
+def by_script(host: LittleHost, repository: str, tag: str) -> float:
+    """Seconds until the primary serves, by the plain script."""
+    with until_primary_serves(host, tag) as taken:
+        succeed([PLAIN, *plain_words(host, repository, tag)], host.whole_environment)
+    return taken()
+
+
+def by_peer(host: LittleHost, name: str) -> float:
+    """Seconds until the primary serves, by one of the peers."""
+    environment = {
+        **host.whole_environment,
+        "DEPLOY": " ".join(plain_words(host, host.repository_url, SECOND)),
+        "ANSIBLE_HOME": str(host.directory / "ansible"),
+        "PATH": f"{PEERS / 'bin'}:{os.environ['PATH']}",
+    }
+    with until_primary_serves(host, SECOND) as taken:
+        succeed(PEER_COMMANDS[name], environment)
+    return taken()
+
+
+def succeed(argv: list[str | Path], environment: dict[str, str]) -> None:
+    """Runs a command that must end well."""
     done = subprocess.run(
-        [PLAIN, *map(str, words), *map(str, host.ports[:2])],
-        env=host.whole_environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
+        argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise SystemExit(done.stderr.decode())
+        raise SystemExit(f"{argv[0]}: {done.stdout}{done.stderr}")
+
+
+def by_tool(host: LittleHost, *words: str, serves: str) -> float:
+    """Seconds until the primary serves, by the tool, without the time that the backup settles."""
+    with until_primary_serves(host, serves) as taken:
+        host.done(*words, "--yes")
+    return taken() - SETTLE
 
 
 def back_to_first(host: LittleHost) -> None:
     """As before a deploy: 0.1.0 everywhere, no 0.2.0, and a journal that agrees."""
     host.done("rollback", FIRST, "--yes")
-    (host.releases / f"clojars-web-{SECOND}-standalone.jar").unlink(missing_ok=True)
+    release = host.releases / f"clojars-web-{SECOND}-standalone.jar"
+    release.unlink(missing_ok=True)
 
 
-def deploys(host: LittleHost, rounds: int) -> None:
-    """The tool and the plain script by turns, on the same repository and application."""
-    host.done("rollback", FIRST, "--yes")
-    tool, plain, own, starts, back, plain_back = ([] for _ in range(6))
-    for _ in range(rounds):
-        with until_primary_serves(host, SECOND) as taken:
-            host.done(SECOND, "--yes")
-        tool.append(taken() - SETTLE)
-        steps = {
-            each["step"]: each["seconds"] for each in last_run(host) if each["event"] == "done"
-        }
-        with until_primary_serves(host, FIRST) as taken:
-            host.done("rollback", FIRST, "--yes")
-        back.append(taken() - SETTLE)
-        back_to_first(host)
-
-        with until_primary_serves(host, SECOND) as taken:
-            plainly(host, host.repository_url, SECOND)
-        plain.append(taken())
-        with until_primary_serves(host, FIRST) as taken:
-            plainly(host, "", FIRST)
-        plain_back.append(taken())
-        starts.append(plain_back[-1])  # it does nothing else
-        own.append(tool[-1] - steps["test"] - steps["build"] - starts[-1])
-        host.done("rollback", FIRST, "--yes")
-        (host.releases / f"clojars-web-{SECOND}-standalone.jar").unlink()
-    median = statistics.median
-    say("deploy until the primary serves, by the tool", median(tool), "s")
-    say("deploy until the primary serves, by the plain script", median(plain), "s")
-    say("  tool / plain script", median(tool) / median(plain), "x", "(<= 1.00)")
-    say("  the backup's settle, left out above", SETTLE, "s", "(3 s by default)")
-    print("  (no nginx here, so no drain; its quiet spell is 1 s by default)")
-    say("  the tool's own share", median(own), "s", "(< 1.5)")
-    say("rollback until the primary serves, by the tool", median(back), "s")
-    say("  tool / plain script, which is two JVM starts", median(back) / median(starts), "x")
-
-
-def last_run(host: LittleHost) -> list[dict[str, Any]]:
-    """The journal's lines of the last run."""
+def last_steps(host: LittleHost) -> dict[str, float]:
+    """The seconds of each step of the last run, by the journal."""
     events = host.events
-    return [each for each in events if each["run"] == events[-1]["run"]]
+    steps: dict[str, float] = defaultdict(float)
+    for each in events:
+        if each["run"] == events[-1]["run"] and each["event"] == "done":
+            steps[each["step"]] += each["seconds"]
+    return steps
 
 
-# --- the live site beside a build ---------------------------------------------------------------
+def deploys(results: Results, host: LittleHost, rounds: int) -> None:
+    """A deploy until the primary serves: by the tool, the plain script and others."""
+    peers = installed_peers()
+    tools = {"tool": "parallel = false", "parallel": "parallel = true"}
+    if not knows("build", "parallel"):
+        del tools["parallel"]
+    steps: dict[str, list[dict[str, float]]] = defaultdict(list)
+
+    def tool(name: str) -> float:
+        with having(host, "build", tools[name] if knows("build", "parallel") else ""):
+            taken = by_tool(host, SECOND, serves=SECOND)
+            steps[name].append(last_steps(host))
+            back_to_first(host)
+        return taken
+
+    def other(deploy: Callable[[], float]) -> float:
+        taken = deploy()
+        back_to_first(host)
+        return taken
+
+    plainly = partial(other, partial(by_script, host, host.repository_url, SECOND))
+    turns: dict[str, Callable[[], float]] = {
+        "tool": partial(tool, "tool"), "plain": plainly,
+        **{name: partial(tool, name) for name in tools if name != "tool"},
+    }  # fmt: skip
+    found: dict[str, list[float]] = defaultdict(list)
+    by_peers: dict[str, list[float]] = defaultdict(list)
+    for number in range(rounds):
+        for name, turn in turns.items():
+            found[name].append(turn())
+        between = []
+        if number < PEER_ROUNDS:
+            between = [(name, other(partial(by_peer, host, name))) for name in peers]
+        for name, turn in reversed(turns.items()):
+            found[name].append(turn())
+        for name, taken in between:
+            # The scripts' turns lie around the peers'.
+            by_peers[name].append(taken / statistics.mean(found["plain"][-2:]))
+    results.add("the plain script", found["plain"], "s")
+    bounds = {"tool": 1.0, "parallel": 0.9}
+    for name in tools:
+        what = "the tool" if name == "tool" else "the tool, build.parallel"
+        results.add(what, found[name], "s")
+        results.ratio(f"{what} / the plain script", found[name], found["plain"], bounds[name])
+    for name, ratios in by_peers.items():
+        results.add(f"{name} / the plain script", ratios, "x")
+    print(f"  left out of the tool's: the backup's settle ({SETTLE} s here, 3 s by default)")
+    for name in tools:
+        own = [taken - working(its) for taken, its in zip(found[name], steps[name], strict=True)]
+        what = "own share" if name == "tool" else "own share, build.parallel"
+        results.add(f"{what}: all but tests, build and the two starts", own, "s", 0.5)
+        timeline(steps[name])
 
 
-def latency(host: LittleHost, rounds: int) -> None:
-    """The 99th percentile of the site's answers, idle, and beside a build with and without nice."""
-    idle = percentile(answers_while(host, lambda: time.sleep(5)))
-    say("p99 of the live site's answers, idle", idle * 1000, "ms")
-    for nice in (10, 0):
-        host.options["build"] = f"nice = {nice}"
-        host.write_config()
-        found = []
-        for _ in range(max(rounds // 2, 1)):
-            found += answers_while(host, lambda: host.run(Tags.FAILING_TESTS, "--yes"))
-        value = percentile(found)
-        say(f"p99 while a build runs, build.nice = {nice}", value * 1000, "ms")
-        say("  / idle", value / idle, "x")
-    del host.options["build"]
+def working(steps: dict[str, float]) -> float:
+    """The seconds of a deploy that are not the tool's own: tests, build, and the two starts.
+
+    Of tests and build at the same time the longer one counts.
+    """
+    builds = steps["test"], steps["build"]
+    together = max(builds) if len(steps) and steps.get("parallel") else sum(builds)
+    # The primary's settle comes after it serves.
+    return together + steps["backup"] - SETTLE + steps["promote"] - SETTLE + steps["drain"]
+
+
+def timeline(runs: list[dict[str, float]]) -> None:
+    """The medians of the steps."""
+    medians = {name: statistics.median(each.get(name, 0.0) for each in runs) for name in runs[0]}
+    print("  " + ", ".join(f"{name} {taken:.2f}" for name, taken in medians.items()))
+
+
+def knows(table: str, key: str) -> bool:
+    """Whether the configuration has the key."""
+    return hasattr(getattr(config.Config(), table, None), key)
+
+
+@contextmanager
+def having(host: LittleHost, table: str, line: str) -> Iterator[None]:
+    """The host has this line in its configuration while the block runs."""
+    before = host.options.get(table)
+    host.options[table] = "\n".join(filter(None, (before, line)))
     host.write_config()
+    try:
+        yield
+    finally:
+        if before is None:
+            del host.options[table]
+        else:
+            host.options[table] = before
+        host.write_config()
 
 
-def percentile(times: list[float]) -> float:
-    return statistics.quantiles(times, n=100)[98]
+def installed_peers() -> list[str]:
+    """The peers, in an environment of their own; none where pip cannot get them."""
+    if not (PEERS / "complete").exists():
+        venv.create(PEERS, with_pip=True, clear=True)
+        pip = str(PEERS / "bin/pip")
+        words = [pip, "install", "-qq", "--disable-pip-version-check", *PACKAGES]
+        if subprocess.run(words, check=False).returncode != 0:
+            print(f"  without {', '.join(PACKAGES)}, which pip cannot install")
+            return []
+        (PEERS / "complete").touch()
+    return [*PEER_COMMANDS]
 
 
-def answers_while(host: LittleHost, work: Callable[[], object]) -> list[float]:
-    """How long answers took while the work was done, fifty a second."""
-    done = threading.Event()
+# --- rollback and restart -----------------------------------------------------------------------
 
-    def run() -> None:
-        work()
-        done.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    times = []
-    connection = http.client.HTTPConnection("127.0.0.1", host.ports[0], timeout=30)
-    while not done.is_set():
-        started = time.perf_counter()
-        connection.request("GET", "/version")
-        connection.getresponse().read()
-        times.append(time.perf_counter() - started)
-        time.sleep(0.02)
-    thread.join()
+def starts(results: Results, host: LittleHost, rounds: int) -> None:
+    """Rollback and restart until the primary serves: a plain script does nothing but the two starts."""
+    host.done(SECOND, "--yes")
+    rolled_back = {
+        "tool": lambda: there_and_back(lambda to: by_tool(host, "rollback", to, serves=to)),
+        "script": lambda: there_and_back(partial(by_script, host, "")),
+    }
+    restarted = {
+        "tool": lambda: by_tool(host, "restart", serves=SECOND),
+        "script": lambda: by_script(host, "", SECOND),
+    }
+    for what, turns in (("rollback", rolled_back), ("restart", restarted)):
+        found = by_turns(rounds, turns)
+        results.add(f"{what} by the script", found["script"], "s")
+        results.add(f"{what} by the tool", found["tool"], "s")
+        results.ratio(f"{what}, tool / script", found["tool"], found["script"], 1.05)
+    back_to_first(host)
+
+
+def there_and_back(to: Callable[[str], float]) -> float:
+    """The mean of both ways."""
+    return statistics.mean([to(FIRST), to(SECOND)])
+
+
+# --- the live site beside a deploy --------------------------------------------------------------
+
+
+def latency(results: Results, host: LittleHost, rounds: int) -> None:
+    """The site's answers during a whole deploy: through nginx, against idle."""
+    del rounds  # one is minutes
+    lost: dict[str, int] = defaultdict(int)
+    asked: dict[str, int] = defaultdict(int)
+
+    def turn(name: str, work: Callable[[], object]) -> float:
+        times = asyncio.run(answers_while(front.site, work))
+        lost[name] += times.count(float("inf"))
+        asked[name] += len(times)
+        if name != "idle":
+            back_to_first(host)
+        return statistics.quantiles(times, n=100)[98]
+
+    def tool(nice: int) -> None:
+        with having(host, "build", f"nice = {nice}"):
+            host.done(SECOND, "--yes")
+
+    work: dict[str, Callable[[], object]] = {
+        "idle": lambda: time.sleep(IDLE_SECONDS),
+        "nice = 10": lambda: tool(10),
+        "nice = 0": lambda: tool(0),
+        "script": lambda: by_script(host, host.repository_url, SECOND),
+    }
+    with in_front_of(host) as front:
+        found = by_turns(1, {name: partial(turn, name, does) for name, does in work.items()})
+    del host.options["drain"]
+    host.write_config()
+    results.add("p99 of the answers, idle", [each * 1000 for each in found["idle"]], "ms")
+    for name in ("nice = 10", "nice = 0", "script"):
+        what = f"by the tool, build.{name}" if name != "script" else "by the plain script"
+        results.ratio(f"p99 during a deploy {what} / idle", found[name], found["idle"])
+        print(f"  {asked[name]:,} requests, {lost[name]} without an answer")
+
+
+async def answers_while(site: str, work: Callable[[], object]) -> list[float]:
+    """How long the answers took while the work was done; infinite where there was none.
+
+    Each request has a moment at which it is due, and its time runs from then: a site that stalls is
+    not asked less.
+    """
+    times: list[float] = []
+    timeout = aiohttp.ClientTimeout(total=30)
+
+    async def ask(due: float) -> None:
+        try:
+            async with session.get(f"{site}/version") as answer:
+                await answer.read()
+                good = answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            good = False
+        times.append(loop.time() - due if good else float("inf"))
+
+    loop = asyncio.get_running_loop()
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=timeout
+    ) as session:
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        due = loop.time()
+        asking: set[asyncio.Task[None]] = set()
+        while not working.done():
+            due += 1 / SITE_RATE
+            await asyncio.sleep(due - loop.time())
+            task = asyncio.create_task(ask(due))
+            asking.add(task)
+            task.add_done_callback(asking.discard)
+        await asyncio.gather(*asking)
+        await working
     return times
 
 
 # --- memory -------------------------------------------------------------------------------------
 
 
-def memory(host: LittleHost) -> None:
-    """The tool's own peak while a build prints 100 MB."""
-    host.options["build"] = 'test = "yes 0123456789 | head -c 100000000; false"'
-    host.write_config()
-    process = subprocess.Popen(
-        [*host.command, SECOND, "--yes"],
-        env=host.whole_environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, peak_of(process.pid))
-        time.sleep(0.01)
-    assert process.returncode == 5
-    say("the tool's own peak while a build prints 100 MB", peak / 1e6, "MB", "(< 60)")
-
-
-def peak_of(pid: int) -> int:
-    """The peak of a process's memory so far, in bytes."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    sizes = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(next(sizes, "0")) * 1024
+def memory(results: Results, host: LittleHost, rounds: int) -> None:
+    """The tool's own memory: at its peak, while a build prints 100 MB."""
+    del rounds
+    with having(host, "build", 'test = "yes 0123456789 | head -c 100000000; false"'):
+        failed = ran([*host.command, SECOND, "--yes"], host.whole_environment)
+    if failed.status != 5:
+        raise SystemExit(failed.said)
+    results.add("peak of memory", [failed.peak / 1e6], "MB", 60)
 
 
 def main() -> None:
-    """Measures one after the other."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    """Measures one part after the other."""
+    words = arguments("make bench", ROUNDS).parse_args()
+    results = Results()
     with tempfile.TemporaryDirectory(prefix="speed-") as scratch:
         directory = Path(scratch)
         with clojure_host(directory) as (host, repository):
-            print(f"medians of {rounds}; {os.cpu_count()} cores")
+            size = COMMITS * COMMIT_BYTES / 1e6
+            print(f"{os.cpu_count()} cores; {COMMITS} commits of {size:.0f} MB in the repository")
             add_history(repository.directory)
-            start(host, rounds)
-            deploys(host, rounds)
-            wait_for(lambda: host.status["ok"], "all is well")
-            latency(host, rounds)
-            memory(host)
+            host.done("rollback", FIRST, "--yes")  # it adopts the host
+            for part in chosen(words.only, start, deploys, starts, latency, memory):
+                part(results, host, words.rounds)
+                wait_for(lambda: host.status["ok"], "all is well")
+    results.end(words.json)
 
 
 if __name__ == "__main__":
