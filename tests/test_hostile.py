@@ -122,11 +122,11 @@ def test_words_reach_a_program_to_the_letter_and_no_shell(name: str) -> None:
         answer = shell.capture(["printf", "%s.", name], timeout=10)
         assert answer.out == f"{name}."
         log = Path(directory) / "log"
-        with log.open("ab") as stream:
-            shell.stream(
-                ["printf", "%s.", name], log=stream, cwd=Path(directory), env=dict(os.environ),
-                timeout=10,
-            )  # fmt: skip
+        with log.open("ab") as stream, shell.running(
+            ["printf", "%s.", name], log=stream, cwd=Path(directory), env=dict(os.environ),
+            timeout=10,
+        ) as command:  # fmt: skip
+            command.wait()
         assert log.read_bytes() == f"{name}.".encode()
 
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from system import lives
@@ -24,7 +24,7 @@ from deploy_clojars.errors import Interrupted, NotReady
 from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.machine.processes import RUN_VARIABLE
-from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, stream
+from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, running
 from deploy_clojars.run import lock
 
 DEADLINE = 15.0  # seconds that anything may take on a busy machine
@@ -44,18 +44,20 @@ def fresh_signals() -> Iterator[None]:
 
 
 class Runner:
-    """Runs shell scripts through `stream` in a directory of their own."""
+    """Runs shell scripts in a directory of their own."""
 
     def __init__(self, directory: Path, log: IO[bytes]) -> None:
         self.directory = directory
         self.log = log
 
-    def __call__(self, script: str, **limits: object) -> int:
+    def __call__(self, script: str, **limits: Any) -> int:
         return self.run(["/bin/sh", "-c", script], **limits)
 
-    def run(self, argv: list[str], **limits: object) -> int:
-        options: dict[str, object] = {"timeout": DEADLINE, "env": {"PATH": os.environ["PATH"]}}
-        return stream(argv, log=self.log, cwd=self.directory, **(options | limits))  # type: ignore[arg-type]
+    def run(self, argv: list[str], watch: Callable[[], None] = lambda: None, **limits: Any) -> int:
+        options: dict[str, Any] = {"timeout": DEADLINE, "env": {"PATH": os.environ["PATH"]}}
+        with running(argv, log=self.log, cwd=self.directory, **(options | limits)) as command:
+            command.wait(watch)
+        return command.status
 
     @property
     def output(self) -> bytes:

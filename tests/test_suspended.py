@@ -36,8 +36,9 @@ import os, pathlib
 from deploy_clojars.machine import shell
 script = "touch began; while [ ! -e done ]; do sleep 0.05; done; echo done"
 with open("log", "ab", buffering=0) as log:
-    status = shell.stream(["/bin/sh", "-c", script], log=log, cwd=pathlib.Path.cwd(),
-                          env=os.environ, timeout=1, silence=1)
+    with shell.running(["/bin/sh", "-c", script], log=log, cwd=pathlib.Path.cwd(),
+                       env=os.environ, timeout=1, silence=1) as command:
+        command.wait()
 print(pathlib.Path("log").read_text(), end="")
 """
 

@@ -87,6 +87,7 @@ class Build(Struct, frozen=True, forbid_unknown_fields=True):
     timeout: Seconds = 1800
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
     env: tuple[VariableName, ...] = ()
+    parallel: Literal["auto"] | bool = "auto"
     isolate: Literal["auto"] | bool = "auto"
     cache: tuple[AbsolutePath, ...] = ()
     network: bool = True

@@ -61,6 +61,7 @@ class BuildFailed(DeployError):
     """The tests or the build failed."""
 
     status = Status.BUILD_FAILED
+    wants_memory = False  # whether it was killed so that others had memory
 
 
 class NotHealthy(DeployError):

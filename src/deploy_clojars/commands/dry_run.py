@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from deploy_clojars.deploy import checkout, isolation, migrate
+from deploy_clojars.deploy.at_once import why_not_at_once
 from deploy_clojars.deploy.migrate import CarryOut
 from deploy_clojars.deploy.resting import backup_rests_afterwards
 from deploy_clojars.deploy.source import Command, Offer, Source, Tag, source_of
@@ -375,9 +376,19 @@ class RehearsedTag(Tag):
         host, build = self._run.host, self._run.host.config.build
         with self.checked_out(self._commit) as directory:
             variables = environment(build.env, self._run.id)
-            before = isolation.prefix(host.config, host.file, directory, variables)
-            for command in (build.test, build.uberjar):
-                self._write(_typed(self._run, directory, before, command))
+            another = checkout.new_directory(directory.parent, self._run.version)
+
+            def typed(command: str, where: Path) -> str:
+                before = isolation.prefix(host.config, host.file, where, variables)
+                return _typed(self._run, where, before, command)
+
+            if why_not_at_once(host) is None:
+                self._write(_command("cp", "-a", directory, another))
+                tests, built = typed(build.test, another), typed(build.uberjar, directory)
+                self._write(f"({built}) & ({tests}) && wait $!")
+            else:
+                self._write(typed(build.test, directory))
+                self._write(typed(build.uberjar, directory))
             yield Offer(NotMadeYet(directory, -1, build.jar))
 
     @contextmanager

@@ -12,6 +12,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import TAG, Event
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
+from deploy_clojars.run.run import ENDED
 from deploy_clojars.screen import tables
 from deploy_clojars.screen.tables import Column, Table
 
@@ -33,6 +34,7 @@ class Step(msgspec.Struct):
     began: str
     seconds: float | None = None
     done: bool = False
+    ended: bool = False  # because another one at the same time had failed
 
 
 class PastRun(msgspec.Struct):
@@ -55,7 +57,9 @@ class PastRun(msgspec.Struct):
     @property
     def ended_at(self) -> str | None:
         """The step at which it failed, or is now: the first one that was not done."""
-        return next((step.name for step in self.steps if not step.done), None)
+        not_done = [step for step in self.steps if not step.done]
+        failed = (step.name for step in not_done if not step.ended)
+        return next(failed, not_done[0].name if not_done else None)
 
 
 class RecentRuns(msgspec.Struct, frozen=True):
@@ -117,6 +121,8 @@ def runs_of(events: Iterable[Event]) -> list[PastRun]:
 
 def _add(run: PastRun, event: Event) -> None:
     step = run.steps[-1] if run.steps else None
+    if event.event in ("done", "failed"):  # there may be two steps at work
+        step = next((each for each in reversed(run.steps) if each.name == event.step), None)
     goes_on = event.event not in ("step", "end", "approved")  # it is what the step itself writes
     is_own = event.event != "end" or event.status is not None  # and not of who reverts it
     if step is not None and step.seconds is None and is_own and not goes_on:
@@ -125,10 +131,10 @@ def _add(run: PastRun, event: Event) -> None:
     match event.event:
         case "step" if event.step:
             run.steps.append(Step(event.step, event.at))
-        case "done" if step is not None and step.name == event.step:
+        case "done" if step is not None:
             step.seconds, step.done = event.seconds, True
-        case "failed" if step is not None and step.name == event.step:
-            step.seconds = event.seconds
+        case "failed" if step is not None:
+            step.seconds, step.ended = event.seconds, event.outcome == ENDED
         case "approved" if step is not None and step.name == "ask":
             step.done = True
         case "rolled back":

@@ -7,6 +7,7 @@ import pwd
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +15,13 @@ from types import MappingProxyType
 from typing import IO
 
 from deploy_clojars import config
+from deploy_clojars.deploy.at_once import Work, carried_out
 from deploy_clojars.errors import BuildFailed, DeployError, Interrupted, NotReady
 from deploy_clojars.host import manifest
 from deploy_clojars.host.manifest import JarFacts
-from deploy_clojars.machine import shell, signals
+from deploy_clojars.machine import processes, shell, signals
 from deploy_clojars.machine.environment import environment
+from deploy_clojars.run.run import Run
 from deploy_clojars.screen.console import Console
 
 # So that a shortage of memory ends the build and not the site (proc(5): -1000 to 1000).
@@ -83,22 +86,22 @@ def _as_it_is(directory: Path, environment: Mapping[str, str]) -> list[str]:
 class Builder:
     """Runs the commands that make or fetch a release, with output into the log and a time limit."""
 
-    def __init__(
-        self, settings: config.Build, run_id: str, console: Console, isolated: Isolated = _as_it_is
-    ) -> None:
+    def __init__(self, settings: config.Build, run: Run, isolated: Isolated = _as_it_is) -> None:
         self._settings = settings
         self._isolated = isolated
-        self._run_id = run_id
-        self._console = console
+        self._run = run
+        self._console = run.console
 
-    def test(self, checkout: Path) -> None:
-        """Runs the tests. Raises BuildFailed (5), Interrupted."""
+    def testing(self, checkout: Path, output: IO[bytes] | None = None) -> Work[None]:
+        """The tests at work, with output into the log or a file apart. Raises BuildFailed (5)."""
         self._refuse_a_project_without_leiningen(checkout)
-        self.run(f"the tests ({self._settings.test})", self._settings.test, checkout)
+        command = self._settings.test
+        yield from self._at_work("test", f"the tests ({command})", command, checkout, output)
 
-    def uberjar(self, checkout: Path) -> Path:
-        """Builds the release and returns its jar. Raises BuildFailed (5), Interrupted."""
-        self.run(f"the build ({self._settings.uberjar})", self._settings.uberjar, checkout)
+    def building(self, checkout: Path, output: IO[bytes] | None = None) -> Work[Path]:
+        """The build at work; the result is the release's jar. As `testing`."""
+        command = self._settings.uberjar
+        yield from self._at_work("build", f"the build ({command})", command, checkout, output)
         return one_file("the build", checkout, self._settings.jar, "build.jar")
 
     def fetched(self, release: config.Release, version: str, directory: Path) -> Path:
@@ -134,12 +137,25 @@ class Builder:
 
         Raises BuildFailed (5), Interrupted.
         """
-        log = self._console.log
+        carried_out(self._at_work("", what, command, directory, more=more))
+
+    def _at_work(
+        self,
+        step: str,
+        what: str,
+        command: str,
+        directory: Path,
+        output: IO[bytes] | None = None,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> Work[None]:
+        log = output or self._console.log
         start = os.fstat(log.fileno()).st_size
-        follow = _Follower(log, start, self._console) if self._console.verbose else None
-        variables = {**environment(self._settings.env, self._run_id), **more}
+        name = f"{step} " if output is not None else ""
+        follow = _Follower(log, start, self._console, name) if self._console.verbose else None
+        variables = {**environment(self._settings.env, self._run.id), **more}
+        killed_before = processes.killed_for_memory()
         try:
-            status = shell.stream(
+            with shell.running(
                 [*self._isolated(directory, variables), "/bin/sh", "-c", command],
                 log=log,
                 cwd=directory,
@@ -147,32 +163,43 @@ class Builder:
                 timeout=self._settings.timeout,
                 nice=self._settings.nice,
                 oom_score_adj=OOM_SCORE_ADJ,
-                watch=follow,
-            )
+            ) as process:
+                while not process.has_ended():
+                    if process.memory:
+                        self._run.memory[step] = process.memory
+                    if follow is not None:
+                        follow()
+                    yield process.end
+            status = process.status
         except shell.TookTooLong as error:
-            raise self._failed(f"{what} took too long: {error}", start) from None
+            raise self._failed(f"{what} took too long: {error}", log, start) from None
         except OSError as error:
-            raise self._failed(f"{what}: {error.strerror}", start) from None
+            raise self._failed(f"{what}: {error.strerror}", log, start) from None
         finally:
             if follow is not None:
                 with suppress(Interrupted):  # the next step raises it
                     follow(to_the_end=True)
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
-            raise self._failed(f"{what} failed: {how}", start)
+            failed = self._failed(f"{what} failed: {how}", log, start)
+            # The kernel's way of having memory again, or that of a program such as earlyoom.
+            is_killed = status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+            failed.wants_memory = is_killed or processes.killed_for_memory() > killed_before
+            raise failed
 
-    def _failed(self, message: str, start: int) -> BuildFailed:
+    def _failed(self, message: str, output: IO[bytes], start: int) -> BuildFailed:
         shown = self._console.verbose
-        last = "" if shown else shell.last_lines(Path(self._console.log.name), start)
+        last = "" if shown else shell.last_lines(Path(str(output.name)), start)
         log = self._console.log_file
         return BuildFailed(message, detail=last, remedy=f"full output: {log}" if log else "")
 
 
 class _Follower:
-    """Shows what is added to the log while a command runs (`-v`)."""
+    """Shows what is added to the log while a command runs (`-v`), with a `name` before each line."""
 
-    def __init__(self, log: IO[bytes], start: int, console: Console) -> None:
+    def __init__(self, log: IO[bytes], start: int, console: Console, name: str) -> None:
         self._path = Path(log.name)
+        self._name = name
         self._position = start
         self._console = console
 
@@ -191,7 +218,8 @@ class _Follower:
                 if end == 0:
                     break
                 self._position += end
-                self._console.raw(as_a_terminal_shows(piece[:end].decode("utf-8", "replace")))
+                text = piece[:end].decode("utf-8", "replace")
+                self._console.raw(as_a_terminal_shows(text), self._name)
 
 
 def as_a_terminal_shows(text: str) -> str:

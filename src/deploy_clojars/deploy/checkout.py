@@ -223,12 +223,14 @@ class Mirror:
         # Not straight into the log: git may print a token that the URL has in place of a user.
         with open(os.memfd_create("git"), "w+b", buffering=0) as output:
             try:
-                status = shell.stream(
+                with shell.running(
                     ["git", *options, *login.options, *words],
                     log=output, cwd=directory,
                     env={**self._environment, **login.environment, "GIT_SSH_COMMAND": self._ssh},
                     timeout=timeout, silence=silence,
-                )  # fmt: skip
+                ) as command:  # fmt: skip
+                    command.wait()
+                status = command.status
             except OSError as error:
                 raise DeployError(f"git: {error.strerror}") from None
             except (shell.TookTooLong, shell.Silent) as error:
@@ -357,6 +359,16 @@ class Mirror:
             raise Broken(f"{commit[:10]} cannot be checked out: {_words(error)}") from None
         except OSError as error:
             raise DeployError(f"{directory} cannot be created: {error.strerror}") from None
+
+    def copy(self, checkout: Path, directory: Path) -> None:
+        """Makes `directory` from a checkout in which nothing has run yet. Raises DeployError."""
+        try:
+            shutil.copytree(checkout, directory, symlinks=True)
+        except (OSError, shutil.Error) as error:
+            raise DeployError(f"{directory} cannot be created: {error}") from None
+        with suppress(git.GitCommandError):
+            # What git has noted of the files is of other files now.
+            self._git(directory).update_index("--quiet", "--refresh")
 
     def _make_checkout(self, commit: str, directory: Path) -> None:
         """An empty repository with the mirror's objects and tags, as of a `clone --shared`.

@@ -71,7 +71,7 @@ def _carry_out(run: Run) -> None:
             masking.hide(value)
     # Not nice, as a build is: while it runs, the data may be locked.
     settings = msgspec.structs.replace(config.build, timeout=config.migrate.timeout, nice=0)
-    builder = Builder(settings, run.id, run.console)
+    builder = Builder(settings, run)
     builder.run("the migration", config.migrate.command, Path(config.home), {**given, **facts(run)})
 
 

@@ -9,13 +9,14 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from deploy_clojars.deploy import build, checkout, isolation, signatures
+from deploy_clojars.deploy.at_once import Work, carried_out, why_not_at_once
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
 from deploy_clojars.deploy.reuse import reused, warn_of_another_version
@@ -157,7 +158,7 @@ class Command(Source):
         with fresh_directory(run) as directory:
             make_directory(directory)
             with run.step("fetch", self._line):
-                builder = Builder(run.host.config.build, run.id, run.console)
+                builder = Builder(run.host.config.build, run)
                 jar = builder.fetched(settings, run.version, directory)
                 sha256 = None
                 if settings.sha256 is not None:
@@ -181,7 +182,7 @@ class Tag(Source):
         config = run.host.config
         self._mirror = Mirror(run.host.deploy / "mirror.git", config.repository, run.id)
         isolated = partial(isolation.isolated, config, run.host.file)
-        self._builder = Builder(config.build, run.id, run.console, isolated)
+        self._builder = Builder(config.build, run, isolated)
         self._commit = ""
 
     def refuse_what_is_missing(self) -> None:
@@ -196,10 +197,11 @@ class Tag(Source):
 
     @contextmanager
     def offered(self) -> Iterator[Offer]:
-        with self.checked_out(self._commit) as directory:
-            self.test(directory)
-            with opened(self.build(directory)) as jar:
-                yield Offer(jar, commit=self._commit)
+        with (
+            self.checked_out(self._commit) as directory,
+            opened(self.test_and_build(directory)) as jar,
+        ):
+            yield Offer(jar, commit=self._commit)
 
     def fetch(self) -> str:
         """Brings the mirror up to date; returns the tag's commit. Raises DeployError (1)."""
@@ -241,29 +243,77 @@ class Tag(Source):
         """A fresh directory at the commit while the block runs; kept for a look if that fails."""
         run = self._run
         with fresh_directory(run) as directory:
-            with run.step("check out", f"{run.version} is {commit[:10]}"):
-                warnings = self._of_the_mirror(lambda: self._checked_out(commit, directory))
-            for warning in warnings:
-                run.console.warn(warning)
+            self._check_out(commit, directory)
             yield directory
 
+    def _check_out(self, commit: str, directory: Path) -> None:
+        run = self._run
+        with run.step("check out", f"{run.version} is {commit[:10]}"):
+            warnings = self._of_the_mirror(lambda: self._checked_out(commit, directory))
+        for warning in warnings:
+            run.console.warn(warning)
+
     def _checked_out(self, commit: str, directory: Path) -> list[str]:
-        checkout.remove(directory)  # what a broken mirror has left there
+        checkout.remove(directory)  # what a broken mirror or an earlier try has left there
         timeout = self._run.host.config.build.timeout
         return self._mirror.check_out(commit, directory, self._run.console.log, timeout)
 
-    def test(self, directory: Path) -> None:
-        """Runs the tests. Raises BuildFailed (5), Interrupted."""
-        why = isolation.why_not_wanted(self._run.host.config)
-        if why is not None and self._run.host.config.build.isolate == "auto":
-            self._run.console.say(f"  the tests and the build are not isolated: {why}")
-        with self._run.step("test", self._run.host.config.build.test):
-            self._builder.test(directory)
+    def test_and_build(self, directory: Path) -> Path:
+        """The release's jar, if the tests pass. Raises BuildFailed (5), Interrupted."""
+        run, config = self._run, self._run.host.config
+        why = isolation.why_not_wanted(config)
+        if why is not None and config.build.isolate == "auto":
+            run.console.say(f"  the tests and the build are not isolated: {why}")
+        if why_not_at_once(run.host) is None:
+            jar = self._at_once(directory)
+            if jar is not None:
+                return jar
+            self._check_out(self._commit, directory)
+        carried_out(self._testing(directory))
+        return carried_out(self._building(directory))[0]
 
-    def build(self, directory: Path) -> Path:
-        """Builds the release's jar. Raises BuildFailed (5), Interrupted."""
-        with self._run.step("build", self._run.host.config.build.uberjar):
-            return self._builder.uberjar(directory)
+    def _at_once(self, directory: Path) -> Path | None:
+        """The tests and the build at the same time; None if there was no memory for both."""
+        with fresh_directory(self._run) as another:
+            self._mirror.copy(directory, another)
+            tests = _removing(another, self._testing(another, apart=True))
+            build = _removing(directory, self._building(directory, apart=True))
+            try:
+                _, jar = carried_out(tests, build)
+            except BuildFailed as error:
+                if not error.wants_memory:
+                    raise
+                self._run.console.warn(f"{error.message}: no memory for both; one after the other")
+                return None
+            return jar
+
+    def _testing(self, directory: Path, *, apart: bool = False) -> Work[None]:
+        """The tests at work; `apart`: beside the build. Raises BuildFailed (5)."""
+        with (
+            self._run.step("test", self._run.host.config.build.test),
+            self._output("test", apart) as output,
+        ):
+            yield from self._builder.testing(directory, output)
+
+    def _building(self, directory: Path, *, apart: bool = False) -> Work[Path]:
+        """The build at work; the result is the release's jar. As `_testing`."""
+        with (
+            self._run.step("build", self._run.host.config.build.uberjar),
+            self._output("build", apart) as output,
+        ):
+            return (yield from self._builder.building(directory, output))
+
+    def _output(self, step: str, apart: bool) -> AbstractContextManager[IO[bytes] | None]:
+        return self._run.console.output_apart(step) if apart else nullcontext()
+
+
+def _removing(directory: Path, work: Work[T]) -> Work[T]:
+    """The work; if it is ended because another one has failed, its directory is not worth a look."""
+    try:
+        return (yield from work)
+    except GeneratorExit:
+        checkout.remove(directory)
+        raise
 
 
 def refuse_missing_programs(missing: list[str]) -> None:

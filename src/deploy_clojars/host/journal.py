@@ -51,6 +51,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     previously: str | None = None  # of a rollback or a flip: the version that it replaces
     step: str | None = None
     seconds: float | None = None
+    memory: int | None = None  # bytes, of the tests and the build: the most that they used
     instance: str | None = None
     pid: int | None = None
     # Of a restart that kept the job's definition: since when the job had that.

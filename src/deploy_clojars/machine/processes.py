@@ -203,6 +203,24 @@ def bytes_read(pid: int, name: str) -> int:
     return total
 
 
+def memory_of(pid: int) -> int:
+    """The bytes that a process and its descendants use: of each the most that it has used so far."""
+    total = 0
+    for each in (pid, *descendants_of(pid)):
+        with contextlib.suppress(OSError, ValueError, StopIteration):  # it has ended meanwhile
+            with open(f"/proc/{each}/status", "rb") as lines:
+                peak = next(line for line in lines if line.startswith(b"VmHWM:"))
+            total += int(peak.split()[1]) * 1024
+    return total
+
+
+def killed_for_memory() -> int:
+    """How many processes of this machine the kernel has killed for want of memory; 0 if it does not say."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as lines:
+        return sum(int(line.split()[1]) for line in lines if line.startswith(b"oom_kill "))
+    return 0
+
+
 def is_suspended(pid: int) -> bool:
     """Whether the process was stopped with Ctrl-Z or SIGSTOP."""
     with contextlib.suppress(psutil.Error):

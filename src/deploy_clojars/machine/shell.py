@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.machine import processes, signals, threads
+
+if TYPE_CHECKING:
+    import sh
 
 # What a terminal sends to the whole foreground process group.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 TICK = 0.05  # seconds between two checks of a running program
+MEASURED_EVERY = 0.5  # seconds between two looks at its memory
 GRACE = 5.0  # seconds from TERM to KILL
 LAST_LINES = 25
 LAST_BYTES = 16 * 1024
@@ -125,7 +129,70 @@ def _captured(
         raise
 
 
-def stream(
+class Running:
+    """A long command at work, started by `running`."""
+
+    def __init__(
+        self, command: sh.RunningCommand, program: str, end: tuple[int, ...], log: IO[bytes],
+        timeout: float, silence: float | None,
+    ) -> None:  # fmt: skip
+        self.end = end  # a file that can be read when it has ended
+        self.memory = 0  # bytes; the most that its processes were seen to use together
+        self._command = command
+        self._program = os.path.basename(program)
+        self._log = log
+        self._timeout = timeout
+        # Without a log, nobody knows what was printed.
+        self._silence = silence if stat.S_ISREG(os.fstat(log.fileno()).st_mode) else None
+        self._started = self._last_heard = time.monotonic()
+        self._heard = (0, 0)
+        self._measured = self._started
+
+    def wait(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Waits for its end; `watch` is called every TICK.
+
+        Raises TookTooLong, Silent, Interrupted if a signal comes.
+        """
+        while not self.has_ended():
+            watch()
+            signals.wait(TICK, *self.end)
+
+    def has_ended(self) -> bool:
+        """Whether it has, for callers that wait for more; every TICK. Raises TookTooLong, Silent."""
+        now = time.monotonic()  # before the look: Ctrl-Z may make it an old one
+        if not self._command.process.is_alive()[0]:
+            return True
+        if now - self._measured >= MEASURED_EVERY:
+            self.memory = max(self.memory, processes.memory_of(self._command.pid))
+            self._measured = now
+        if now - self._started > self._timeout:
+            raise TookTooLong(f"not done within {self._timeout:g} s")
+        if self._silence is not None:
+            self._listen(now, self._silence)
+        return False
+
+    def _listen(self, now: float, silence: float) -> None:
+        # A server that is still at work may send nothing but keep-alives, which git does not
+        # show. ssh's own do not count: its server may live while git's hangs.
+        read = processes.bytes_read(self._command.pid, self._program)
+        heard = (os.fstat(self._log.fileno()).st_size, read)
+        if heard != self._heard:
+            self._heard, self._last_heard = heard, now
+        elif now - self._last_heard > silence:
+            raise Silent(f"nothing heard for {silence:g} s")
+
+    @property
+    def status(self) -> int:
+        """The exit status (-N: killed by signal N), after the block."""
+        import sh
+
+        with suppress(sh.ErrorReturnCode):
+            self._command.wait()
+        return int(self._command.exit_code)
+
+
+@contextmanager
+def running(
     argv: Sequence[str],
     *,
     log: IO[bytes],
@@ -135,15 +202,13 @@ def stream(
     nice: int = 0,
     oom_score_adj: int = 0,
     silence: float | None = None,
-    watch: Callable[[], None] | None = None,
-) -> int:
-    """Runs a long command in a new session and returns its exit status (-N: killed by signal N).
+) -> Iterator[Running]:
+    """Starts a long command in a new session; it is at work while the block runs.
 
     Its output goes straight into `log`, without a copy through this process. It gets no input.
     `timeout` and `silence` (no new output, and nothing read by the program or by helpers whose names
-    start with its name) are in seconds and raise TookTooLong and Silent; a signal raises Interrupted.
-    However the call ends, no process of the command's group is left.
-    `watch` is called every TICK.
+    start with its name) are in seconds; exceeding them raises TookTooLong and Silent. However the
+    block ends, no process of the command's group is left.
     Raises FileNotFoundError if there is no such program, OSError if it cannot be started.
     """
     import sh
@@ -162,7 +227,7 @@ def stream(
         raise FileNotFoundError(2, "not found", argv[0]) from None
     with open(os.devnull, "rb") as nothing:
         try:
-            running = program(
+            started = program(
                 *argv[1:],
                 _bg=True,
                 _bg_exc=False,
@@ -179,13 +244,10 @@ def stream(
             last = str(error).strip().splitlines()[-1]
             raise OSError(0, f"cannot be started: {last}", argv[0]) from None
     try:
-        with _end_of(running.pid) as end:
-            _wait_for_end(running, end, log, timeout, silence, watch, argv[0])
+        with _end_of(started.pid) as end:
+            yield Running(started, argv[0], end, log, timeout, silence)
     finally:
-        processes.end_group(running.pid, GRACE)
-    with suppress(sh.ErrorReturnCode):
-        running.wait()
-    return int(running.exit_code)
+        processes.end_group(started.pid, GRACE)
 
 
 @contextmanager
@@ -203,40 +265,6 @@ def _end_of(pid: int) -> Iterator[tuple[int, ...]]:
         yield (descriptor,)
     finally:
         os.close(descriptor)
-
-
-def _wait_for_end(
-    running: object,
-    end: tuple[int, ...],
-    log: IO[bytes],
-    timeout: float,
-    silence: float | None,
-    watch: Callable[[], None] | None,
-    program: str,
-) -> None:
-    process = running.process  # type: ignore[attr-defined] # sh has no public type for it
-    started = last_heard = time.monotonic()
-    heard = (0, 0)
-    if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
-        silence = None  # without a log, nobody knows what was printed
-    while True:
-        now = time.monotonic()  # before the look: Ctrl-Z may make it an old one
-        if not process.is_alive()[0]:
-            return
-        if watch is not None:
-            watch()
-        if now - started > timeout:
-            raise TookTooLong(f"not done within {timeout:g} s")
-        if silence is not None:
-            # A server that is still at work may send nothing but keep-alives, which git does not
-            # show. ssh's own do not count: its server may live while git's hangs.
-            read = processes.bytes_read(process.pid, os.path.basename(program))
-            heard_now = (os.fstat(log.fileno()).st_size, read)
-            if heard_now != heard:
-                heard, last_heard = heard_now, now
-            elif now - last_heard > silence:
-                raise Silent(f"nothing heard for {silence:g} s")
-        signals.wait(TICK, *end)
 
 
 def last_lines(log: Path, start: int = 0, lines: int = LAST_LINES) -> str:

@@ -55,14 +55,15 @@ def call(config: Config, console: Console, run_id: str, variables: Mapping[str, 
     try:
         with signals.uninterruptible(noted), console.step("hook", settings.command):
             with _leaving_little(console.log.fileno(), run_id) as refuse_too_much:
-                status = shell.stream(
+                with shell.running(
                     ["/bin/sh", "-c", settings.command],
                     log=console.log,
                     cwd=config.deploy_directory,
                     env={**environment(config.build.env, run_id), **variables},
                     timeout=settings.timeout,
-                    watch=refuse_too_much,
-                )
+                ) as hook:
+                    hook.wait(refuse_too_much)
+                status = hook.status
             if status != 0:
                 raise DeployError(f"exit status {status}" if status > 0 else f"signal {-status}")
     except Exception as error:  # noqa: BLE001 # what is done is done, whatever the hook does

@@ -35,6 +35,7 @@ from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
 DECLINED, INTERRUPTED = "declined", "interrupted"  # outcomes
+ENDED = "ended"  # of a step: another one at the same time has failed
 
 WAITED_FOR = 0.5  # seconds; the summary leaves shorter steps out
 LOOKED_BACK = 500  # lines of the journal: some ten runs
@@ -111,6 +112,8 @@ class Run:
         self.reverted = False  # whether this run was, after it had begun
         self.unwritten = False  # whether the journal lacks a line of this run
         self.times = Times(_usual_seconds(host) if console.is_alive else {})
+        self.memory: dict[str, int] = {}  # what steps have used at most, in bytes
+        self._open_steps: list[str] = []
         self._at_step = at_step  # tells the lock's readers
         self._warned: set[str] = set()
 
@@ -121,25 +124,34 @@ class Run:
         Raises Interrupted before it begins if a signal came.
         """
         signals.check()
+        self._open_steps.append(name)
         self.at(name)
         started = time.monotonic()
         try:
             with self.console.step(name, what, self.times.usual.get(name)) as becomes:
                 yield becomes
-        except BaseException:
-            seconds = time.monotonic() - started
-            self.times.add(name, seconds)
+        except BaseException as error:
+            self.times.add(name, time.monotonic() - started)
             if self.has_begun:
-                self.record("failed", step=name, seconds=round(seconds, 3), may_fail=True)
+                how = ENDED if isinstance(error, GeneratorExit) else None
+                self._record_end("failed", name, started, outcome=how, may_fail=True)
             raise
-        seconds = time.monotonic() - started
-        self.times.add(name, seconds)
-        if self.has_begun:
-            self.record("done", step=name, seconds=round(seconds, 3))
+        else:
+            self.times.add(name, time.monotonic() - started)
+            if self.has_begun:
+                self._record_end("done", name, started)
+        finally:
+            self._open_steps.remove(name)
+            if self._open_steps:  # at once with this one
+                self._at_step(" and ".join(self._open_steps), self.version)
+
+    def _record_end(self, event: str, step: str, started: float, **more: Any) -> None:
+        seconds = round(time.monotonic() - started, 3)
+        self.record(event, step=step, seconds=seconds, memory=self.memory.get(step), **more)
 
     def at(self, step: str) -> None:
         """Tells the lock's readers and the journal which step the run is at."""
-        self._at_step(step, self.version)
+        self._at_step(" and ".join(self._open_steps) or step, self.version)
         if self.has_begun:
             self.record("step", step=step)
 

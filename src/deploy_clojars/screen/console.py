@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import sys
 import termios
 import textwrap
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from deploy_clojars.errors import Declined, DeployError
 from deploy_clojars.machine import signals
-from deploy_clojars.screen.line import Line, LiveLine, PlainLine, Terminal, cut
+from deploy_clojars.screen.line import Line, LiveLine, LiveLines, PlainLine, Terminal, cut
 from deploy_clojars.screen.stderr import SafeStderr
 from deploy_clojars.screen.text import printable
 
@@ -47,7 +48,8 @@ class Console:
         self.quiet = quiet
         self._log: IO[bytes] | None = None
         self.log_file: Path | None = None
-        self._line: Line | None = None
+        self._live_lines = LiveLines(self._terminal)
+        self._at_work: list[Line] = []  # the lines of steps
 
     @property
     def is_alive(self) -> bool:
@@ -133,6 +135,28 @@ class Console:
         self._into_log(traceback)
 
     @contextmanager
+    def output_apart(self, name: str) -> Iterator[IO[bytes]]:
+        """A file for the output of a step beside another one's, beside the log.
+
+        At the end all of it goes into the log, under its heading. Only of a run that is killed it is
+        left where it is.
+        """
+        file = (self.log_file or Path(os.devnull, "none")).with_suffix(f".{name}.log")
+        try:
+            output = open(file, "w+b", buffering=0, opener=_private)  # noqa: SIM115
+        except OSError:
+            yield self.log  # mixed rather than lost
+            return
+        try:
+            yield output
+        finally:
+            self._into_log(f"{name}: its output")
+            with suppress(OSError), output:
+                output.seek(0)
+                shutil.copyfileobj(output, self.log)
+                file.unlink()
+
+    @contextmanager
     def step(
         self, name: str, what: str, usual_seconds: float | None = None
     ) -> Iterator[Callable[[str], None]]:
@@ -153,18 +177,16 @@ class Console:
             return ", ".join(part for part in (how, seconds) if part)
 
         self._into_log(f"{name}: {what}")
-        if self.is_alive:
-            self._line = LiveLine(self._terminal, name, printable(what), usual_seconds)
-        elif not self.quiet:
-            self._line = PlainLine(self._terminal, name, printable(what))
+        line = self._line_of(name, printable(what), usual_seconds)
         try:
             yield becomes
-        except BaseException:
-            self._into_log(f"{name}: {ended('failed')}")
-            self._close_line(ended("failed"), failed=True)
+        except BaseException as error:
+            how = ended("ended" if isinstance(error, GeneratorExit) else "failed")
+            self._into_log(f"{name}: {how}")
+            self._close(line, how, failed=True)
             raise
         self._into_log(f"{name}: {ended(result)}")
-        self._close_line(ended(result), failed=False)
+        self._close(line, ended(result), failed=False)
 
     def ask(self, question: str, watch: Callable[[], str | None]) -> bool:
         """Asks until the answer is yes or no. `watch` is called every second; what it returns
@@ -213,14 +235,33 @@ class Console:
                 self.warn(notice)
                 self._show(prompt, "bold", end="")
 
-    def _close_line(self, ending: str, *, failed: bool) -> None:
-        if self._line is not None:
-            self._line.end(ending, failed=failed)
-        self._line = None
+    def _line_of(self, name: str, what: str, usual_seconds: float | None) -> Line | None:
+        """The line of a step that begins; None if the run is quiet."""
+        if self.quiet:
+            return None
+        self._pause()
+        line: Line
+        if self.is_alive:
+            line = LiveLine(self._terminal, self._live_lines, name, what, usual_seconds)
+        else:
+            line = PlainLine(self._terminal, name, what)
+        self._at_work.append(line)
+        return line
+
+    def _pause(self, but: Line | None = None) -> None:
+        """Something else is shown now than the steps' lines."""
+        for line in self._at_work:
+            if line is not but:
+                line.pause()
+
+    def _close(self, line: Line | None, ending: str, *, failed: bool) -> None:
+        if line is not None:
+            self._pause(line)
+            self._at_work.remove(line)
+            line.end(ending, failed=failed)
 
     def _show(self, text: str | Text, style: str = "", end: str = "\n") -> None:
-        if self._line is not None:
-            self._line.pause()
+        self._pause()
         shown = Text(printable(text), style) if isinstance(text, str) else text
         self._terminal.print(shown, end=end)
         self._terminal.file.flush()
@@ -249,12 +290,11 @@ class Console:
         )
         return "\n".join(lines)
 
-    def raw(self, text: str) -> None:
-        """Shows a build's own output (`-v`); it is in the log already."""
-        if self._line is not None:
-            self._line.pause()
+    def raw(self, text: str, name: str = "") -> None:
+        """Shows a build's own output (`-v`), with a `name` before each line; the log has it already."""
+        self._pause()
         for line in text.removesuffix("\n").split("\n"):
-            self._terminal.print(Text(f"  | {printable(line)}", "dim"))
+            self._terminal.print(Text(f"  {name}| {printable(line)}", "dim"))
 
     def _into_log(self, text: str) -> None:
         if self._log is None:

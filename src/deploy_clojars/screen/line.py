@@ -96,29 +96,58 @@ class PlainLine:
             self._terminal.print(self._head("").append(ending, style))
 
 
+class LiveLines:
+    """The lines of the steps at work, one below the other, and below all that was said before."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._lines: list[LiveLine] = []
+        self._live: Live | None = None
+
+    def __rich__(self) -> rich.console.Group:
+        return rich.console.Group(*self._lines)
+
+    def add(self, line: LiveLine) -> None:
+        """Shows a line until it is removed."""
+        self._lines.append(line)
+        if self._live is not None:
+            self._live.refresh()
+            return
+        self._live = Live(
+            self,
+            console=self._terminal,
+            transient=True,
+            refresh_per_second=PER_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with suppress(RuntimeError):  # no thread can be started: the lines stand still
+            self._live.start(refresh=True)
+
+    def remove(self, line: LiveLine) -> None:
+        """Shows a line no longer; what is printed next takes its place."""
+        self._lines.remove(line)
+        if not self._lines and self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
 class LiveLine:
     """A line that says how long the step has run, and at its end how it ended."""
 
     def __init__(
-        self, terminal: Terminal, name: str, what: str, usual_seconds: float | None
-    ) -> None:
+        self, terminal: Terminal, lines: LiveLines, name: str, what: str,
+        usual_seconds: float | None,
+    ) -> None:  # fmt: skip
         self._terminal = terminal
+        self._lines = lines
         self._name = name
         self._what = what
         self._usual = usual_seconds
         self._started = time.monotonic()
         self._done, self._failed, spinner = MARKS[terminal.has_unicode]
         self._spinner = Spinner(spinner)
-        self._live = Live(
-            self,
-            console=terminal,
-            transient=True,
-            refresh_per_second=PER_SECOND,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        with suppress(RuntimeError):  # no thread can be started: the line stands still
-            self._live.start(refresh=True)
+        lines.add(self)
 
     def __rich__(self) -> Text:
         frame = self._spinner.render(time.monotonic())
@@ -143,7 +172,7 @@ class LiveLine:
         pass
 
     def end(self, ending: str, *, failed: bool) -> None:
-        self._live.stop()
+        self._lines.remove(self)
         mark, style = (self._failed, "red") if failed else (self._done, "green")
         what, goes_below = fitted(self._what, ending, self._room)
         head = self._head(mark, style, what)

@@ -1,0 +1,85 @@
+"""The tests and the build at the same time: whether there is room for both, and how both are waited for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Literal, TypeVar
+
+from deploy_clojars.host.host import Host
+from deploy_clojars.machine import shell, signals
+from deploy_clojars.run.run import LOOKED_BACK
+
+T = TypeVar("T")
+
+# Something at work: it yields files of which one can be read when there is something to do, and
+# goes on every TICK.
+Work = Generator[Sequence[int], None, T]
+
+MORE = 1.25  # times the memory that the last runs used; a tag may need more than the one before
+
+
+def carried_out(*works: Work[T]) -> list[T]:
+    """Carries out what is to be done at once, and returns the results.
+
+    The first that fails ends the others, and is raised when they have ended. So does a signal.
+    """
+    results: dict[Work[T], T] = {}
+    try:
+        while True:
+            files: list[int] = []
+            for work in [each for each in works if each not in results]:
+                try:
+                    files += next(work)
+                except StopIteration as end:
+                    results[work] = end.value
+            if len(results) == len(works):
+                return [results[work] for work in works]
+            signals.wait(shell.TICK, *files)
+    finally:
+        for work in works:
+            work.close()
+
+
+def why_not_at_once(host: Host) -> str | None:
+    """Why the tests and the build are carried out one after the other; None if they are not."""
+    setting = host.config.build.parallel
+    used = memory_used(host) if setting == "auto" else None
+    return decided(setting, len(os.sched_getaffinity(0)), available_memory(), used)
+
+
+def decided(
+    setting: Literal["auto"] | bool, cores: int, available: int | None, used: int | None
+) -> str | None:
+    """Why not at once, with so much memory available and used by both the last times, in bytes."""
+    if setting is True:
+        return None
+    if setting is False:
+        return "`build.parallel` is false"
+    if cores < 2:
+        return "there is one core"
+    if used is None or available is None:
+        return "the memory that both need is not known yet"
+    if available < MORE * used:
+        return f"{available // 2**20} MiB of memory are free, and both used {used // 2**20}"
+    return None
+
+
+def memory_used(host: Host) -> int | None:
+    """What the tests and the build used together, at most, as far as the journal's end tells."""
+    most: dict[str, int] = {}
+    with suppress(OSError):
+        for event in islice(host.journal.backwards(), LOOKED_BACK):
+            if event.memory is not None and event.step in ("test", "build"):
+                most[event.step] = max(event.memory, most.get(event.step, 0))
+    return sum(most.values()) if len(most) == 2 else None
+
+
+def available_memory() -> int | None:
+    """The bytes that can be had without swapping (proc(5)); None if the kernel does not say."""
+    with suppress(OSError, StopIteration), open("/proc/meminfo", "rb") as lines:
+        available = next(line for line in lines if line.startswith(b"MemAvailable:"))
+        return int(available.split()[1]) * 1024
+    return None
