@@ -126,10 +126,10 @@ class LiveLines:
 
     def remove(self, line: LiveLine) -> None:
         """Shows a line no longer; what is printed next takes its place."""
-        self._lines.remove(line)
-        if not self._lines and self._live is not None:
+        if self._lines == [line] and self._live is not None:
             self._live.stop()
             self._live = None
+        self._lines.remove(line)
 
 
 class LiveLine:
