@@ -325,7 +325,10 @@ def refuse_missing_programs(missing: list[str]) -> None:
 
 @contextmanager
 def fresh_directory(run: Run) -> Iterator[Path]:
-    """The path of a new directory, which the block makes; kept for a look if the block fails."""
+    """The path of a new directory, which the block makes; kept for a look if the block fails.
+
+    Otherwise it is removed at the end of the run: a large one takes seconds.
+    """
     checkouts = run.host.deploy / "checkouts"
     if checkouts.is_symlink():
         # Old directories in it are removed, wherever the link leads.
@@ -343,7 +346,7 @@ def fresh_directory(run: Run) -> Iterator[Path]:
     except BaseException:
         checkout.keep_last_failed(checkouts)
         raise
-    checkout.remove(directory)
+    run.afterwards.append(partial(checkout.remove, directory))
 
 
 def jar_and_checksum(

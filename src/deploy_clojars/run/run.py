@@ -113,6 +113,7 @@ class Run:
         self.unwritten = False  # whether the journal lacks a line of this run
         self.times = Times(_usual_seconds(host) if console.is_alive else {})
         self.memory: dict[str, int] = {}  # what steps have used at most, in bytes
+        self.afterwards: list[Callable[[], None]] = []  # what nobody has to wait for
         self._open_steps: list[str] = []
         self._at_step = at_step  # tells the lock's readers
         self._warned: set[str] = set()
@@ -357,6 +358,8 @@ def started(host: Host, console: Console, request: Request) -> Iterator[Run]:
             processes.end_strays(run.id)
             if status is not None and host.config.hook.command:
                 _call_the_hook(run, held, status, why, killed)
+            for each in run.afterwards:
+                each()
 
 
 def _remove_old_logs(own: Path | None) -> None:
