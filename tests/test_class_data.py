@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 from java_application import JavaApplication
-from little_host import ETC, LittleHost, free_ports, wait_for
+from little_host import ETC, LittleHost, at_a_terminal, free_ports, wait_for
 from standin.upstart import Upstart
+from systemd_kit import bare_machine
 
 from deploy_clojars.host.releases import Releases
 
@@ -150,6 +151,34 @@ def test_an_archive_that_is_replaced_or_removed_under_a_running_jvm_does_it_no_h
         said("jcmd", str(jvm.pid), "GC.class_histogram")  # it goes through all classes
 
 
+# Beside its release
+
+
+def test_it_is_removed_with_its_release_and_with_no_other(tmp_path: Path) -> None:
+    releases = Releases(tmp_path, "clojars-web")
+    for version in ("1.2", "1.2-standalone.jar"):
+        releases.path(version).touch()
+        releases.class_data(version).touch()
+    other = releases.class_data("1.2-standalone.jar")
+    assert releases.versions() == ["1.2", "1.2-standalone.jar"]
+    releases.remove("1.2")
+    assert set(tmp_path.iterdir()) == {releases.path("1.2-standalone.jar"), other}
+
+
+def test_nothing_is_added_if_it_fails_or_the_release_is_another_file_by_then(
+    tmp_path: Path,
+) -> None:
+    releases = Releases(tmp_path, "clojars-web")
+    releases.path(FIRST).touch()
+    with pytest.raises(TimeoutError), releases.class_data_added(FIRST) as archive:
+        archive.touch()
+        raise TimeoutError
+    with pytest.raises(OSError, match="Stale"), releases.class_data_added(FIRST) as archive:
+        archive.touch()
+        releases.path(FIRST).write_text("another one")
+    assert list(tmp_path.iterdir()) == [releases.path(FIRST)]
+
+
 # The script that the jobs start
 
 
@@ -240,6 +269,8 @@ def host(
         made = LittleHost(place / "host", upstart, "/nowhere", {}, launcher=f"{JAVA} -Xmx64m -jar")
         made.serving(FIRST, application.jar(FIRST))
         yield made
+        for job in (made.primary, made.backup):
+            made.control("stop", job)  # else the sockets of the JVMs would stay in /tmp
 
 
 def command(host: LittleHost, role: str) -> list[str]:
@@ -264,13 +295,12 @@ def test_the_archive_is_made_while_the_operator_reads_and_every_later_start_uses
     host.done("rollback", FIRST, "--yes")
     assert host.versions == (FIRST, FIRST)
     host.done("rollback", SECOND, "--yes")
-    host.done("restart", "--yes")
     assert shared in command(host, "primary")
     assert shared in command(host, "backup")
     assert host.versions == (SECOND, SECOND)
 
 
-def test_an_answer_does_not_wait_for_the_archive_and_a_no_leaves_nothing_behind(
+def test_an_answer_does_not_wait_for_it_and_with_yes_none_is_made(
     host: LittleHost, application: JavaApplication
 ) -> None:
     with host.typing("deploy", THIRD, "--jar", str(application.jar(THIRD))) as terminal:
@@ -278,19 +308,56 @@ def test_an_answer_does_not_wait_for_the_archive_and_a_no_leaves_nothing_behind(
         terminal.types("no")
         terminal.ends(7)
     assert host.versions == (SECOND, SECOND)
-    host.done("restart", "--yes")  # the next run clears what the JVM wrote last
-    assert not list(host.releases.glob(".deploy-clojars-*"))
+    fourth = "0.4.0"
+    host.done("deploy", fourth, "--jar", str(application.jar(fourth)), "--yes")
+    assert host.versions == (fourth, fourth)
+    assert not list(host.releases.glob(f"clojars-web-{fourth}-*.jsa"))
+    assert not list(
+        host.releases.glob(".deploy-clojars-*")
+    )  # what a JVM wrote last that had to end
 
 
-def test_with_yes_none_is_made(host: LittleHost, application: JavaApplication) -> None:
-    host.done("deploy", THIRD, "--yes")
-    assert not list(host.releases.glob(f"clojars-web-{THIRD}-*.jsa"))
+# Under the units of `setup`, with all their hardening
 
 
-def test_it_is_pruned_with_its_release(host: LittleHost, application: JavaApplication) -> None:
-    for version in ("0.4.0", "0.5.0"):
-        host.done("deploy", version, "--jar", str(application.jar(version)), "--yes")
-    assert Releases(host.releases, "clojars-web").class_data(SECOND).exists()
-    host.write_config(top="keep_releases = 1")
-    host.done("prune")
-    assert not list(host.releases.glob(f"clojars-web-{SECOND}-*"))
+def test_the_production_user_has_the_archive_made_by_a_hardened_unit(
+    application: JavaApplication, tmp_path: Path
+) -> None:
+    with bare_machine() as kit:
+        machine = kit.machine
+        machine.run("rm", "/usr/local/bin/java")
+        machine.run("ln", "-sf", os.path.realpath("/usr/bin/java"), "/usr/bin/java")
+        made = kit.tool("setup")
+        assert made.returncode == 0, made.stderr + made.stdout
+        for version in (FIRST, SECOND):
+            name = f"home/clojars/releases/clojars-web-{version}-standalone.jar"
+            shutil.copyfile(application.jar(version), kit.root / name)
+            machine.run("chown", "clojars:", f"/{name}")
+        kit.point_to(f"clojars-web-{FIRST}-standalone.jar")
+        kit.systemctl("start", "clojars", "clojars-backup")
+        wait_for(lambda: kit.status["ok"], "both serve", 60)
+        found = kit.tool("check", by="clojars").stdout
+        assert "ok  class data: clojars-backup uses an archive, or can make one\n" in found
+        deploy = machine.command("sudo", "-iu", "clojars", "deploy-clojars", "deploy", SECOND)
+        jar = f"/home/clojars/releases/clojars-web-{SECOND}-standalone.jar"
+        machine.run("mv", jar, "/home/clojars/new.jar")
+        with at_a_terminal(
+            [*deploy, "--jar", "/home/clojars/new.jar"], {**os.environ}, tmp_path, 120
+        ) as terminal:
+            terminal.asked()
+            archives = (kit.root / "home/clojars/releases").glob
+            [archive] = wait_for(lambda: list(archives("clojars-web-*.jsa")), "it is made", 60)
+            terminal.types("yes")
+            terminal.ends(0)
+        pid = kit.status["instances"]["primary"]["pid"]
+        words = machine.run("cat", f"/proc/{pid}/cmdline").stdout.split("\0")
+        assert f"-XX:SharedArchiveFile=/home/clojars/releases/{archive.name}" in words
+        assert machine.run("stat", "-c", "%U", f"/home/clojars/releases/{archive.name}").stdout == (
+            "clojars\n"
+        )
+        # A site's own filter, which would kill a JVM that opens that socket.
+        machine.run("rm", f"/home/clojars/releases/{archive.name}")
+        kit.drop_in("clojars-backup", "SystemCallFilter=~@chown")
+        kit.systemctl("restart", "clojars-backup")
+        wait_for(lambda: kit.status["ok"], "both serve", 60)
+        assert "since clojars-backup was started without -XX:" in kit.tool("check").stdout

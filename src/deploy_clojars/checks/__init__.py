@@ -24,6 +24,7 @@ def findings(host: Host) -> list[Finding]:
         lambda: filesystem.installed_files(site),
         lambda: running.jobs(site),
         lambda: units.units(site),
+        lambda: running.archives(site),
         lambda: running.releases(site),
         lambda: front.drain(site),
         lambda: front.sites(site),

@@ -13,6 +13,7 @@ import psutil
 
 from deploy_clojars import config
 from deploy_clojars.checks.finding import Finding, Findings, Site, by_root
+from deploy_clojars.deploy import class_data
 from deploy_clojars.host import health
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.look import RESTS
@@ -126,6 +127,22 @@ def instead_of_the_application(site: Site, observation: Observation) -> psutil.P
         if process.name() in ("su", "sudo", "runuser") or is_others:
             return process
     return None
+
+
+def archives(site: Site) -> Findings:
+    """Whether an archive of the next release's classes will be made; nothing is wrong without one."""
+    backup, host = site.look.backup, site.host
+    if backup.pid is None or not backup.visible or not host.config.jvm.class_data:
+        return
+    with suppress(psutil.Error, OSError):
+        why = class_data.why_none(backup.pid)
+        if not why:
+            yield Finding(f"class data: {backup.job} uses an archive, or can make one")
+            return
+        java = site.values.java if site.values is not None and site.setup_makes_it else ""
+        start = f"; its job must start {java}, which `setup` writes, with Java 13 or newer"
+        more = start if java and class_data.RECORDS in why else ""
+        yield Finding(f"class data: no archives are made, since {backup.job} {why}{more}")
 
 
 def _with_the_new_job_file(site: Site, job: str, children: list[int]) -> str:

@@ -1,17 +1,17 @@
 """Class data: an archive of the release's classes, made by the running backup while the operator reads.
 
 A JVM that starts with it does not load and verify them again. Nothing waits for it, and what goes wrong is
-only in the log. By jcmd, which Java 17 has: with -XX:+AutoCreateSharedArchive (Java 19) and with an
-AOT cache (24) it is the end of an instance that writes, so that a restart waits for it.
+only in the log. It is asked for through the JVM's own socket, as by `jcmd PID VM.cds dynamic_dump FILE`: the
+jcmd of Java 17.0.15 looks for the socket of a unit with PrivateTmp= in the wrong /tmp, and a runtime has
+none. With -XX:+AutoCreateSharedArchive (Java 19) and an AOT cache (24) each stop would wait until it is written.
 """
 
 from __future__ import annotations
 
-import os
+import socket
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 from rich.filesize import decimal
@@ -19,12 +19,13 @@ from rich.filesize import decimal
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.health import Observation
 from deploy_clojars.machine import processes
-from deploy_clojars.machine.shell import capture
 from deploy_clojars.run.run import Run
 
-RECORDS = "-XX:+RecordDynamicDumpInfo"  # the option with which a JVM can make the archive
+# Of a JVM that can make an archive, and of one that uses one; the script `java` of `setup` chooses.
+RECORDS = "-XX:+RecordDynamicDumpInfo"
+USES = "-XX:SharedArchiveFile="
 
-SECONDS = 60.0  # for a large application on a busy host; the operator may read that long
+SECONDS = 60.0  # for a large application on a busy host
 
 
 def make_while_asking(run: Run, backup: Observation) -> None:
@@ -43,10 +44,9 @@ def make_while_asking(run: Run, backup: Observation) -> None:
 def _try_to_make(run: Run, pid: int) -> None:
     started = time.monotonic()
     try:
-        jcmd = jcmd_of(pid)
-        if jcmd is None:
+        if RECORDS not in psutil.Process(pid).cmdline():
             return
-        size = make(run, pid, jcmd)
+        size = make(run, pid)
         said = f"{decimal(size)} in {time.monotonic() - started:.1f} s"
     except (DeployError, OSError, psutil.Error) as error:
         said = f"not made: {error}"
@@ -54,26 +54,42 @@ def _try_to_make(run: Run, pid: int) -> None:
         run.console.log.write(f"class data of {run.version}: {said}\n".encode())
 
 
-def jcmd_of(pid: int) -> Path | None:
-    """The jcmd of a JVM that can make the archive; None for any other process, or without a JDK."""
-    process = psutil.Process(pid)
-    jcmd = Path(process.exe()).with_name("jcmd")
-    return jcmd if RECORDS in process.cmdline() and os.access(jcmd, os.X_OK) else None
-
-
-def make(run: Run, pid: int, jcmd: Path) -> int:
+def make(run: Run, pid: int) -> int:
     """Has the JVM make the archive of the release that it runs; returns its size in bytes.
 
     Raises DeployError or OSError; no archive was added then.
     """
     releases, version = run.host.releases, run.version
-    environment = {**os.environ, processes.RUN_VARIABLE: run.id}
     with releases.class_data_added(version) as archive:
-        words = [str(jcmd), str(pid), "VM.cds", "dynamic_dump", str(archive)]
-        answer = capture(words, timeout=SECONDS, env=environment)
-        # jcmd exits with 0 also if the JVM dies half-way, and leaves what it has written.
+        answer = _told(pid, f"VM.cds dynamic_dump {archive}")
+        # What a JVM leaves that dies half-way looks like an archive.
         tree = processes.tree(pid)
-        still_runs = {file.identity for file in tree.files} if tree is not None else set()
-        if answer.status != 0 or releases.identity(version) not in still_runs:
-            raise DeployError(f"{answer.out}{answer.err}".strip())
+        still_open = {file.identity for file in tree.files} if tree is not None else set()
+        if releases.identity(version) not in still_open or not archive.exists():
+            raise DeployError(answer.strip())
         return archive.stat().st_size
+
+
+def _told(pid: int, command: str) -> str:
+    """What a JVM answers to a command of jcmd. Raises OSError.
+
+    The socket is in the JVM's own /tmp. The script `java` has it opened at the start, for otherwise it
+    takes a SIGQUIT, which ends a process that has not opened it.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(SECONDS)
+        connection.connect(f"/proc/{pid}/root/tmp/.java_pid{pid}")
+        # The protocol's version, the operation and its three arguments.
+        connection.sendall(f"1\0jcmd\0{command}\0\0\0".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    return answer.decode("utf-8", "replace")
+
+
+def why_none(pid: int) -> str:
+    """Why an instance neither uses an archive nor can make one; empty if it does or can."""
+    process = psutil.Process(pid)
+    if process.name() != "java":
+        return "is not a JVM"
+    if not any(word == RECORDS or word.startswith(USES) for word in process.cmdline()):
+        return f"was started without {RECORDS}"
+    return ""

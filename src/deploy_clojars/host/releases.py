@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import stat
 from collections.abc import Iterable, Iterator
@@ -318,9 +319,9 @@ class Releases:
             self._sync()
 
     def _remove_class_data(self, version: str) -> None:
-        name = self.path(version).name
+        name = re.escape(self.path(version).name)
         for entry in list(os.scandir(self.directory)):
-            if entry.name.startswith(f"{name}.") and entry.name.endswith(CLASS_DATA):
+            if re.fullmatch(rf"{name}\.\d+-\d+\.\d+{re.escape(CLASS_DATA)}", entry.name):
                 os.unlink(entry.path)
 
     def size(self, version: str) -> int | None:
