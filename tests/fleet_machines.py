@@ -251,6 +251,7 @@ def files_of_all_hosts(directory: Path, key: Path) -> Path:
         # Whoever makes the hosts starts the instances; at a boot these are the only services.
         machine.run("systemctl", "disable", "clojars", "clojars-backup")
         machine.run("systemctl", "enable", "nginx", "ssh")
+        machine.run("rm", "/etc/nginx/sites-enabled/default")
     return over / "upper"
 
 
