@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import pexpect
 
+from deploy_clojars.run.lock import Holder, holder_of
 from deploy_clojars.sandbox.ports import free
 
 ETC = Path(__file__).parents[1] / "etc"
@@ -211,10 +212,17 @@ class LittleHost:
 
     @contextlib.contextmanager
     def typing(self, *words: str, timeout: float = 180) -> Iterator[Terminal]:
-        """The tool on a terminal of its own, ended at the end if it is still there."""
+        """The tool on a terminal of its own, ended at the end if it is still there.
+
+        If it was killed while it started a program, that one has its lock until its exec.
+        """
         argv = [*self.command, *words]
         with at_a_terminal(argv, self.whole_environment, self.directory, timeout) as terminal:
             yield terminal
+        pid = terminal.pid
+        wait_for(
+            lambda: (holder_of(self.deploy / "lock") or Holder()).pid != pid, "its lock is free"
+        )
 
     @property
     def status(self) -> dict[str, Any]:
@@ -243,6 +251,16 @@ class LittleHost:
         ports = [str(self.ports[0 if role == "primary" else 1]) for role in roles]
         release = self.releases / f"clojars-web-{version}-standalone.jar"
         Path(f"{release}.refused").write_text(" ".join(ports), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def comes_up_late(self, version: str, role: str) -> Iterator[None]:
+        """A release without a JVM does not serve as this instance before the block ends."""
+        late = self.releases / f"clojars-web-{version}-standalone.jar.late"
+        late.write_text(str(self.ports[0 if role == "primary" else 1]), encoding="utf-8")
+        try:
+            yield
+        finally:
+            late.unlink()
 
     def serving(self, version: str, jar: Path | None = None) -> None:
         """A host that the old shell script served: a link made by hand, both jobs up on it."""
@@ -277,7 +295,7 @@ class LittleHost:
         """What an instance says that it is, over HTTP; None if it does not answer."""
         port = self.ports[0 if role == "primary" else 1]
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/version", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/version", timeout=20) as answer:
                 return str(answer.read().decode().strip())
         except (OSError, ValueError, http.client.HTTPException):
             return None
@@ -291,8 +309,9 @@ class LittleHost:
     def events(self) -> list[dict[str, Any]]:
         """The journal."""
         file = self.deploy / "journal.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines]
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        # What comes after the last newline is being written.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     @contextlib.contextmanager
     def lost_jvm(self, version: str) -> Iterator[subprocess.Popen[bytes]]:

@@ -77,8 +77,16 @@ def run_tests(file: Path, scratch: Path, *namespaces: str, **environment: str) -
 
 
 def without_pytest(environment: os._Environ[str]) -> dict[str, str]:
-    """The environment without what tells a pytest that it is part of another one."""
-    return {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    """The environment without what tells a pytest that it is part of another one.
+
+    But its ports are those of that one's worker: it may share the network with the others.
+    """
+    kept = "PYTEST_XDIST_WORKER"
+    return {
+        name: value
+        for name, value in environment.items()
+        if name == kept or not name.startswith("PYTEST_")
+    }
 
 
 def run(*words: str) -> str:

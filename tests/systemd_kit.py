@@ -112,7 +112,7 @@ class Kit:
         """Starts both instances on a release, as somebody without this tool would."""
         self.point_to(self.have(FIRST))
         self.systemctl("start", "clojars", "clojars-backup")
-        wait_for(lambda: self.status["ok"], "both serve", 60)
+        wait_for(lambda: self.status["ok"], "both serve")
 
 
 @contextmanager

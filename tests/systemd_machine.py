@@ -33,7 +33,7 @@ from standin.upstart import Upstart
 INSIDE_SYSTEMD = "DEPLOY_CLOJARS_ON_SYSTEMD"
 
 CGROUPS = "deploy-clojars-test-"  # how their names begin
-ABANDONED = 60.0  # seconds, after which an empty one was left by a test that was killed
+ABANDONED = 3600.0  # seconds, after which an empty one was left by a test that was killed
 
 # With the root of the cgroup namespace set already; $1 is a directory for the machine's files, $2 one
 # with the files of another machine that lie below its own, or nothing, and what follows are
@@ -316,18 +316,24 @@ def _remove(group: Path) -> None:
     """Removes the cgroup, and those of machines whose tests were killed."""
 
     def is_gone() -> bool:
-        for directory, _, _ in os.walk(group, topdown=False):
-            with suppress(OSError):
-                os.rmdir(directory)
+        _remove_what_is_empty(group)
         return not group.exists()
 
-    wait_for(is_gone, "the machine's cgroup is empty", 30)
+    wait_for(is_gone, "the machine's cgroup is empty")
     for other in group.parent.glob(f"{CGROUPS}*"):
-        if time.time() - other.stat().st_mtime < ABANDONED:
-            continue  # may be empty because its machine is about to enter it
-        for directory, _, _ in os.walk(other, topdown=False):
-            with suppress(OSError):  # in use
-                os.rmdir(directory)
+        with suppress(OSError):  # removed meanwhile
+            is_used = "populated 1" in (other / "cgroup.events").read_text()
+            # One that boots this very moment has no process yet. One that runs must lose nothing:
+            # its systemd makes a cgroup for a unit before there is a process for it.
+            is_young = time.time() - other.stat().st_mtime < ABANDONED
+            if not (is_used or is_young):
+                _remove_what_is_empty(other)
+
+
+def _remove_what_is_empty(group: Path) -> None:
+    for directory, _, _ in os.walk(group, topdown=False):
+        with suppress(OSError):  # in use
+            os.rmdir(directory)
 
 
 class Systemd:

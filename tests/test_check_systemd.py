@@ -331,7 +331,7 @@ def test_faults_of_one_unit_have_one_remedy_which_works(host: Kit) -> None:
 def test_what_hides_an_instance_is_found_and_its_remedy_shows_it(host: Kit) -> None:
     host.drop_in("clojars-backup", "PrivateUsers=yes")
     host.systemctl("restart", "clojars-backup")
-    wait_for(lambda: host.status["ok"], "it serves", 60)
+    wait_for(lambda: host.status["ok"], "it serves")
     as_user = host.check(by="clojars")
     assert "what clojars-backup has open is not visible to this user" in as_user
     shown = host.check()
@@ -339,7 +339,7 @@ def test_what_hides_an_instance_is_found_and_its_remedy_shows_it(host: Kit) -> N
     assert "while the other instance serves:\n" in shown
     [remedy] = re.findall(r"^ {6}(mkdir .*)$", shown, re.MULTILINE)
     host.machine.run("sh", "-c", remedy)
-    wait_for(lambda: host.status["ok"], "it serves", 60)
+    wait_for(lambda: host.status["ok"], "it serves")
     assert "visible" not in host.check(by="clojars")
     assert "PrivateUsers" not in host.check()
 
@@ -424,7 +424,7 @@ def restart_the_backup(host: Kit) -> None:
     """As a person would, after a change of its files."""
     host.systemctl("daemon-reload")
     host.systemctl("restart", "clojars-backup")
-    wait_for(lambda: host.status["instances"]["backup"]["serving"], "it serves", 60)
+    wait_for(lambda: host.status["instances"]["backup"]["serving"], "it serves")
 
 
 def test_a_masked_unit_is_found_with_the_command_that_unmasks_it(host: Kit) -> None:

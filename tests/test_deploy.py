@@ -305,8 +305,9 @@ def test_a_daemon_that_the_tests_left_behind_is_ended(
     new_light_host: NewHost, tmp_path: Path, disguise: str
 ) -> None:
     pid_file = tmp_path / "pid"
-    daemon = f"{disguise}setsid sh -c 'echo $$ > {pid_file}; exec sleep 1000' & sleep 0.5; false"
-    host = new_light_host(build=f'test = "{daemon}"')
+    daemon = f"{disguise}setsid sh -c 'echo $$ > {pid_file}; exec sleep 1000'"
+    begun = f"until [ -s {pid_file} ]; do sleep 0.01; done"
+    host = new_light_host(build=f'test = "{daemon} & {begun}; false"')
     assert host.run(FIRST, "--yes").returncode == 5
     assert not lives(int(pid_file.read_text()))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import signal
 import socket
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,15 +54,33 @@ def who_serves(host: LittleHost, front: Front) -> str | None:
     return next((role for role in ("primary", "backup") if str(host.pid(role)) == pid), None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request that an instance is busy with until `is_let_go`, or the instance ends."""
+
+    file: Path
+    result: Callable[[], str | None]
+
+    def is_let_go(self) -> str | None:
+        """Returns what the user gets, None for anything but 200."""
+        self.file.unlink()
+        return self.result()
+
+
 @contextlib.contextmanager
-def request_in(host: LittleHost, front: Front, role: str, ms: int) -> Iterator[Future[str | None]]:
+def request_in(host: LittleHost, front: Front, role: str) -> Iterator[Request]:
     """A POST, which nginx never sends twice, is in the instance when the block begins."""
     job = host.primary if role == "primary" else host.backup
+    file = host.directory / "request"
+    file.touch()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        request = pool.submit(asked, front, f"/slow?ms={ms}", "POST")
-        line = f"answering in {ms} ms"
-        wait_for(lambda: line in host.upstart.printed(job), f"it is in the {role}")
-        yield request
+        request = pool.submit(asked, front, f"/until-gone?{file}", "POST")
+        try:
+            line = f"answering when {file} is gone"
+            wait_for(lambda: line in host.upstart.printed(job), f"it is in the {role}")
+            yield Request(file, request.result)
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def done_and_begun(host: LittleHost) -> list[str]:
@@ -78,13 +97,12 @@ def test_a_request_in_the_primary_is_answered_before_its_restart(
     light_host: LittleHost, front: Front
 ) -> None:
     host = light_host
-    with request_in(host, front, "primary", 2500) as request:
-        with host.typing(SECOND, "--yes") as terminal:
-            terminal.sees("nginx prefers clojars-backup")
-            wait_for(lambda: who_serves(host, front) == "backup", "new requests go to the backup")
-            assert host.version("primary") == FIRST
-            terminal.ends(0)
-        assert request.result() == FIRST
+    with request_in(host, front, "primary") as request, host.typing(SECOND, "--yes") as terminal:
+        terminal.sees("nginx prefers clojars-backup")
+        wait_for(lambda: who_serves(host, front) == "backup", "new requests go to the backup")
+        assert host.version("primary") == FIRST
+        assert request.is_let_go() == FIRST
+        terminal.ends(0)
     assert not front.flag.exists()
     assert who_serves(host, front) == "primary"
     assert done_and_begun(host) == [
@@ -97,14 +115,14 @@ def test_a_request_in_the_backup_is_answered_before_the_flip(
 ) -> None:
     host = light_host
     host.control("stop", host.primary)
-    with request_in(host, front, "backup", 1200) as request:
+    with request_in(host, front, "backup") as request:
         host.control("start", host.primary)
         wait_for(lambda: host.version("primary") == FIRST, "the primary is back")
         with host.typing(SECOND, "--yes") as terminal:
             wait_for(lambda: host.is_at("drain"), "the backup's requests are waited for")
             assert host.current == f"clojars-web-{FIRST}-standalone.jar"
+            assert request.is_let_go() == FIRST
             terminal.ends(0)
-        assert request.result() == FIRST
 
 
 @pytest.mark.parametrize(
@@ -114,9 +132,13 @@ def test_a_request_in_the_backup_is_answered_before_the_flip(
 def test_rollback_and_restart_drain_too(
     light_host: LittleHost, front: Front, command: tuple[str, ...]
 ) -> None:
-    with request_in(light_host, front, "primary", 2000) as request:
-        light_host.done(*command, "--yes")
-        assert request.result() == FIRST
+    with (
+        request_in(light_host, front, "primary") as request,
+        light_host.typing(*command, "--yes") as terminal,
+    ):
+        terminal.sees("nginx prefers clojars-backup")
+        assert request.is_let_go() == FIRST
+        terminal.ends(0)
     assert light_host.status["ok"]
 
 
@@ -126,13 +148,13 @@ def test_out_of_time_a_deploy_is_reverted_and_says_who_holds_it_up(
 ) -> None:
     host = impatient_host
     before = host.pid("primary")
-    with request_in(host, front, "primary", 12_000) as request:
+    with request_in(host, front, "primary") as request:
         result = host.run(SECOND, "--yes")
         assert result.returncode == 6, result.stderr
         assert "clojars still had requests from nginx after 1 s" in result.stderr
         assert f"nginx: 1 connection to port {host.ports[0]}" in result.stderr
         assert not front.flag.exists()
-        assert request.result() == FIRST
+        assert request.is_let_go() == FIRST
     assert host.pid("primary") == before
     assert host.versions == (FIRST, FIRST)
     assert host.status["ok"]
@@ -146,7 +168,7 @@ def test_out_of_time_force_and_rollback_go_on(
     impatient_host: LittleHost, front: Front, command: tuple[str, ...]
 ) -> None:
     host = impatient_host
-    with request_in(host, front, "primary", 15_000) as request:
+    with request_in(host, front, "primary") as request:
         result = host.done(*command, "--yes")
         assert "still had requests from nginx after 1 s; continuing" in result.stderr
         assert request.result() is None
@@ -255,12 +277,12 @@ def test_a_signal_in_the_drain_reverts_and_removes_the_flag(
 ) -> None:
     host = light_host
     before = host.pid("primary")
-    with request_in(host, front, "primary", 5000) as request:
+    with request_in(host, front, "primary") as request:
         with host.typing(SECOND, "--yes") as terminal:
             wait_for(front.flag.exists, "the drain")
             terminal.presses("c")
             terminal.ends(130)
-        assert request.result() == FIRST
+        assert request.is_let_go() == FIRST
     assert not front.flag.exists()
     assert (host.pid("primary"), host.versions) == (before, (FIRST, FIRST))
     assert host.status["ok"]
@@ -280,9 +302,11 @@ def test_a_signal_after_the_drain_does_not_keep_the_flag_from_being_removed(
     host = light_host
     before = host.pid("primary")
     with host.typing(*command, "--yes") as terminal:
-        wait_for(lambda: front.flag.exists() and host.pid("primary") != before, "its restart")
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-            terminal.kill(signum)
+        with host.comes_up_late(FIRST if command == ("restart",) else SECOND, "primary"):
+            wait_for(lambda: front.flag.exists() and host.pid("primary") != before, "its restart")
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+                terminal.kill(signum)
+            terminal.sees("signal noted")
         terminal.ends(0)
     assert not front.flag.exists()
     assert host.status["ok"]
@@ -293,7 +317,7 @@ def test_a_revert_that_cannot_put_the_link_back_removes_the_flag_all_the_same(
     light_host: LittleHost, front: Front
 ) -> None:
     host = light_host
-    with request_in(host, front, "primary", 4000):
+    with request_in(host, front, "primary"):
         with host.typing(SECOND, "--yes") as terminal:
             wait_for(front.flag.exists, "the drain")
             (host.releases / f"clojars-web-{FIRST}-standalone.jar").unlink()
@@ -309,17 +333,17 @@ def test_killed_in_the_drain_users_are_served_and_the_next_run_cleans_up(
     light_host: LittleHost, front: Front
 ) -> None:
     host = light_host
-    with request_in(host, front, "primary", 5000) as request:
+    with request_in(host, front, "primary") as request:
         with host.typing(SECOND, "--yes") as terminal:
             wait_for(front.flag.exists, "the drain")
             terminal.kill(signal.SIGKILL)
             terminal.ends(137)
         assert asked(front, "/version") == SECOND
-        status = wait_for(lambda: (now := host.status)["lock"] is None and now, "the lock is free")
+        status = host.status
         assert (status["stale_drain_flag"], status["ok"]) == (True, False)
         assert status["next"] == f"deploy-clojars rollback {FIRST}"
         assert "a drain flag was left behind" in host.run("status").stdout
-        assert request.result() == FIRST
+        assert request.is_let_go() == FIRST
     host.done("rollback", FIRST, "--yes")
     assert not front.flag.exists()
     assert who_serves(host, front) == "primary"
@@ -381,12 +405,11 @@ def test_a_backup_that_dies_during_the_drain_keeps_the_primary_from_being_restar
 ) -> None:
     host = light_host
     before = host.pid("primary")
-    with request_in(host, front, "primary", 4000) as request:
-        with host.typing(SECOND, "--yes") as terminal:
-            wait_for(front.flag.exists, "the drain")
-            host.control("stop", host.backup)
-            terminal.ends(6)
-        assert request.result() == FIRST
+    with request_in(host, front, "primary") as request, host.typing(SECOND, "--yes") as terminal:
+        wait_for(front.flag.exists, "the drain")
+        host.control("stop", host.backup)
+        assert request.is_let_go() == FIRST
+        terminal.ends(6)
     assert host.pid("primary") == before
     assert not front.flag.exists()
     assert host.versions == (FIRST, FIRST)
@@ -396,10 +419,10 @@ def test_a_backup_that_dies_during_the_drain_keeps_the_primary_from_being_restar
 def test_a_backup_that_dies_during_the_last_look_is_refused_before_nothing_is_reverted_any_more(
     light_host: LittleHost, front: Front
 ) -> None:
-    del front
     host = light_host
-    slow = f"http://127.0.0.1:{host.ports[0]}/slow?ms=1500"
-    host.write_config(**{"instances.primary": f'health = ["{slow}"]'})
+    look = host.directory / "look"  # while it is there the primary does not answer
+    url = f"http://127.0.0.1:{host.ports[0]}/until-gone?{look}"
+    host.write_config(**{"instances.primary": f'health = ["{url}"]'})
     before = host.pid("primary")
 
     def the_primary_is_drained() -> bool:
@@ -411,9 +434,16 @@ def test_a_backup_that_dies_during_the_last_look_is_refused_before_nothing_is_re
         )
         return ("done", "drain") in drained
 
-    with host.typing(SECOND, "--yes") as terminal:
+    with (
+        request_in(host, front, "primary") as request,
+        host.typing(SECOND, "--yes") as terminal,
+    ):
+        wait_for(front.flag.exists, "the drain")
+        look.touch()
+        assert request.is_let_go() == FIRST
         wait_for(the_primary_is_drained, "the last look")
         host.control("stop", host.backup)
+        look.unlink()
         shown = terminal.ends(6)
     assert f"reverted: {FIRST} is current and runs on both instances" in shown
     assert host.pid("primary") == before
@@ -428,12 +458,14 @@ def test_a_backup_that_dies_during_a_rollbacks_drain_keeps_the_primary_from_bein
     host = light_host
     host.have(SECOND)
     before = host.pid("primary")
-    with request_in(host, front, "primary", 4000) as request:
-        with host.typing("rollback", SECOND, "--yes") as terminal:
-            wait_for(front.flag.exists, "the drain")
-            host.control("stop", host.backup)
-            shown = terminal.ends(6)
-        assert request.result() == FIRST
+    with (
+        request_in(host, front, "primary") as request,
+        host.typing("rollback", SECOND, "--yes") as terminal,
+    ):
+        wait_for(front.flag.exists, "the drain")
+        host.control("stop", host.backup)
+        assert request.is_let_go() == FIRST
+        shown = terminal.ends(6)
     assert f"{host.backup} no longer serves, and {host.primary} serves alone" in shown
     assert f"{host.backup} did not stay healthy on {SECOND}; current is {FIRST} as before" in shown
     assert f"once the cause is fixed, run: deploy-clojars rollback {SECOND}" in shown

@@ -100,8 +100,7 @@ def test_a_deploy_that_was_killed_before_all_releases_were_removed_is_no_dead_en
 def test_a_run_past_its_point_of_no_return_is_finished_though_all_releases_were_removed(
     second: LittleHost, words: tuple[str, ...]
 ) -> None:
-    second.write_config(health="settle = 3\ninterval = 0.2")  # time to be killed in
-    with second.typing(*words, "--yes") as terminal:
+    with second.comes_up_late(THIRD, "primary"), second.typing(*words, "--yes") as terminal:
         wait_for(
             lambda: [each["event"] for each in second.events].count("no return") == 2,
             "the primary is restarted",

@@ -119,12 +119,12 @@ def test_an_arbitrary_version_is_looked_up_as_a_tag_and_nothing_else(
 @slow
 def test_words_reach_a_program_to_the_letter_and_no_shell(name: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        answer = shell.capture(["printf", "%s.", name], timeout=10)
+        answer = shell.capture(["printf", "%s.", name], timeout=60)
         assert answer.out == f"{name}."
         log = Path(directory) / "log"
         with log.open("ab") as stream, shell.running(
             ["printf", "%s.", name], log=stream, cwd=Path(directory), env=dict(os.environ),
-            timeout=10,
+            timeout=60,
         ) as command:  # fmt: skip
             command.wait()
         assert log.read_bytes() == f"{name}.".encode()

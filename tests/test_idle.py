@@ -114,7 +114,7 @@ def test_what_was_answered_a_while_ago_is_idle_and_nothing_else(
             busy = set(STATES) - {answered, answered_at_once}
             assert at_work() == set(STATES)
             monkeypatch.setattr(idle, "PAUSE", 0.5)
-            wait_for(lambda: at_work() == busy, "the answered ones are idle", 10)
+            wait_for(lambda: at_work() == busy, "the answered ones are idle")
         finally:
             for pair in pairs.values():
                 pair.end()
@@ -201,16 +201,16 @@ def test_a_connection_that_nginx_keeps_is_no_request_and_one_at_work_is(
     with instance(web), running_nginx(tmp_path, values, config.drain, newer_nginx()):
         assert b"200" in ask(site, "/")
         assert connections.Table(web).visitors(web), "nginx keeps the connection"
-        wait_for(lambda: not doors.visits().requests, "it is idle", 10)
+        wait_for(lambda: not doors.visits().requests, "it is idle")
         assert connections.Table(web).visitors(web)
         assert not doors.visits().past_nginx
         slow = threading.Thread(target=ask, args=(site, "/slow"))
         slow.start()
-        wait_for(lambda: doors.visits().requests, "the request is seen", 10)
+        wait_for(lambda: doors.visits().requests, "the request is seen")
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             assert doors.visits().requests
             time.sleep(0.1)
         Web.may_answer.set()
         slow.join(30)
-        wait_for(lambda: not doors.visits().requests, "it was answered", 10)
+        wait_for(lambda: not doors.visits().requests, "it was answered")

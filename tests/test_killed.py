@@ -25,10 +25,11 @@ def kill_in_the_promotion(host: LittleHost) -> None:
     with host.typing(SECOND) as terminal:
         terminal.asked()
         before = host.pid("primary")
-        terminal.types("yes")
-        wait_for(lambda: host.pid("primary") not in (before, None), "the primary restarts")
-        terminal.kill(signal.SIGKILL)
-        terminal.ends(137)
+        with host.comes_up_late(SECOND, "primary"):
+            terminal.types("yes")
+            wait_for(lambda: host.pid("primary") not in (before, None), "the primary restarts")
+            terminal.kill(signal.SIGKILL)
+            terminal.ends(137)
 
 
 def test_killed_at_the_question_status_names_the_way_back(ready: LittleHost) -> None:
@@ -191,10 +192,12 @@ def test_a_signal_after_the_point_of_no_return_is_noted_and_seen_through(
     with ready.typing(SECOND) as terminal:
         terminal.asked()
         before = ready.pid("primary")
-        terminal.types("yes")
-        wait_for(lambda: ready.pid("primary") != before, "the primary restarts")
-        terminal.kill(signal.SIGTERM)
-        terminal.kill(signal.SIGINT)
+        with ready.comes_up_late(SECOND, "primary"):
+            terminal.types("yes")
+            wait_for(lambda: ready.pid("primary") != before, "the primary restarts")
+            terminal.kill(signal.SIGTERM)
+            terminal.kill(signal.SIGINT)
+            terminal.sees("signal noted; finishing, up to")
         shown = terminal.ends(0)
     assert shown.count("signal noted; finishing, up to") == 1
     assert ready.versions == (SECOND, SECOND)

@@ -199,8 +199,8 @@ def test_the_backup_answers_the_next_request_and_the_primary_gets_them_back(site
     assert site.request() == (200, "backup")
     assert site.nailgun() == "backup 6"
     site.start("primary")
-    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 3)
-    wait_for(lambda: site.nailgun() == "primary 6", "the nailgun port, too", 3)
+    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 9)
+    wait_for(lambda: site.nailgun() == "primary 6", "the nailgun port, too", 9)
 
 
 def test_both_down_is_a_decent_page_for_every_method_and_the_first_one_back_serves(
@@ -214,7 +214,7 @@ def test_both_down_is_a_decent_page_for_every_method_and_the_first_one_back_serv
     site.start("backup")
     assert site.request() == (200, "backup")
     site.start("primary")
-    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 3)
+    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 9)
 
 
 def test_the_flag_sends_new_requests_to_the_backup(site: Site) -> None:
@@ -248,7 +248,7 @@ def test_an_upload_of_20_mb_passes_and_a_much_larger_one_does_not(site: Site) ->
 def test_an_upload_that_was_sent_once_is_never_sent_again(site: Site) -> None:
     site.stop("primary")
     primary = site.start("primary")
-    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 5)
+    wait_for(lambda: site.request() == (200, "primary"), "traffic returns")
     primary.dies_on_upload = True
     status, page = site.request("POST", "/", b"once")
     assert (status, "Back in a moment" in page) == (503, True)
@@ -287,10 +287,10 @@ def test_each_request_has_a_connection_of_its_own_whatever_the_default_is(
     with serving(tmp_path, program, f"{KEEPS} {OTHERWISE}") as site:
         site.stop("primary")
         primary = site.start("primary", keeps_connections=True)
-        wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 5)
+        wait_for(lambda: site.request() == (200, "primary"), "traffic returns")
         for method in ("GET", "POST", "GET", "GET"):
             assert site.request(method, "/", b"x" if method == "POST" else None)[0] == 200
-        wait_for(lambda: not primary.connections, "nginx closes each after its request", 5)
+        wait_for(lambda: not primary.connections, "nginx closes each after its request")
         assert set(primary.asked_to_close) == {"close"}
         # The other settings for all sites do not count here either.
         primary.dies_on_upload = True

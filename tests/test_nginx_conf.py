@@ -271,7 +271,7 @@ def test_a_front_of_another_name_is_found_by_its_program_and_its_processes(
     argv = [program, "-p", str(tmp_path), "-c", str(main)]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: name in front.names_running(), "it runs", 10)
+            wait_for(lambda: name in front.names_running(), "it runs")
             assert front.own_processes().uids
             monkeypatch.setenv("PATH", f"{tmp_path}/bin")
             found = validation.nginx()

@@ -47,7 +47,7 @@ def host(kit: Kit) -> Iterator[Kit]:
     kit.point_to(f"clojars-web-{FIRST}-standalone.jar")
     kit.systemctl("daemon-reload")
     kit.systemctl("restart", *UNITS.values())
-    wait_for(lambda: kit.status["ok"], "both serve", 60)
+    wait_for(lambda: kit.status["ok"], "both serve")
 
 
 def spoil(host: Kit, unit: str, how: str) -> None:

@@ -371,7 +371,7 @@ def test_enter_ends_an_answer_however_a_program_has_left_the_terminal(
         assert changed != before
         terminal.asked()
         terminal.writes("no\r")
-        wait_for(lambda: ready.events[-1]["event"] == "end", "the run ends", seconds=30)
+        wait_for(lambda: ready.events[-1]["event"] == "end", "the run ends")
         assert terminal.settings == changed
         terminal.ends(7)
     assert ready.versions == (FIRST, FIRST)

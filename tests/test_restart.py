@@ -196,7 +196,7 @@ def test_one_that_is_killed_in_the_middle_is_finished_by_what_status_names(
     light_host: LittleHost, role: str
 ) -> None:
     host = light_host
-    with host.typing("restart", "--yes") as terminal:
+    with host.comes_up_late(FIRST, role), host.typing("restart", "--yes") as terminal:
         wait_for(lambda: host.is_at(role) or role in restarted(host), f"the {role} is restarted")
         terminal.kill(signal.SIGKILL)
         terminal.ends(137)
@@ -214,9 +214,10 @@ def test_a_signal_in_the_middle_is_noted_and_the_restart_seen_through(
     host = light_host
     before = pids(host)
     with host.typing("restart", "--yes") as terminal:
-        terminal.sees("stop and start clojars-backup")
-        terminal.presses("c")
-        terminal.sees("signal noted; finishing")
+        with host.comes_up_late(FIRST, "backup"):
+            terminal.sees("stop and start clojars-backup")
+            terminal.presses("c")
+            terminal.sees("signal noted; finishing")
         terminal.ends(0)
     assert not set(pids(host)) & set(before)
     assert host.status["ok"]

@@ -349,10 +349,11 @@ def test_a_rollback_killed_half_way_is_finished_by_the_same_rollback(
     with host.typing("rollback", FIRST, "-m", "it eats uploads") as terminal:
         terminal.asked()
         before = host.pid("backup")
-        terminal.types("yes")
-        wait_for(lambda: host.pid("backup") not in (before, None), "the backup restarts")
-        terminal.kill(signal.SIGKILL)
-        terminal.ends(137)
+        with host.comes_up_late(FIRST, "backup"):
+            terminal.types("yes")
+            wait_for(lambda: host.pid("backup") not in (before, None), "the backup restarts")
+            terminal.kill(signal.SIGKILL)
+            terminal.ends(137)
     assert host.status["interrupted"]
     assert host.status["next"] == f"deploy-clojars rollback {FIRST}"
     host.done("rollback", FIRST, "--yes")

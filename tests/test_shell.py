@@ -27,7 +27,7 @@ from deploy_clojars.machine.processes import RUN_VARIABLE
 from deploy_clojars.machine.shell import Silent, TookTooLong, capture, last_lines, running
 from deploy_clojars.run import lock
 
-DEADLINE = 15.0  # seconds that anything may take on a busy machine
+DEADLINE = 60.0  # seconds that anything may take on a busy machine
 
 IGNORE_TERM = "trap '' TERM; "
 
@@ -204,8 +204,8 @@ def test_a_program_that_is_not_there_is_an_error(run: Runner, program: str) -> N
 def test_a_command_that_takes_too_long_is_ended(run: Runner) -> None:
     started = time.monotonic()
 
-    with pytest.raises(TookTooLong, match=r"not done within 0\.5 s"):
-        run("echo begun; exec sleep 1000", timeout=0.5)
+    with pytest.raises(TookTooLong, match=r"not done within 3 s"):
+        run("echo begun; exec sleep 1000", timeout=3)
 
     assert time.monotonic() - started < shell.GRACE
     assert run.output == b"begun\n"
@@ -242,15 +242,15 @@ def test_what_a_command_left_in_the_background_does_not_outlive_it(run: Runner) 
 
 
 def test_a_command_that_says_nothing_for_too_long_is_ended(run: Runner) -> None:
-    with pytest.raises(Silent, match=r"nothing heard for 0\.5 s"):
-        run("echo begun; echo $$ >pid; exec sleep 1000", silence=0.5)
+    with pytest.raises(Silent, match=r"nothing heard for 3 s"):
+        run("echo begun; echo $$ >pid; exec sleep 1000", silence=3)
 
     assert run.output == b"begun\n"
     assert not lives(run.pid())
 
 
 def test_a_command_that_goes_on_saying_something_is_not_silent(run: Runner) -> None:
-    assert run("for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.1; done", silence=0.7) == 0
+    assert run("for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done", silence=3) == 0
 
 
 def test_without_a_log_nobody_knows_whether_a_command_is_silent(run: Runner) -> None:
@@ -333,8 +333,8 @@ def test_a_short_command_that_takes_too_long_is_ended_with_its_children(tmp_path
     pid = tmp_path / "pid"
     script = f"sleep 1000 & echo $! >{shlex.quote(str(pid))}; wait"
 
-    with pytest.raises(TookTooLong, match=r"no answer within 1 s") as error:
-        capture(["sh", "-c", script], timeout=1)
+    with pytest.raises(TookTooLong, match=r"no answer within 4 s") as error:
+        capture(["sh", "-c", script], timeout=4)
 
     assert error.value.status == 1  # and not 70, a defect, wherever nobody expects it
     assert error.value.detail.startswith("sh -c 'sleep 1000 & ")

@@ -39,7 +39,7 @@ def test_ctrl_s_at_a_step_does_not_hold_up_the_run(light_host: LittleHost, tmp_p
         wait_for(lambda: host.is_at("test"), "the tests run")
         terminal.presses("s")
         goes_on.touch()
-        wait_for(lambda: has_ended(host), "the run ends", seconds=60)
+        wait_for(lambda: has_ended(host), "the run ends")
         wait_for(lambda: host.status["lock"] is None, "the lock is free")
         terminal.presses("q")
         terminal.ends(0)
@@ -55,7 +55,7 @@ def test_ctrl_s_at_the_question_does_not_hold_up_the_revert(light_host: LittleHo
         terminal.asked()
         terminal.presses("s")
         terminal.kill(signal.SIGINT)
-        wait_for(lambda: has_ended(host), "the run ends", seconds=60)
+        wait_for(lambda: has_ended(host), "the run ends")
         wait_for(lambda: host.status["lock"] is None, "the lock is free")
         terminal.presses("q")
         terminal.ends(130)
@@ -69,7 +69,7 @@ def test_what_was_said_meanwhile_is_shown_after_ctrl_q(light_host: LittleHost) -
     with host.typing(SECOND) as terminal:
         terminal.sees("fetch")
         terminal.presses("s")
-        wait_for(lambda: host.is_at("ask"), "the question", seconds=60)
+        wait_for(lambda: host.is_at("ask"), "the question")
         terminal.presses("q")
         terminal.asked()
         assert f"Promote {SECOND}?" in terminal.shown
@@ -82,7 +82,7 @@ def test_a_job_in_the_background_is_not_stopped_for_its_output(light_host: Littl
     host.have(SECOND)
     deploy = shlex.join([*host.command, SECOND, "--yes"])
     argv = ["bash", "--norc", "-i", "-c", f"stty tostop; {deploy} & wait $!; exit $?"]
-    with at_a_terminal(argv, host.whole_environment, host.directory, 60) as terminal:
+    with at_a_terminal(argv, host.whole_environment, host.directory, 180) as terminal:
         terminal.ends(0)
     assert host.versions == (SECOND, SECOND)
 
@@ -122,7 +122,7 @@ def test_a_reader_that_takes_nothing_is_given_up_once_and_gets_the_newest(pipe: 
     with pipe.safe.never_waited_for():
         for line in lines:
             pipe.safe.write(line)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60  # each line alone would be waited for 0.2 s
         got = b""
         while not got.endswith(lines[-1].encode()):
             got += pipe.read()
@@ -165,7 +165,7 @@ def test_a_reader_that_is_gone_is_not_waited_for(pipe: Pipe) -> None:
     with pipe.safe.never_waited_for():
         for _ in range(1000):
             pipe.safe.write("x" * 1000)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 60
 
 
 def test_a_stream_that_others_have_made_non_blocking_loses_nothing(pipe: Pipe) -> None:

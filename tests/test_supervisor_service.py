@@ -32,7 +32,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.host.services import LONGEST_STOP, Job, ServiceFailed, services_of
 from deploy_clojars.host.services.supervisor import Supervisor
 
-DEADLINE = 10.0  # seconds that anything may take on a busy machine
+DEADLINE = 60.0  # seconds that anything may take on a busy machine
 SHORT = 0.2  # seconds: the time limit of what is meant to reach it
 LONG = 1000  # seconds: what is not meant to be waited for
 HUGE = 300_000  # bytes of a log: far more than is meant to be read

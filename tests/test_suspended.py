@@ -28,7 +28,7 @@ CAPTURE = """
 import sys
 from deploy_clojars.machine import shell
 script = f"touch began; while [ ! -e done ]; do sleep 0.05; done; echo done"
-print(shell.capture(["/bin/sh", "-c", script], timeout=1).out, end="")
+print(shell.capture(["/bin/sh", "-c", script], timeout=4).out, end="")
 """
 
 STREAM = """
@@ -37,7 +37,7 @@ from deploy_clojars.machine import shell
 script = "touch began; while [ ! -e done ]; do sleep 0.05; done; echo done"
 with open("log", "ab", buffering=0) as log:
     with shell.running(["/bin/sh", "-c", script], log=log, cwd=pathlib.Path.cwd(),
-                       env=os.environ, timeout=1, silence=1) as command:
+                       env=os.environ, timeout=4, silence=4) as command:
         command.wait()
 print(pathlib.Path("log").read_text(), end="")
 """
@@ -46,7 +46,7 @@ GET = """
 import pathlib
 from deploy_clojars.machine import web
 pathlib.Path("began").touch()
-print(web.get("{url}", timeout=1, max_body=100).body.decode())
+print(web.get("{url}", timeout=4, max_body=100).body.decode())
 """
 
 
@@ -81,7 +81,7 @@ def started(directory: Path, program: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("program", [CAPTURE, STREAM])
 def test_a_command_that_ended_meanwhile_did_not_take_too_long(tmp_path: Path, program: str) -> None:
     with started(tmp_path, program) as process:
-        with suspended(process, 1.5):
+        with suspended(process, 4.5):
             (tmp_path / "done").touch()
         output, _ = process.communicate(timeout=60)
     assert output == "done\n"
@@ -95,7 +95,7 @@ def test_an_answer_that_came_meanwhile_did_not_take_too_long(tmp_path: Path) -> 
             with connection:
                 connection.recv(4096)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n")
-                with suspended(process, 1.5):
+                with suspended(process, 4.5):
                     # More than is read at once.
                     connection.sendall(b"Long: %s\r\n\r\ndone" % (b"x" * 20_000))
                 output, _ = process.communicate(timeout=60)
@@ -108,7 +108,7 @@ def test_an_answer_that_never_comes_takes_too_long(tmp_path: Path) -> None:
         with started(tmp_path, GET.format(url=url).replace(".body.decode()", "")) as process:
             connection, _ = server.accept()
             with connection:
-                with suspended(process, 1.5):
+                with suspended(process, 4.5):
                     pass
                 output, _ = process.communicate(timeout=60)
     assert output == "timed out\n"
@@ -125,7 +125,7 @@ def test_an_instance_that_came_up_meanwhile_came_up_in_time(
     shutil.copytree(host.upstart.bin, programs)
     (programs / "status").write_text(f'#!/bin/sh\nsleep 0.7\nexec {host.upstart.bin}/status "$@"\n')
     host.options["services"] = f'bin = "{programs}"\nsudo = false\ntimeout = 20'
-    host.options["health"] = "timeout = 2\nsettle = 0.2\ninterval = 0.2"
+    host.options["health"] = "timeout = 8\nsettle = 0.2\ninterval = 0.2"
     host.write_config()
     before = host.pid("backup")
     with subprocess.Popen(
@@ -133,7 +133,7 @@ def test_an_instance_that_came_up_meanwhile_came_up_in_time(
         env=host.whole_environment, cwd=host.directory, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         wait_for(lambda: host.pid("backup") not in (before, None), "the backup restarts")
-        with suspended(process, 3):
+        with suspended(process, 9):
             wait_for(lambda: host.version("backup") == SECOND, "the backup is up")
         _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said

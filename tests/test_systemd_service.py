@@ -15,7 +15,7 @@ from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services import ServiceFailed
 from deploy_clojars.host.services.systemd import Systemd, job_of, parse_show
 
-DEADLINE = 20.0  # seconds that a call may take on a busy machine
+DEADLINE = 60.0  # seconds that a call may take on a busy machine
 
 UNIT = "[Unit]\nStartLimitIntervalSec={interval}\nStartLimitBurst={burst}\n[Service]\n{service}\n[Install]\nWantedBy=lab.target\n"
 RUNS = "ExecStart=sleep 1000"
@@ -258,10 +258,10 @@ def test_a_changed_unit_and_its_first_drop_in_are_read_by_stop_and_start_and_not
 def test_a_request_that_takes_longer_than_the_limit_goes_on_and_is_waited_for(
     host: Host, systemd: Systemd
 ) -> None:
-    has(host, "slow", "ExecStart=sh -c \"trap '' TERM; sleep 1000\"\nTimeoutStopSec=4")
+    has(host, "slow", "ExecStart=sh -c \"trap '' TERM; sleep 1000\"\nTimeoutStopSec=12")
     systemd.start("slow")
     before = host.pid("slow")
-    impatient = Systemd(bin=str(host.bin), sudo=False, timeout=1.5)
+    impatient = Systemd(bin=str(host.bin), sudo=False, timeout=5)
     impatient.restart("slow")
     assert host.pid("slow") not in (None, before)
     impatient.stop("slow")

@@ -172,8 +172,8 @@ def test_an_answer_is_read_to_its_end_and_the_connection_not_reset(size: int, wa
 def test_a_body_that_never_ends_does_not_hold_up_an_answer() -> None:
     with served(lambda each: answers(each, b"x", length=9000)) as port:
         started = time.monotonic()
-        assert web.get(f"http://127.0.0.1:{port}/", 5).status == 200
-        assert time.monotonic() - started < 3
+        assert web.get(f"http://127.0.0.1:{port}/", 30).status == 200
+        assert time.monotonic() - started < 15
 
 
 def test_a_python_that_cannot_load_openssl_asks_http_urls_all_the_same() -> None:

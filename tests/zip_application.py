@@ -25,6 +25,11 @@ refused = JAR.name + ".refused"
 if os.path.exists(refused) and os.environ["PORT"] in open(refused).read().split():
     sys.exit("refused to start")
 
+# And another one those on which it does not serve before that file is gone.
+late = JAR.name + ".late"
+while os.path.exists(late) and os.environ["PORT"] in open(late).read().split():
+    time.sleep(0.02)
+
 # As much of HTTP as is asked of it.
 def web(client):
     with open(client.fileno(), "rb", closefd=False) as lines:
@@ -41,6 +46,11 @@ def web(client):
         ms = int(path.partition("=")[2])
         print("answering in", ms, "ms", flush=True)
         time.sleep(ms / 1000)
+    elif path.startswith("/until-gone?"):
+        file = path.partition("?")[2]
+        print("answering when", file, "is gone", flush=True)
+        while os.path.exists(file):
+            time.sleep(0.02)
     head = f"HTTP/1.0 200 OK\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n"
     client.sendall(head.encode() + body)
 

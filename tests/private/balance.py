@@ -64,14 +64,14 @@ def test_the_job_makes_its_directory_and_serves_as_its_user(tmp_path: Path) -> N
     ):
         upstart.install("clojars-balance", text)
         subprocess.run([upstart.bin / "start", "clojars-balance"], check=True)
-        first = wait_for(lambda: talked_to(port, primary), "balance forwards", seconds=15)
+        first = wait_for(lambda: talked_to(port, primary), "balance forwards")
         assert first
         process = psutil.Process(upstart.pid("clojars-balance"))
         assert (process.uids().effective, process.gids().effective) == (65534, 65534)
         assert groups_of(process.pid) == {65534}
         assert stat.S_IMODE(Path("/var/run/balance").stat().st_mode) == 0o1777
         primary.close()
-        assert wait_for(lambda: talked_to(port, backup), "balance turns to the backup", seconds=15)
+        assert wait_for(lambda: talked_to(port, backup), "balance turns to the backup")
 
 
 def groups_of(pid: int) -> set[int]:

@@ -65,7 +65,7 @@ def nginx() -> Iterator[None]:
     """The real nginx with the host's own configuration."""
     with subprocess.Popen(["nginx", "-g", "daemon off;"]) as process:
         try:
-            wait_for(lambda: Nginx(Drain()).answers, "nginx serves the probe", 20)
+            wait_for(lambda: Nginx(Drain()).answers, "nginx serves the probe")
             yield
         finally:
             process.terminate()

@@ -1334,7 +1334,7 @@ class Upstart(Programs):
             path.chmod(0o755)
 
         self._control, theirs = socket.socketpair()
-        self._control.settimeout(10)
+        self._control.settimeout(60)
         with theirs, open(self.kernel_log, "ab") as kernel_log:
             self._init = subprocess.Popen(
                 [sys.executable, "-IS", "-c", SUPERVISOR, json.dumps(dataclasses.asdict(settings))],
@@ -1455,7 +1455,7 @@ class RealUpstart(Programs):
         # Upstart watches the folder, but a request can be faster than its notice.
         if (self.bin / "initctl").exists():
             reload = [str(self.bin / "initctl"), "reload-configuration"]
-            subprocess.run(reload, timeout=10, check=True)
+            subprocess.run(reload, timeout=60, check=True)
 
 
 def write_job(path: Path, text: str) -> None:
@@ -1467,7 +1467,7 @@ def write_job(path: Path, text: str) -> None:
 def main_pid(bin: Path, job: str, *environment: str) -> int | None:
     """The PID of `job`'s main process according to `status`."""
     command = [str(bin / "status"), job, *environment]
-    status = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    status = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     # `, (post-start) process N` and a PID in pre-start or post-stop are not the main process.
     found = re.search(r" \w+/([\w-]+), process (\d+)$", status.stdout, re.MULTILINE)
     return int(found[2]) if found and found[1] not in ("pre-start", "post-stop") else None
