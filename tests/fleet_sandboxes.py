@@ -22,6 +22,14 @@ from standin.upstart import Upstart
 ETC = Path(__file__).parents[1] / "etc/ansible"
 PROGRAMS = Path(sys.executable).parent
 
+# What docs/fleet.md has for the control node, as far as local connections have it.
+SETTINGS = """[defaults]
+forks = 50
+display_skipped_hosts = False
+[connection]
+pipelining = True
+"""
+
 
 @dataclass
 class Ended:
@@ -63,7 +71,7 @@ class Control:
             "ANSIBLE_NOCOLOR": "1",
             "PYTHONDONTWRITEBYTECODE": "",
         }
-        (directory / "ansible.cfg").write_text("[defaults]\nforks = 50\n", encoding="utf-8")
+        (directory / "ansible.cfg").write_text(SETTINGS, encoding="utf-8")
         build = ("collection", "build", str(ETC), "--output-path", str(directory))
         self.run("ansible-galaxy", *build)
         (self.archive,) = directory.glob("*.tar.gz")
@@ -147,6 +155,25 @@ class Fleet:
         with at_a_terminal(argv, control.environment, control.directory, 300) as terminal:
             yield terminal
 
+    def with_a_full_disk(self, name: str) -> Path:
+        """A program in place of the tool: the tool, on a host where no file can be larger than 512 bytes."""
+        program = self.hosts[name].directory / "tool"
+        program.write_text(f'#!/bin/sh\nulimit -f 1\nexec {PROGRAMS}/deploy-clojars "$@"\n')
+        program.chmod(0o755)
+        return program
+
+    @property
+    def files(self) -> dict[Path, int]:
+        """Every file of every host, and when it was last changed."""
+        found = (file for host in self.hosts.values() for file in host.home.rglob("*"))
+        return {file: os.lstat(file).st_mtime_ns for file in found}
+
+    @property
+    def copies(self) -> list[Path]:
+        """The jars that were copied to the hosts to be installed, and are still there."""
+        hosts = self.hosts.values()
+        return [file for host in hosts for file in host.directory.glob(".deploy-clojars-*")]
+
     @property
     def releases(self) -> list[str]:
         """What the hosts serve, in their order: a version, or what the two instances differ in."""
@@ -154,12 +181,13 @@ class Fleet:
             return list(pool.map(_served, self.hosts.values()))
 
     @property
-    def restarts(self) -> dict[str, int]:
-        """How many runs on each host have restarted anything."""
-        return {
-            name: sum(event["event"] in ("flip", "no return") for event in host.events)
+    def touched(self) -> list[str]:
+        """The hosts on which anything but an install was begun."""
+        return [
+            name
             for name, host in self.hosts.items()
-        }
+            if any(event.get("command") not in (None, "install") for event in host.events)
+        ]
 
 
 def _served(host: LittleHost) -> str:

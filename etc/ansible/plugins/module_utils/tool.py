@@ -72,7 +72,7 @@ class Tool:
         """Fails the module: the tool printed no object, as one does that is too old for this."""
         said = last_lines(error, LINES_OF_THE_LOG)
         if any(words in error for words in ("No such option", "No such command")):
-            _, version, _ = self._module.run_command([self._program, "--version"])
+            version = self._module.run_command([self._program, "--version"])[1]
             message = "{} ({}) is too old for this collection; the role clojars.deploy.host upgrades it".format(
                 self._program, version.strip() or "of an unknown version"
             )
