@@ -11,11 +11,11 @@ import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 import zipfile
 from collections import defaultdict
@@ -310,18 +310,30 @@ def pressed_tab(place: Place) -> float:
 # --- many connections -----------------------------------------------------------------------------
 
 
+# So many at one process; the limit of descriptors is often not root's to raise, either.
+HELD = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 2000
+
+HOLD = """
+import resource, socket, sys
+port, number, source = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = [socket.create_connection(("127.0.0.1", port), 60, (source, 0)) for _ in range(number)]
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
 def connections(results: Results, directory: Path, rounds: int, scale: float) -> None:
     """50,000 connections to nginx while it drains: 10 to compare."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # nginx inherits it
     wanted = int(CONNECTIONS * scale)
-    count = min(wanted, descriptors(2 * wanted + 2000) - 2000)
-    if count < wanted:
-        print(f"  {count:,}, not {wanted:,}: this user may have no more descriptors")
     with two_places(directory) as (small, large), ExitStack() as open_ones:
-        for place in (small, large):
-            allow_connections(place, wanted + 2000)
-        for place, number in ((small, SMALL), (large, count)):
-            for each in connected(place, number):
-                open_ones.enter_context(each)
+        for place, number in ((small, SMALL), (large, wanted)):
+            allow_connections(place, number)
+            open_ones.enter_context(connected(place, number))
+            print(f"  {accepted(place.made.ports.site, number):,} connections to nginx", flush=True)
         drains: dict[Place, list[float]] = {small: [], large: []}
 
         def there_and_back(place: Place) -> float:
@@ -338,37 +350,70 @@ def connections(results: Results, directory: Path, rounds: int, scale: float) ->
         memory(results, large)
 
 
-def descriptors(wanted: int) -> int:
-    """Lets this process and those that it starts have so many files open, or as many as they may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for number in (wanted, hard):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (number, max(number, hard)))
-            return number
-        except (ValueError, OSError):
-            continue
-    return soft
-
-
 def allow_connections(place: Place, number: int) -> None:
     """Lets the place's nginx take so many connections, and keep them while nothing goes over them."""
     file = place.made.directory / "nginx.conf"
     text = file.read_text(encoding="utf-8")
-    # Each request to an instance is a connection, too.
-    text = text.replace("events {\n", f"events {{\n    worker_connections {2 * number};\n")
-    text = text.replace("http {\n", "http {\n    client_header_timeout 1h;\n")
+    # A worker that is nearly full leaves the others to accept, and one is for what is asked meanwhile.
+    workers = number // (HELD * 3 // 4) + 2
+    events = f"    worker_connections {HELD};\n    accept_mutex on;\n    multi_accept on;\n"
+    for old, new in (
+        ("worker_processes 1;", f"worker_processes {workers};"),
+        ("events {\n", f"events {{\n{events}"),
+        ("http {\n", "http {\n    client_header_timeout 1h;\n"),
+    ):
+        text = text.replace(old, new)
     file.write_text(text, encoding="utf-8")
+    site = place.made.directory / "nginx-site.conf"
+    listen = f"listen 127.0.0.1:{place.made.ports.site}"
+    text = site.read_text(encoding="utf-8").replace(f"{listen};", f"{listen} backlog=4096;")
+    site.write_text(text, encoding="utf-8")
     subprocess.run(
         ["nginx", "-p", "./", "-c", "nginx.conf", "-e", "logs/nginx.log", "-s", "reload"],
         cwd=place.made.directory, check=True,
     )  # fmt: skip
 
 
-def connected(place: Place, number: int) -> Iterator[socket.socket]:
-    """So many connections to the place's site; each loopback address has its own ports."""
-    for each in range(number):
-        source = f"127.0.0.{2 + each // 20_000}"
-        yield socket.create_connection(("127.0.0.1", place.made.ports.site), 30, (source, 0))
+@contextmanager
+def connected(place: Place, number: int) -> Iterator[None]:
+    """So many connections to the place's site while the block runs."""
+    port = str(place.made.ports.site)
+    with ExitStack() as processes:
+        holders = []
+        for each, first in enumerate(range(0, number, HELD)):
+            # Each loopback address has its own ports.
+            words = [port, str(min(HELD, number - first)), f"127.0.0.{2 + each}"]
+            holder = subprocess.Popen(
+                [sys.executable, "-c", HOLD, *words],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            holders.append(processes.enter_context(holder))
+        try:
+            for holder in holders:
+                assert holder.stdout is not None
+                if holder.stdout.readline() != b"open\n":
+                    raise SystemExit("the connections cannot be opened")
+            yield
+        finally:
+            for holder in holders:
+                assert holder.stdin is not None
+                holder.stdin.close()
+
+
+def accepted(port: int, wanted: int) -> int:
+    """How many connections to the port its program has accepted, by the kernel's table.
+
+    Waits a while until it has them all: the kernel takes them before the program does.
+    """
+    local = f"0100007F:{port:04X}"
+    deadline = time.monotonic() + 60
+    while True:
+        with open("/proc/self/net/tcp", encoding="ascii") as lines:
+            rows = map(str.split, lines)
+            found = sum(row[1] == local and row[3] == "01" and row[9] != "0" for row in rows)
+        if found >= wanted or time.monotonic() > deadline:
+            return found
+        time.sleep(1)
 
 
 @contextmanager

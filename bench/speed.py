@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import venv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -326,12 +326,12 @@ def there_and_back(to: Callable[[str], float]) -> float:
 def latency(results: Results, host: LittleHost, rounds: int) -> None:
     """The site's answers during a whole deploy: through nginx, against idle."""
     del rounds  # one is minutes
-    lost: dict[str, int] = defaultdict(int)
+    lost: dict[str, Counter[str]] = defaultdict(Counter)
     asked: dict[str, int] = defaultdict(int)
 
     def turn(name: str, work: Callable[[], object]) -> float:
-        times = asyncio.run(answers_while(front.site, work))
-        lost[name] += times.count(float("inf"))
+        times, failures = asyncio.run(answers_while(front.site, work))
+        lost[name] += failures
         asked[name] += len(times)
         if name != "idle":
             back_to_first(host)
@@ -355,26 +355,28 @@ def latency(results: Results, host: LittleHost, rounds: int) -> None:
     for name in ("nice = 10", "nice = 0", "script"):
         what = f"by the tool, build.{name}" if name != "script" else "by the plain script"
         results.ratio(f"p99 during a deploy {what} / idle", found[name], found["idle"])
-        print(f"  {asked[name]:,} requests, {lost[name]} without an answer")
+        print(f"  {asked[name]:,} requests; failed: {dict(lost[name]) or 'none'}")
 
 
-async def answers_while(site: str, work: Callable[[], object]) -> list[float]:
-    """How long the answers took while the work was done; infinite where there was none.
+async def answers_while(site: str, work: Callable[[], object]) -> tuple[list[float], Counter[str]]:
+    """How long the answers took while the work was done, also bad ones, and what was bad.
 
     Each request has a moment at which it is due, and its time runs from then: a site that stalls is
     not asked less.
     """
     times: list[float] = []
+    failures: Counter[str] = Counter()
     timeout = aiohttp.ClientTimeout(total=30)
 
     async def ask(due: float) -> None:
         try:
             async with session.get(f"{site}/version") as answer:
                 await answer.read()
-                good = answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            good = False
-        times.append(loop.time() - due if good else float("inf"))
+                if answer.status != 200:
+                    failures[str(answer.status)] += 1
+        except (aiohttp.ClientError, TimeoutError) as error:
+            failures[type(error).__name__] += 1
+        times.append(loop.time() - due)
 
     loop = asyncio.get_running_loop()
     async with aiohttp.ClientSession(
@@ -391,7 +393,7 @@ async def answers_while(site: str, work: Callable[[], object]) -> list[float]:
             task.add_done_callback(asking.discard)
         await asyncio.gather(*asking)
         await working
-    return times
+    return times, failures
 
 
 # --- memory -------------------------------------------------------------------------------------
