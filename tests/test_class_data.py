@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from little_host import ETC, LittleHost, at_a_terminal, free_ports, wait_for
 from standin.upstart import Upstart
 from systemd_kit import bare_machine
 
+from deploy_clojars.deploy import class_data
+from deploy_clojars.errors import DeployError
 from deploy_clojars.host.releases import Releases
 
 FIRST, SECOND, THIRD = "0.1.0", "0.2.0", "0.3.0"  # the last one has no archive
@@ -179,6 +183,49 @@ def test_nothing_is_added_if_it_fails_or_the_release_is_another_file_by_then(
     assert list(tmp_path.iterdir()) == [releases.path(FIRST)]
 
 
+def test_what_a_jvm_leaves_that_dies_half_way_is_not_added(tmp_path: Path) -> None:
+    """This process is the JVM, and does not have the release open any more when it is looked at."""
+    releases = Releases(tmp_path, "clojars-web")
+    releases.path(FIRST).touch()
+    own = Path(f"/tmp/.java_pid{os.getpid()}")
+    asked = []
+
+    def die_half_way(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            asked.append(connection.recv(4096))
+            Path(asked[0].split()[-1].decode().rstrip("\0")).write_text("a part")
+            connection.sendall(b"0\nDynamic dump:\n")
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(own))
+        try:
+            server.listen()
+            threading.Thread(target=die_half_way, args=(server,), daemon=True).start()
+            with pytest.raises(DeployError, match="Dynamic dump:"):
+                class_data.make(releases, FIRST, os.getpid())
+        finally:
+            own.unlink()
+    assert asked[0].startswith(b"1\0jcmd\0VM.cds dynamic_dump /")
+    assert list(tmp_path.iterdir()) == [releases.path(FIRST)]
+
+
+def test_none_is_begun_if_the_disk_might_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases = Releases(tmp_path, "clojars-web")
+    releases.path(FIRST).write_text("x" * 1000)
+    monkeypatch.setattr("deploy_clojars.host.releases.CLASS_DATA_PER_BYTE", 10**12)
+    with pytest.raises(OSError, match="No space left"):
+        class_data.make(releases, FIRST, os.getpid())
+
+
+def test_check_knows_why_none_is_made(directory: Directory) -> None:
+    assert class_data.why_none(os.getpid()) == "is not a JVM"
+    with directory.running("java", "-jar", directory.jar(FIRST)) as jvm:
+        assert class_data.why_none(jvm.pid) == "was started without -XX:+RecordDynamicDumpInfo"
+
+
 # The script that the jobs start
 
 
@@ -266,7 +313,9 @@ def host(
     """It serves the first release."""
     place = tmp_path_factory.mktemp("host")
     with Upstart.started(place / "upstart") as upstart:
-        made = LittleHost(place / "host", upstart, "/nowhere", {}, launcher=f"{JAVA} -Xmx64m -jar")
+        launcher = f"{JAVA} -Xmx64m -jar"
+        patient = {"health": "timeout = 60"}  # several JVMs start for each of its starts
+        made = LittleHost(place / "host", upstart, "/nowhere", {}, patient, launcher)
         made.serving(FIRST, application.jar(FIRST))
         yield made
         for job in (made.primary, made.backup):

@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.health import Observation
+from deploy_clojars.host.releases import Releases
 from deploy_clojars.machine import processes
 from deploy_clojars.run.run import Run
 
@@ -46,7 +47,7 @@ def _try_to_make(run: Run, pid: int) -> None:
     try:
         if RECORDS not in psutil.Process(pid).cmdline():
             return
-        size = make(run, pid)
+        size = make(run.host.releases, run.version, pid)
         said = f"{decimal(size)} in {time.monotonic() - started:.1f} s"
     except (DeployError, OSError, psutil.Error) as error:
         said = f"not made: {error}"
@@ -54,12 +55,11 @@ def _try_to_make(run: Run, pid: int) -> None:
         run.console.log.write(f"class data of {run.version}: {said}\n".encode())
 
 
-def make(run: Run, pid: int) -> int:
-    """Has the JVM make the archive of the release that it runs; returns its size in bytes.
+def make(releases: Releases, version: str, pid: int) -> int:
+    """Has a JVM make the archive of the release that it runs; returns its size in bytes.
 
     Raises DeployError or OSError; no archive was added then.
     """
-    releases, version = run.host.releases, run.version
     with releases.class_data_added(version) as archive:
         answer = _told(pid, f"VM.cds dynamic_dump {archive}")
         # What a JVM leaves that dies half-way looks like an archive.
