@@ -63,6 +63,8 @@ class Control:
         directory.mkdir(parents=True)
         self.environment = {
             **os.environ,
+            "HOME": str(directory),
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
             "ANSIBLE_HOME": str(directory / "ansible"),
             "ANSIBLE_REMOTE_TMP": str(directory / "remote"),
             "ANSIBLE_COLLECTIONS_PATH": str(directory / "collections"),
@@ -78,17 +80,17 @@ class Control:
         install = ("collection", "install", "--offline", str(self.archive))
         self.run("ansible-galaxy", *install, "-p", str(directory / "collections"))
 
-    def run(self, program: str, *words: str) -> str:
+    def run(self, program: str, *words: str, cwd: Path | None = None) -> str:
         """Runs one of ansible's programs and returns what it prints; fails unless it ends well."""
-        result = self.tried(program, *words)
+        result = self.tried(program, *words, cwd=cwd)
         assert result.status == 0, result.output
         return result.output
 
-    def tried(self, program: str, *words: str) -> Ended:
+    def tried(self, program: str, *words: str, cwd: Path | None = None) -> Ended:
         """Runs one of ansible's programs, however it ends."""
         result = subprocess.run(
             [PROGRAMS / program, *words],
-            env=self.environment, cwd=self.directory, stdin=subprocess.DEVNULL,
+            env=self.environment, cwd=cwd or self.directory, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=500,
         )  # fmt: skip
         return Ended(result.returncode, result.stdout)
@@ -154,6 +156,21 @@ class Fleet:
         control = self.control
         with at_a_terminal(argv, control.environment, control.directory, 300) as terminal:
             yield terminal
+
+    def hook(self, word: str) -> Path:
+        """A site's task file for the load balancer, which writes the word down."""
+        file = self.control.directory / f"{word}.yml"
+        tasks = [{"ansible.builtin.shell": f"echo {word} >>{{{{ fleet_staging }}}}/hooks"}]
+        file.write_text(json.dumps(tasks), encoding="utf-8")
+        return file
+
+    @property
+    def hooks_ran(self) -> dict[str, list[str]]:
+        """The words that the hooks have written down, by host."""
+        return {
+            name: (host.directory / "hooks").read_text(encoding="utf-8").split()
+            for name, host in self.hosts.items()
+        }
 
     def with_a_full_disk(self, name: str) -> Path:
         """A program in place of the tool: the tool, on a host where no file can be larger than 512 bytes."""

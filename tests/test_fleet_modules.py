@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
@@ -99,6 +100,40 @@ def test_the_archive_has_all_of_the_collection_and_its_version_is_the_tools(
     files = {name for name in files if "__pycache__" not in name}
     assert files - names == {"galaxy.yml"}
     assert control.archive.name == f"clojars-deploy-{__version__}.tar.gz"
+
+
+# Those of `ansible-test sanity` that install nothing.
+SANITY = (
+    "action-plugin-docs", "compile", "empty-init", "ignores", "line-endings", "no-assert",
+    "no-get-exception", "no-illegal-filenames", "no-smart-quotes", "replace-urlopen", "shebang", "symlinks",
+    "use-argspec-type-path", "use-compat-six",
+)  # fmt: skip
+
+
+def test_the_collection_is_as_ansible_wants_it(control: Control) -> None:
+    place = control.directory / "collections/ansible_collections/clojars/deploy"
+    words = [word for name in SANITY for word in ("--test", name)]
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    control.run("ansible-test", "sanity", "--python", python, *words, cwd=place)
+    control.run("ansible-lint", "--offline", "--profile", "production", cwd=place)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ETC.glob("plugins/modul*/*.py")), ids=lambda file: file.name
+)
+def test_what_runs_on_a_host_is_python_3_8(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
+    imported = {
+        (node.module or "").partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+    } | {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert imported <= {"__future__", "ansible", "ansible_collections", "json", "os", "time"}
 
 
 def test_a_host_without_the_tool_has_one_clear_message(host: Host) -> None:

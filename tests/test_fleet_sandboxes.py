@@ -67,8 +67,9 @@ def test_a_bad_release_is_stopped_at_the_first_host(fleet: Fleet) -> None:
 
 def test_after_a_failure_in_a_later_batch_all_go_back(fleet: Fleet) -> None:
     fleet.hosts["app03"].does_not_start(SECOND, "primary")  # after the point of no return
+    out, in_again = fleet.hook("out"), fleet.hook("in")
 
-    stopped = fleet.play("deploy", SECOND)
+    stopped = fleet.play("deploy", SECOND, fleet_out=str(out), fleet_in=str(in_again))
 
     assert stopped.status == 2
     assert stopped.failed == ["app03"]
@@ -76,6 +77,7 @@ def test_after_a_failure_in_a_later_batch_all_go_back(fleet: Fleet) -> None:
     assert stopped.table["app03"] == "0.1.0 0.1.0 0.1.0 failed (status 8); taken back"
     assert stopped.table["app02"] == "0.1.0 0.1.0 0.1.0 promoted, had 0.1.0; taken back"
     assert fleet.releases == [FIRST] * HOSTS
+    assert fleet.hooks_ran == {name: ["out", "in"] for name in fleet.hosts}
 
 
 def test_nothing_begins_while_a_host_is_not_ready(fleet: Fleet) -> None:

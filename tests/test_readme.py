@@ -10,7 +10,8 @@ PROJECT = Path(__file__).parents[1]
 
 def test_every_file_that_the_documents_name_is_there() -> None:
     for page in map(
-        PROJECT.joinpath, ("README.md", "CONTRIBUTING.md", "docs/host.md", "docs/architecture.md")
+        PROJECT.joinpath,
+        ("README.md", "CONTRIBUTING.md", "docs/host.md", "docs/architecture.md", "docs/fleet.md"),
     ):
         links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
         assert links
