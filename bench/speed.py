@@ -17,7 +17,7 @@ import threading
 import time
 import venv
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,9 @@ from little_host import LittleHost, wait_for
 from playground import clojure_host
 
 from deploy_clojars import config
+from deploy_clojars.host.host import Host
 
-ROUNDS = 3
+ROUNDS = 2
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 SETTLE = 0.3  # of the little host's configuration
 HERE = Path(__file__).parent
@@ -48,7 +49,8 @@ PEER_COMMANDS: dict[str, list[str | Path]] = {
     "pyinfra": [PEERS / "bin/pyinfra", "-y", "@local", HERE / "peers/deploy.py"],
     "ansible": [PEERS / "bin/ansible-playbook", "-i", "localhost,", HERE / "peers/playbook.yml"],
 }
-PEER_ROUNDS = 2
+# What `setup` installs as the start of a JVM, which uses an archive of the release's classes.
+JAVA = HERE.parent / "etc/lib/clojars/java"
 
 SITE_RATE = 200  # requests a second
 IDLE_SECONDS = 10.0
@@ -68,7 +70,7 @@ def start(results: Results, host: LittleHost, rounds: int) -> None:
     }
     turns = {name: partial(seconds, argv, host) for name, argv in commands.items()}
     by_turns(1, turns)  # what is read for the first time
-    found = by_turns(rounds * 5, turns)
+    found = by_turns(rounds * 10, turns)
     results.add("python -c 'import click'", found["click"], "s")
     results.ratio("--help / import click", found["help"], found["click"], 1.15)
     results.ratio("status / import click", found["status"], found["click"], 3.0)
@@ -190,78 +192,65 @@ def last_steps(host: LittleHost) -> dict[str, float]:
 
 def deploys(results: Results, host: LittleHost, rounds: int) -> None:
     """A deploy until the primary serves: by the tool, the plain script and others."""
-    peers = installed_peers()
-    tools = {"tool": "parallel = false", "parallel": "parallel = true"}
-    if not knows("build", "parallel"):
-        del tools["parallel"]
     steps: dict[str, list[dict[str, float]]] = defaultdict(list)
 
-    def tool(name: str) -> float:
-        with having(host, "build", tools[name] if knows("build", "parallel") else ""):
+    def by_tool_once(parallel: str) -> float:
+        with having(host, "build", f"parallel = {parallel}"):
             taken = by_tool(host, SECOND, serves=SECOND)
-            steps[name].append(last_steps(host))
-            back_to_first(host)
+        steps[parallel].append(last_steps(host))
         return taken
 
-    def other(deploy: Callable[[], float]) -> float:
-        taken = deploy()
-        back_to_first(host)
-        return taken
-
-    plainly = partial(other, partial(by_script, host, host.repository_url, SECOND))
     turns: dict[str, Callable[[], float]] = {
-        "tool": partial(tool, "tool"), "plain": plainly,
-        **{name: partial(tool, name) for name in tools if name != "tool"},
-    }  # fmt: skip
+        "false": partial(by_tool_once, "false"),
+        "script": partial(by_script, host, host.repository_url, SECOND),
+        "true": partial(by_tool_once, "true"),
+    }
+    peers: dict[str, Callable[[], float]] = {
+        name: partial(by_peer, host, name) for name in installed_peers()
+    }
     found: dict[str, list[float]] = defaultdict(list)
-    by_peers: dict[str, list[float]] = defaultdict(list)
-    for number in range(rounds):
-        for name, turn in turns.items():
+
+    def take(turns: Iterable[tuple[str, Callable[[], float]]]) -> None:
+        for name, turn in turns:
             found[name].append(turn())
-        between = []
-        if number < PEER_ROUNDS:
-            between = [(name, other(partial(by_peer, host, name))) for name in peers]
-        for name, turn in reversed(turns.items()):
-            found[name].append(turn())
-        for name, taken in between:
-            # The scripts' turns lie around the peers'.
-            by_peers[name].append(taken / statistics.mean(found["plain"][-2:]))
-    results.add("the plain script", found["plain"], "s")
-    bounds = {"tool": 1.0, "parallel": 0.9}
-    for name in tools:
-        what = "the tool" if name == "tool" else "the tool, build.parallel"
-        results.add(what, found[name], "s")
-        results.ratio(f"{what} / the plain script", found[name], found["plain"], bounds[name])
-    for name, ratios in by_peers.items():
-        results.add(f"{name} / the plain script", ratios, "x")
+            back_to_first(host)
+
+    for _ in range(rounds):
+        take(turns.items())
+        take(peers.items())
+        take(reversed(turns.items()))
+    script = found["script"]
+    results.add("the plain script", script, "s")
+    for parallel, bound in (("false", 1.0), ("true", 0.9)):
+        results.add(f"the tool, build.parallel = {parallel}", found[parallel], "s")
+        results.ratio("  / the plain script", found[parallel], script, bound)
+        own = [
+            taken - others(its, at_once=parallel == "true")
+            for taken, its in zip(found[parallel], steps[parallel], strict=True)
+        ]
+        results.add("  own share: all but tests, build and the two starts", own, "s", 0.5)
+        timeline(steps[parallel])
+    around = [statistics.mean(pair) for pair in zip(script[::2], script[1::2], strict=True)]
+    for name in peers:
+        results.ratio(f"{name} / the plain script", found[name], around)
     print(f"  left out of the tool's: the backup's settle ({SETTLE} s here, 3 s by default)")
-    for name in tools:
-        own = [taken - working(its) for taken, its in zip(found[name], steps[name], strict=True)]
-        what = "own share" if name == "tool" else "own share, build.parallel"
-        results.add(f"{what}: all but tests, build and the two starts", own, "s", 0.5)
-        timeline(steps[name])
 
 
-def working(steps: dict[str, float]) -> float:
+def others(steps: dict[str, float], *, at_once: bool) -> float:
     """The seconds of a deploy that are not the tool's own: tests, build, and the two starts.
 
     Of tests and build at the same time the longer one counts.
     """
-    builds = steps["test"], steps["build"]
-    together = max(builds) if len(steps) and steps.get("parallel") else sum(builds)
-    # The primary's settle comes after it serves.
-    return together + steps["backup"] - SETTLE + steps["promote"] - SETTLE + steps["drain"]
+    building = (max if at_once else sum)([steps["test"], steps["build"]])
+    # The primary serves before it settles.
+    starting = steps["backup"] - SETTLE + steps["primary"] - SETTLE
+    return building + starting + steps["drain"]
 
 
 def timeline(runs: list[dict[str, float]]) -> None:
-    """The medians of the steps."""
+    """Prints the medians of the steps."""
     medians = {name: statistics.median(each.get(name, 0.0) for each in runs) for name in runs[0]}
-    print("  " + ", ".join(f"{name} {taken:.2f}" for name, taken in medians.items()))
-
-
-def knows(table: str, key: str) -> bool:
-    """Whether the configuration has the key."""
-    return hasattr(getattr(config.Config(), table, None), key)
+    print("  steps: " + ", ".join(f"{name} {taken:.2f}" for name, taken in medians.items()))
 
 
 @contextmanager
@@ -299,20 +288,62 @@ def installed_peers() -> list[str]:
 def starts(results: Results, host: LittleHost, rounds: int) -> None:
     """Rollback and restart until the primary serves: a plain script does nothing but the two starts."""
     host.done(SECOND, "--yes")
-    rolled_back = {
-        "tool": lambda: there_and_back(lambda to: by_tool(host, "rollback", to, serves=to)),
-        "script": lambda: there_and_back(partial(by_script, host, "")),
-    }
-    restarted = {
-        "tool": lambda: by_tool(host, "restart", serves=SECOND),
-        "script": lambda: by_script(host, "", SECOND),
-    }
-    for what, turns in (("rollback", rolled_back), ("restart", restarted)):
-        found = by_turns(rounds, turns)
+    with_archives = class_data_flag(host)
+    have_archives(host, with_archives)
+    rollback = ("rollback", lambda to: by_tool(host, "rollback", to, serves=to))
+    restart = ("restart", lambda to: by_tool(host, "restart", serves=to))
+
+    def turn(measure: Callable[[], float], *, archives: bool = False) -> float:
+        if archives:
+            with_archives.touch()
+        try:
+            return measure()
+        finally:
+            with_archives.unlink(missing_ok=True)
+
+    for what, by in (rollback, restart):
+        both = there_and_back if what == "rollback" else lambda by: by(SECOND)
+        found = by_turns(
+            rounds,
+            {
+                "tool": partial(turn, partial(both, by)),
+                "script": partial(turn, partial(both, partial(by_script, host, ""))),
+                "archives": partial(turn, partial(both, by), archives=True),
+            },
+        )
         results.add(f"{what} by the script", found["script"], "s")
-        results.add(f"{what} by the tool", found["tool"], "s")
-        results.ratio(f"{what}, tool / script", found["tool"], found["script"], 1.05)
+        results.ratio("  the tool / the script", found["tool"], found["script"], 1.05)
+        results.ratio("  with class data / the script", found["archives"], found["script"], 0.85)
     back_to_first(host)
+
+
+def class_data_flag(host: LittleHost) -> Path:
+    """Both instances start with archives, where there are any, while this file exists."""
+    flag, program = host.directory / "class-data", host.directory / "java"
+    program.write_text(f'#!/bin/sh\n[ -e {flag} ] && exec {JAVA} "$@"\nexec java "$@"\n')
+    program.chmod(0o755)
+    host.launcher = host.launcher.replace("java", str(program), 1)
+    for number, job in enumerate((host.primary, host.backup)):
+        host.upstart.install(job, host.job_file(job, *host.ports[number::2]))
+        host.control("stop", job)  # a restart would keep the old definition
+        host.control("start", job)
+        wait_for(lambda: None not in host.versions, "both serve")
+    return flag
+
+
+def have_archives(host: LittleHost, flag: Path) -> None:
+    """Has the tool make the archives of both releases, as it does while it asks."""
+    flag.touch()
+    releases = Host(config.load(host.config)).releases
+    for version, other in ((FIRST, SECOND), (SECOND, FIRST)):
+        host.done("rollback", other, "--yes")
+        jar = releases.path(version).rename(host.directory / "moved.jar")
+        with host.typing("deploy", version, "--jar", str(jar)) as terminal:
+            terminal.asked()
+            wait_for(releases.class_data(version).exists, "the archive is there")
+            terminal.types("yes")
+            terminal.ends(0)
+    flag.unlink()
 
 
 def there_and_back(to: Callable[[str], float]) -> float:
