@@ -551,6 +551,16 @@ def test_a_jar_for_which_there_is_no_room_is_not_half_copied(releases: Releases,
         assert_not_installed(releases, jar, "release C cannot be copied")
 
 
+def test_a_jar_that_the_disk_has_not_taken_is_no_release(
+    releases: Releases, jar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert_not_installed(releases, jar, "release C cannot be added to")
+
+
 def assert_not_installed(releases: Releases, jar: Path, why: str) -> None:
     before = names_in(releases.directory)
 

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,7 +302,7 @@ class RehearsedReleases(Releases):
             copy = f"cp {_command(original.path)}/{pattern} {_command(temporary)}"
             # ** is bash's, if it is asked
             self._write(_command("bash", "-O", "globstar", "-c", copy))
-            yield Copy(temporary, "", 0)
+            yield Copy(temporary, "", 0, Future())
         else:
             self._write(_command("cp", original.path, temporary))
             with TemporaryDirectory() as directory:

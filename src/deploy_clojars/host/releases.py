@@ -8,11 +8,14 @@ import re
 import shlex
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deploy_clojars.errors import DeployError
+from deploy_clojars.machine import threads
 from deploy_clojars.machine.files import NO_ROOM, Input, sync
 from deploy_clojars.versions import why_no_version
 
@@ -48,6 +51,7 @@ class Copy:
     path: Path
     sha256: str  # in hexadecimal
     bytes: int
+    on_disk: Future[None]  # done when the disk has it, or failed
 
 
 class Releases:
@@ -228,21 +232,22 @@ class Releases:
 
     @contextmanager
     def copied(self, original: Input, version: str, patience: float) -> Iterator[Copy]:
-        """A jar's copy beside the releases, complete and on the disk; removed at the end.
+        """A jar's copy beside the releases; removed at the end.
 
-        It is read once: what is looked at is what `add` then makes the release. `patience` is how
-        long to wait for more of it, in seconds. Raises DeployError, Interrupted.
+        It is read once: what is looked at is what `add` then makes the release, when the disk has
+        it; a look need not wait for that. `patience` is how long to wait for more of it, in
+        seconds. Raises DeployError, Interrupted.
         """
         with self._temporary("jar") as temporary:
             try:
-                digest, size = self._copy(original, temporary, patience)
+                copy = self._copy(original, temporary, patience)
             except OSError as error:
                 raise DeployError(
                     f"release {version} cannot be copied to {self.directory}: {error.strerror}"
                 ) from error
-            yield Copy(temporary, digest, size)
+            yield copy
 
-    def _copy(self, original: Input, temporary: Path, patience: float) -> tuple[str, int]:
+    def _copy(self, original: Input, temporary: Path, patience: float) -> Copy:
         import hashlib  # `status` is quicker without it
 
         digest = hashlib.sha256()
@@ -254,8 +259,9 @@ class Releases:
                 copy.write(chunk)
             copy.flush()
             os.fchmod(copy.fileno(), 0o644)  # whatever the umask: the service reads it
-            sync(copy.fileno())
-            return digest.hexdigest(), copy.tell()
+            # Its own descriptor: an error in writing it is told to those that were open then.
+            on_disk = threads.started(partial(_sync_and_close, os.dup(copy.fileno())))
+            return Copy(temporary, digest.hexdigest(), copy.tell(), on_disk)
 
     def _refuse_to_fill_the_disk(self, size: int) -> None:
         """Raises OSError if `size` more bytes would leave less than LEAST_FREE."""
@@ -269,6 +275,7 @@ class Releases:
         The directory is synced before this returns. Raises DeployError.
         """
         try:
+            copy.on_disk.result()
             os.link(copy.path, self.path(version))  # fails where rename() would replace
             self._sync()
         except FileExistsError:
@@ -381,6 +388,13 @@ class Releases:
             sync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _sync_and_close(descriptor: int) -> None:
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:
