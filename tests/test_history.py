@@ -252,7 +252,7 @@ def test_the_json_has_the_keys_that_are_documented(forty: LittleHost) -> None:
         "run": "38", "command": "deploy", "version": "1.38", "by": "ann", "began": at(38),
         "ended": at(39), "seconds": 1.0, "outcome": "promoted", "status": 0, "why": None,
         "source": None,
-        "steps": [{"step": "test", "began": at(38), "seconds": 1.0, "done": False, "ended": False}],
+        "steps": [{"step": "test", "began": at(38), "seconds": 1.0, "done": False, "stopped": False}],
         "pruned": [],
     }  # fmt: skip
 

@@ -113,7 +113,7 @@ def test_one_that_fails_ends_the_other_at_once(light_host: LittleHost, failing: 
     assert (host.current, host.versions, host.pid("primary"), host.pid("backup")) == before
     ends = steps(host)
     assert ends[failing].get("outcome") is None
-    assert (ends[other]["event"], ends[other]["outcome"]) == ("failed", "ended")
+    assert (ends[other]["event"], ends[other]["outcome"]) == ("failed", "stopped")
     assert f"failed at {failing} (5)" in host.run("history").stdout
     [kept] = host.deploy.glob("checkouts/*")  # of the one that is worth a look
     assert (kept / "failed").exists()

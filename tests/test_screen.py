@@ -84,7 +84,10 @@ def test_the_running_step_is_alive_and_what_is_left_of_it_is_one_line(host: Litt
 
 def test_at_sixty_columns_no_line_is_broken(host: LittleHost) -> None:
     host.have(SECOND)
-    left = lines_left(deployed(host, 60, COLUMNS="60"))
+    shown = deployed(host, 60, COLUMNS="60")
+    running = re.findall(r"[⠋-⠿] [^\r\n]*", without_escapes(shown))
+    assert max(map(len, running)) == 60 - len("^C") - 1  # the cursor stays on the line after Ctrl-C
+    left = lines_left(shown)
     steps = [line for line in left if line.startswith(("✓", "    "))]
     assert max(map(len, steps)) < 60
     assert any(line.startswith("             healthy on 0.2.0 (PID") for line in left)

@@ -12,7 +12,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import TAG, Event
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
-from deploy_clojars.run.run import ENDED
+from deploy_clojars.run.run import STOPPED
 from deploy_clojars.screen import tables
 from deploy_clojars.screen.tables import Column, Table
 
@@ -34,7 +34,7 @@ class Step(msgspec.Struct):
     began: str
     seconds: float | None = None
     done: bool = False
-    ended: bool = False  # because another one at the same time had failed
+    stopped: bool = False  # since the other one at the same time failed, or by a signal
 
 
 class PastRun(msgspec.Struct):
@@ -58,7 +58,7 @@ class PastRun(msgspec.Struct):
     def ended_at(self) -> str | None:
         """The step at which it failed, or is now: the first one that was not done."""
         not_done = [step for step in self.steps if not step.done]
-        failed = (step.name for step in not_done if not step.ended)
+        failed = (step.name for step in not_done if not step.stopped)
         return next(failed, not_done[0].name if not_done else None)
 
 
@@ -134,7 +134,7 @@ def _add(run: PastRun, event: Event) -> None:
         case "done" if step is not None:
             step.seconds, step.done = event.seconds, True
         case "failed" if step is not None:
-            step.seconds, step.ended = event.seconds, event.outcome == ENDED
+            step.seconds, step.stopped = event.seconds, event.outcome == STOPPED
         case "approved" if step is not None and step.name == "ask":
             step.done = True
         case "rolled back":

@@ -35,7 +35,7 @@ from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
 DECLINED, INTERRUPTED = "declined", "interrupted"  # outcomes
-ENDED = "ended"  # of a step: another one at the same time has failed
+STOPPED = "stopped"  # of a step: the other one at the same time failed, or a signal came
 
 WAITED_FOR = 0.5  # seconds; the summary leaves shorter steps out
 LOOKED_BACK = 500  # lines of the journal: some ten runs
@@ -134,7 +134,7 @@ class Run:
         except BaseException as error:
             self.times.add(name, time.monotonic() - started)
             if self.has_begun:
-                how = ENDED if isinstance(error, GeneratorExit) else None
+                how = STOPPED if isinstance(error, GeneratorExit) else None
                 self._record_end("failed", name, started, outcome=how, may_fail=True)
             raise
         else:

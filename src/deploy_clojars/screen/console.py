@@ -181,7 +181,7 @@ class Console:
         try:
             yield becomes
         except BaseException as error:
-            how = ended("ended" if isinstance(error, GeneratorExit) else "failed")
+            how = ended("stopped" if isinstance(error, GeneratorExit) else "failed")
             self._into_log(f"{name}: {how}")
             self._close(line, how, failed=True)
             raise

@@ -155,8 +155,8 @@ class LiveLine:
         elapsed = time.monotonic() - self._started
         usual = f" ({self._usual:.0f} s last time)" if self._usual else ""
         ending = f"{elapsed:.0f} s{usual}" if elapsed >= 1 else ""
-        # On one line: what is more would be left behind on the screen.
-        what = cut(self._what, self._room - cell_len(ending) - 2)
+        # On one line, with the ^C that the terminal may add: what is more would be left behind on the screen.
+        what = cut(self._what, self._room - cell_len(ending) - 2 - len("^C"))
         return self._head(mark, "cyan", what).append(f"  {ending}", "dim")
 
     @property
