@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from deploy_clojars.config import BACKUP, PRIMARY, Role
+from deploy_clojars.deploy import class_data
 from deploy_clojars.deploy.checkout import Commits, Mirror
 from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
@@ -59,8 +60,9 @@ def ask_to_promote(run: Run, backup: Observation) -> None:
         else:
             run.console.page(question_page(run, look), always=True)
             run.at("ask")  # the question has its own page instead of a step's line
-            if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary, backup)):
-                raise Declined(f"{version} was declined")
+            with class_data.made_meanwhile(run, backup):
+                if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary, backup)):
+                    raise Declined(f"{version} was declined")
         run.record("approved", version=version, how="--yes" if yes else "question")
     refuse_a_backup_that_failed_meanwhile(run, backup)
 

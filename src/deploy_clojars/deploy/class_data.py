@@ -1,9 +1,9 @@
 """Class data: an archive of the release's classes, made by the running backup while the operator reads.
 
-A JVM that starts with it does not load and verify them again. Nothing waits for it, and what goes wrong is
-only in the log. It is asked for through the JVM's own socket, as by `jcmd PID VM.cds dynamic_dump FILE`: the
-jcmd of Java 17.0.15 looks for the socket of a unit with PrivateTmp= in the wrong /tmp, and a runtime has
-none. With -XX:+AutoCreateSharedArchive (Java 19) and an AOT cache (24) each stop would wait until it is written.
+A JVM that starts with it does not load and verify them again. What goes wrong is only in the log. It is
+asked for through the JVM's own socket, as by `jcmd PID VM.cds dynamic_dump FILE`: the jcmd of Java 17.0.15
+looks for the socket of a unit with PrivateTmp= in the wrong /tmp, and a mere runtime has no jcmd. With
+-XX:+AutoCreateSharedArchive (Java 19) and an AOT cache (24) each stop would wait until it is written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 from rich.filesize import decimal
@@ -19,7 +20,7 @@ from rich.filesize import decimal
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.releases import Releases
-from deploy_clojars.machine import processes
+from deploy_clojars.machine import processes, signals
 from deploy_clojars.run.run import Run
 
 # Of a JVM that can make an archive, and of one that uses one; the script `java` of `setup` chooses.
@@ -27,19 +28,24 @@ RECORDS = "-XX:+RecordDynamicDumpInfo"
 USES = "-XX:SharedArchiveFile="
 
 SECONDS = 60.0  # for a large application on a busy host
+TICK = 0.05  # seconds between two looks at whether it is made
 
 
-def make_while_asking(run: Run, backup: Observation) -> None:
-    """Begins to make the archive of the release that the backup runs, and returns at once.
+@contextmanager
+def made_meanwhile(run: Run, backup: Observation) -> Iterator[None]:
+    """While the block asks, the backup makes the archive of the release that it runs.
 
-    Not without a question: the next to come are then the users' requests, and while it makes
-    the archive the JVM answers none, for half a second or more.
+    A block that ends well then waits for the rest, mostly for nothing: a JVM that is at it answers
+    nobody for half a second or more, and the next look at it would find that it has failed. So none
+    is made where nobody is asked. Raises Interrupted.
     """
-    if run.request.yes or backup.pid is None or not run.host.config.jvm.class_data:
-        return
     making = threading.Thread(target=_try_to_make, args=(run, backup.pid), daemon=True)
-    with suppress(RuntimeError):  # the limit on the user's processes is reached
-        making.start()
+    if backup.pid is not None and run.host.config.jvm.class_data:
+        with suppress(RuntimeError):  # the limit on the user's processes is reached
+            making.start()
+    yield
+    while making.is_alive():
+        signals.wait(TICK)
 
 
 def _try_to_make(run: Run, pid: int) -> None:

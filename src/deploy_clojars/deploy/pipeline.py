@@ -11,7 +11,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from deploy_clojars.config import BACKUP, PRIMARY
-from deploy_clojars.deploy import class_data, drain, preflight, prune
+from deploy_clojars.deploy import drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
 from deploy_clojars.deploy.migrate import CarryOut, migrate
 from deploy_clojars.deploy.reuse import is_the_one_there
@@ -38,7 +38,6 @@ def deploy(run: Run, source: Source | None = None, migration: CarryOut | None = 
     with reverted_on_failure(run):
         flip(run, run.version)
         backup = bring_up_backup(run, to_replace)
-        class_data.make_while_asking(run, backup)
         ask_to_promote(run, backup)
         primary = drain.drain_primary(run)
         refuse_a_backup_that_failed_meanwhile(run, backup)
