@@ -514,6 +514,22 @@ def test_without_strays_nothing_is_waited_for(run_id: str) -> None:
     assert time.monotonic() - started < DEADLINE
 
 
+def test_descendants_are_found_whichever_thread_started_the_first() -> None:
+    program = (
+        "import subprocess, threading\n"
+        "script = 'sleep 1000 & echo up; wait'\n"
+        "threading.Thread(target=subprocess.run, args=(['sh', '-c', script],)).start()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"up\n"
+        child, sleep = processes.descendants_of(parent.pid)
+        assert processes.descendants_of(child) == [sleep]
+        assert processes.descendants_of(sleep) == []
+        assert processes.descendants_of(parent.pid, without=[child]) == []
+        for pid in (parent.pid, child, sleep):
+            os.kill(pid, signal.SIGKILL)
+
+
 # The environment of the tests and the build
 
 

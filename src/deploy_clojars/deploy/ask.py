@@ -7,10 +7,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.deploy import class_data
-from deploy_clojars.deploy.checkout import Commits, Mirror
 from deploy_clojars.deploy.steps import DATA_STAYS, refuse_a_link_that_was_changed_meanwhile
 from deploy_clojars.errors import Declined, DeployError, NotHealthy, UsageError
 from deploy_clojars.host import manifest
@@ -19,6 +19,9 @@ from deploy_clojars.host.look import Look
 from deploy_clojars.machine.threads import started
 from deploy_clojars.run import system_log
 from deploy_clojars.run.run import Run
+
+if TYPE_CHECKING:
+    from deploy_clojars.deploy.checkout import Commits
 
 
 def require_an_answer(yes: bool) -> None:
@@ -201,6 +204,8 @@ def what_changes(approved: str | None, version: str, commits: Commits | None) ->
 
 def commits_between(run: Run, look: Look) -> Commits | None:
     """The commits between the approved release and the new one, as far as they are known."""
+    from deploy_clojars.deploy.checkout import Mirror  # a deploy has it; others have no use for git
+
     commits = look.history.commits
     old, new = ((_commit_of(run, commits, each) if each else None)
                 for each in (look.approved, run.version))  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from deploy_clojars import config
 from deploy_clojars.deploy import drain, migrate, signatures
 from deploy_clojars.deploy.revert import PATIENCE, revert_a_run_that_was_cut_off
-from deploy_clojars.deploy.source import Source
 from deploy_clojars.errors import DeployError, NotHealthy, NotReady, reason
 from deploy_clojars.host import decisions, health
 from deploy_clojars.host.host import Host
@@ -17,6 +17,9 @@ from deploy_clojars.host.releases import LEAST_FREE
 from deploy_clojars.host.services.sudo import SudoRefuses
 from deploy_clojars.machine import sockets
 from deploy_clojars.run.run import Run
+
+if TYPE_CHECKING:  # rollback and restart have no use for git, whose package takes long to import
+    from deploy_clojars.deploy.source import Source
 
 # A checkout, a plain jar, an uberjar and its copy; each about as large as the release.
 RELEASES_THAT_MUST_FIT = 4

@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 # States of /proc/net/tcp (proc(5)).
 ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE_WAIT, LISTEN = "01", "03", "06", "08", "0A"
@@ -217,6 +218,7 @@ def _address(text: str) -> Address:
     return _host(packed), int(port, 16)
 
 
+@lru_cache(maxsize=1000)  # nearly all sockets that listen have one of a few addresses
 def _host(packed: bytes) -> Host:
     address = ipaddress.ip_address(packed)
     # A JVM listens on IPv6 sockets, which show connections from 127.0.0.1 as ::ffff:127.0.0.1.

@@ -106,6 +106,10 @@ def descendants_of(pid: int, without: Collection[int] = ()) -> list[int]:
 
     A process whose parent is hidden is not found.
     """
+    # An instance has none as a rule, and a deploy looks dozens of times: to read what every process
+    # of the machine has for a parent is a third of what a rollback costs.
+    if _has_no_children(pid):
+        return []
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal() and (fields := _stat_of(int(entry))) is not None:
@@ -114,6 +118,21 @@ def descendants_of(pid: int, without: Collection[int] = ()) -> list[int]:
     for each in found:  # it grows meanwhile
         found += children.get(each, ())
     return found
+
+
+def _has_no_children(pid: int) -> bool:
+    """Whether the kernel says so; False where it cannot be told.
+
+    Its lists are exact only where they are empty: a child that ends while they are read hides another.
+    """
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as children:
+                if children.read(1):
+                    return False
+    except OSError:  # it is hidden or has ended, or the kernel has no such lists
+        return False
+    return True
 
 
 def _since(pid: int) -> str | None:
