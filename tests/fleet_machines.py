@@ -71,8 +71,9 @@ class FleetHost(Kit):
     def events(self) -> list[dict[str, Any]]:
         """The journal."""
         file = self.root / "home/clojars/deploy/journal.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines]
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        # What comes after the last newline is being written.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def is_at(self, step: str) -> bool:
         """Whether the last line of the journal is the beginning of the step."""

@@ -17,7 +17,8 @@ def make_light_host(
     """Makes the host in `directory`; `options` are further TOML lines, by table."""
     jars = directory / "jars"
     # Quick, but not so quick that a busy machine does nothing but look.
-    options = {"health": "settle = 0.2\ninterval = 0.2", **options}
+    health = "answer_timeout = 5\nsettle = 0.2\ninterval = 0.2"
+    options = {"health": health, **options}
     host = LittleHost(
         directory / "host",
         upstart,

@@ -41,10 +41,10 @@ class ServiceManager(Protocol):
     def printed(self, job: str) -> str: ...
 
 
-# Every worker of pytest-xdist has a thousand of its own, below what the kernel gives away by itself:
+# Every worker of pytest-xdist has 500 of its own, below what the kernel gives away by itself:
 # an instance that is down must find its port free, and nobody else on it, when it comes back.
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-PORTS = itertools.cycle(range(10000 + 1000 * (WORKER % 10), 11000 + 1000 * (WORKER % 10)))
+PORTS = itertools.cycle(range(10000 + 500 * (WORKER % 20), 10500 + 500 * (WORKER % 20)))
 
 
 def free_ports(count: int) -> list[int]:
@@ -107,7 +107,7 @@ class LittleHost:
             "build": "isolate = false",  # most builds of tests use what is beside the host
             "instances.primary": self._instance(self.primary, *self.ports[0::2]),
             "instances.backup": self._instance(self.backup, *self.ports[1::2]),
-            "health": "timeout = 20\nsettle = 0.3\ninterval = 0.1",
+            "health": "timeout = 60\nanswer_timeout = 20\nsettle = 0.3\ninterval = 0.1",
         }
         for table, more in {**self.options, **options}.items():
             keys = {line.split("=")[0].strip() for line in more.splitlines()}

@@ -246,7 +246,7 @@ class Machine:
             write(
                 Path("/etc/deploy-clojars.toml"),
                 f'repository = "{repository.url}"\n'
-                "[health]\ntimeout = 240\nsettle = 0.5\ninterval = 0.1\n",
+                "[health]\ntimeout = 240\nanswer_timeout = 30\nsettle = 0.5\ninterval = 0.1\n",
             )
             yield cls(manager, repository)
 

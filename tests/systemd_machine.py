@@ -136,7 +136,9 @@ class Machine:
         try:
             machine = cls(_process_1_of(parent, console))
             state = machine.run("systemctl", "is-system-running", "--wait", check=False)
-            assert state.stdout.strip() == "running", state.stdout + console.read_text()
+            if state.stdout.strip() != "running":
+                failed = machine.run("systemctl", "--failed", "--plain", check=False)
+                raise AssertionError(state.stdout + failed.stdout + console.read_text())
             yield machine
         finally:
             parent.kill()  # and the kernel its child, and all that is in there

@@ -201,7 +201,7 @@ def test_an_old_process_that_kept_the_port_is_not_taken_for_the_new_release(
     host: LittleHost, clojure: Clojure
 ) -> None:
     host.have(Tags.CANNOT_BIND, clojure.jar(Tags.CANNOT_BIND))
-    host.write_config(health="timeout = 6")
+    host.write_config(health="timeout = 20\ninterval = 0.5")  # the revert has to come up, too
     before = site(host)
     # A JVM that Upstart has lost, as with `su … | cronolog`: it answers 200 on the backup's port.
     host.control("stop", host.backup)

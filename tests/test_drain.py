@@ -38,7 +38,7 @@ def impatient_host(light_host: LittleHost, front: Front) -> LittleHost:
 
 def asked(front: Front, path: str, method: str = "GET") -> str | None:
     """What a user gets; None for anything but 200."""
-    connection = http.client.HTTPConnection(front.site.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(front.site.removeprefix("http://"), timeout=180)
     try:
         connection.request(method, path)
         answer = connection.getresponse()

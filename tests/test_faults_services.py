@@ -66,7 +66,7 @@ def test_an_instance_that_does_not_come_up_is_reverted(
     light_host: LittleHost, code: str, said: str
 ) -> None:
     host = light_host
-    host.write_config(health="timeout = 2\nsettle = 0.3\ninterval = 0.1")
+    host.write_config(health="timeout = 6\nsettle = 0.3\ninterval = 0.1")
     make_release(host, SECOND, code)
     primary = host.pid("primary")
     result = host.run(SECOND, "--yes")
