@@ -7,7 +7,7 @@ PYTHON := $(VENV)/bin/python
 # neither what the tests mean nor what the bench is to measure.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo lint test test-fast torture load bench bench-growth pictures man tools clean
+.PHONY: demo lint test test-fast torture load fleet bench bench-growth pictures man tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -45,6 +45,11 @@ load: $(VENV)/test tools
 
 # With JSON=FILE both write every figure there, too.
 JSON :=
+# A release to so many light hosts by the collection's playbooks, with what it takes.
+HOSTS := 40
+fleet: $(VENV)/test
+	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m fleet_scale $(HOSTS)
+
 bench: $(VENV)/test tools  ## what the tool costs, next to a plain script and others, in one run
 	$(PYTHON) bench/speed.py $(if $(JSON),--json "$(JSON)")
 
