@@ -354,9 +354,9 @@ def allow_connections(place: Place, number: int) -> None:
     """Lets the place's nginx take so many connections, and keep them while nothing goes over them."""
     file = place.made.directory / "nginx.conf"
     text = file.read_text(encoding="utf-8")
-    # A worker that is nearly full leaves the others to accept, and one is for what is asked meanwhile.
-    workers = number // (HELD * 3 // 4) + 2
-    events = f"    worker_connections {HELD};\n    accept_mutex on;\n    multi_accept on;\n"
+    # Each accepts its share by itself (`reuseport`), at once: what finds the queue full is lost.
+    workers = number // (HELD * 3 // 4) + 1
+    events = f"    worker_connections {HELD};\n    multi_accept on;\n"
     for old, new in (
         ("worker_processes 1;", f"worker_processes {workers};"),
         ("events {\n", f"events {{\n{events}"),
@@ -366,7 +366,9 @@ def allow_connections(place: Place, number: int) -> None:
     file.write_text(text, encoding="utf-8")
     site = place.made.directory / "nginx-site.conf"
     listen = f"listen 127.0.0.1:{place.made.ports.site}"
-    text = site.read_text(encoding="utf-8").replace(f"{listen};", f"{listen} backlog=4096;")
+    text = site.read_text(encoding="utf-8").replace(
+        f"{listen};", f"{listen} reuseport backlog=4096;"
+    )
     site.write_text(text, encoding="utf-8")
     subprocess.run(
         ["nginx", "-p", "./", "-c", "nginx.conf", "-e", "logs/nginx.log", "-s", "reload"],
