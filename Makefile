@@ -7,7 +7,7 @@ PYTHON := $(VENV)/bin/python
 # neither what the tests mean nor what the bench is to measure.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo lint test test-fast torture load fleet bench bench-growth pictures man tools clean
+.PHONY: demo lint test test-fast torture load fleet fleet-real bench bench-growth pictures man tools clean
 
 demo: $(VENV)/demo  ## the main job in a sandbox: Python and git are enough
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./demo
@@ -43,18 +43,22 @@ ROUNDS := 10
 load: $(VENV)/test tools
 	PYTHONPATH=tests $(PYTHON) -m $(ON_IT) load --rounds $(ROUNDS)
 
-# With JSON=FILE both write every figure there, too.
-JSON :=
 # A release to so many light hosts by the collection's playbooks, with what it takes.
 HOSTS := 40
 fleet: $(VENV)/test
 	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m fleet_scale $(HOSTS)
 
+# With JSON=FILE both write every figure there, too.
+JSON :=
 bench: $(VENV)/test tools  ## what the tool costs, next to a plain script and others, in one run
 	$(PYTHON) bench/speed.py $(if $(JSON),--json "$(JSON)")
 
 bench-growth: $(VENV)/test tools  ## what is large next to the same thing small, and the tool's memory
 	$(PYTHON) bench/growth.py $(if $(JSON),--json "$(JSON)")
+
+fleet-real: N := 8
+fleet-real: $(VENV)/test tools  ## what a release to N real hosts takes, against a plain playbook; as root
+	$(PYTHON) bench/fleet.py $(N)
 
 pictures: $(VENV)/test tools  ## what the README shows: real output, exported by rich
 	PYTEST_XDIST_WORKER=gw9 PYTHONPATH=tests $(PYTHON) -m pictures

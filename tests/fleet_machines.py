@@ -13,16 +13,18 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from fleet_sandboxes import Control, Fleet, names
 from private_machine import INSIDE, PROJECT, mount, run
 from systemd_kit import Kit, install_the_tool, mount_the_tool
 from systemd_machine import Machine
+from zip_application import zip_jar
 
 BRIDGE = "fleet"
 NETWORK = "10.77"  # the first half of every address
@@ -34,8 +36,8 @@ repository = "/nowhere"
 test = "false"
 uberjar = "false"
 [health]
-timeout = 20
-answer_timeout = 5
+timeout = 60
+answer_timeout = 10
 settle = 0.2
 interval = 0.1
 [drain]
@@ -58,6 +60,7 @@ class FleetHost(Kit):
 
     name: str
     address: str
+    jars: Path  # on the control node
 
     def leaves_the_network(self) -> None:
         """Makes the host unreachable; all on it goes on."""
@@ -75,31 +78,43 @@ class FleetHost(Kit):
         # What comes after the last newline is being written.
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    def is_at(self, step: str) -> bool:
-        """Whether the last line of the journal is the beginning of the step."""
-        events = self.events
-        return bool(events) and events[-1].get("step") == step
+    def jar(self, version: str) -> Path:
+        """The jar of the version, on the control node."""
+        jar = self.jars / Path(self.installed(version)).name
+        return jar if jar.exists() else zip_jar(version, "c" * 40, self.jars)
 
     @property
     def restarts(self) -> int:
-        """How many requests to restart an instance the journal has."""
-        return sum(event.get("step") in ("restart backup", "promote") for event in self.events)
+        """How many restarts of an instance the journal has."""
+        return sum(event["event"] == "restart" for event in self.events)
+
+    def is_at(self, version: str, step: str) -> bool:
+        """Whether the step has begun in the last run, which deploys the version."""
+        begins = [event for event in self.events if event["event"] == "begin"]
+        return bool(begins) and any(
+            event.get("step") == step
+            for event in self.events
+            if event["run"] == begins[-1]["run"] and begins[-1]["version"] == version
+        )
 
     def does_not_start(self, version: str, port: int) -> None:
         """Makes a release end at its start as the instance with this web port from now on."""
-        release = f"/home/clojars/releases/clojars-web-{version}-standalone.jar"
-        self.machine.write(f"{release}.refused", str(port))
+        self.machine.write(f"{self.installed(version)}.refused", str(port))
 
     def starts(self, version: str) -> None:
         """Undoes `does_not_start`."""
-        release = f"/home/clojars/releases/clojars-web-{version}-standalone.jar"
-        self.machine.run("rm", f"{release}.refused")
+        self.machine.run("rm", f"{self.installed(version)}.refused")
+
+    @staticmethod
+    def installed(version: str) -> str:
+        """The release's file there."""
+        return f"/home/clojars/releases/clojars-web-{version}-standalone.jar"
 
 
 class Load:
     """Requests to nginx on every host, from the host itself: a cut network is no failure of the site."""
 
-    PAUSE = 0.1  # seconds
+    PAUSE = 0.2  # seconds
 
     def __init__(self, hosts: list[FleetHost]) -> None:
         self.requests: Counter[str] = Counter()  # by host
@@ -146,55 +161,46 @@ def enter_network_of(pid: int) -> None:
             raise OSError(ctypes.get_errno(), "setns")
 
 
-@dataclass
-class Fleet:
-    """The hosts, and what the control node needs to log in on them."""
+class Machines(Fleet):
+    """The hosts by name, and the control node that logs in on them."""
 
-    directory: Path
-    hosts: list[FleetHost] = field(default_factory=list)
+    hosts: dict[str, FleetHost]  # type: ignore[assignment]
+    batches: Sequence[int | str] = (1, 3, "100%")
 
-    def __getitem__(self, name: str) -> FleetHost:
-        return next(host for host in self.hosts if host.name == name)
+    def words(self, playbook: str, version: str, *words: str, **variables: Any) -> list[str]:
+        """The words after `ansible-playbook`."""
+        return super().words(playbook, version, *words, fleet_batches=self.batches, **variables)
 
-    @property
-    def key(self) -> Path:
-        """The operator's private key."""
-        return self.directory / "id"
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What ansible must know of all hosts."""
+    def write_inventory(self, **of_all: Any) -> None:
+        """Writes the inventory; `of_all` are further variables of all hosts."""
         options = {
-            "UserKnownHostsFile": self.directory / "known_hosts",
-            # A host that vanishes is noticed, also on a machine that is busy.
+            "UserKnownHostsFile": self.control.directory / "known_hosts",
+            # A host that vanishes is noticed, and one that is only busy has not vanished.
             "ServerAliveInterval": 1,
-            "ServerAliveCountMax": 5,
+            "ServerAliveCountMax": 8,
         }
-        return {
+        own = {
             "ansible_user": OPERATOR,
-            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_private_key_file": str(self.control.directory / "id"),
             "ansible_ssh_common_args": "-F /dev/null "
             + " ".join(f"-o {name}={value}" for name, value in options.items()),
             "ansible_python_interpreter": "/usr/bin/python3",
             "ansible_pipelining": True,
+            # By default it is the user's, and another fleet has hosts of the same addresses.
+            "ansible_control_path_dir": str(self.control.directory / "cp"),
             "ansible_remote_tmp": "~/.ansible/tmp",
-            "ansible_timeout": 5,
+            "ansible_timeout": 20,
+            **of_all,
         }
-
-    def inventory(self) -> Path:
-        """Writes ansible's inventory."""
-        file = self.directory / "hosts.json"
-        hosts = {host.name: {"ansible_host": host.address} for host in self.hosts}
-        file.write_text(
-            json.dumps({"all": {"vars": self.variables, "hosts": hosts}}), encoding="utf-8"
-        )
-        return file
+        hosts = {name: {"ansible_host": host.address} for name, host in self.hosts.items()}
+        inventory = {"all": {"vars": own, "hosts": hosts}}
+        self.inventory.write_text(json.dumps(inventory), encoding="utf-8")
 
     @property
-    def serving(self) -> list[str]:
-        """What each host's two instances serve: a version, or two where they differ."""
+    def releases(self) -> list[str]:
+        """What the hosts serve, in their order: a version, or what the two instances differ in."""
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(served_by, self.hosts))
+            return list(pool.map(served_by, self.hosts.values()))
 
 
 def served_by(host: FleetHost) -> str:
@@ -205,7 +211,7 @@ def served_by(host: FleetHost) -> str:
 
 
 @contextmanager
-def fleet_of_machines(directory: Path, count: int) -> Iterator[Fleet]:
+def fleet_of_machines(directory: Path, count: int) -> Iterator[Machines]:
     """So many hosts as `setup` makes them, with no release yet; needs root and a private network."""
     assert INSIDE in os.environ, "only in a private network namespace"
     directory.mkdir()
@@ -214,21 +220,21 @@ def fleet_of_machines(directory: Path, count: int) -> Iterator[Fleet]:
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "address", "add", f"{NETWORK}.0.1/16", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
-    fleet = Fleet(directory)
-    make_key(fleet.key)
-    below = files_of_all_hosts(directory / "all", fleet.key.with_suffix(".pub"))
+    control = Control(directory / "control")
+    make_key(control.directory / "id")
+    below = files_of_all_hosts(directory / "all", control.directory / "id.pub")
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
 
-        def started(number: int) -> FleetHost:
-            return stack.enter_context(host_of_the_fleet(directory, number, below))
+        def started(name: str) -> FleetHost:
+            return stack.enter_context(host_of_the_fleet(directory, name, below))
 
-        fleet.hosts = list(pool.map(started, range(1, count + 1)))
-        known = (
-            f"{host.address} {(directory / host.name / 'key.pub').read_text()}"
-            for host in fleet.hosts
-        )
-        (directory / "known_hosts").write_text("".join(known))
-        yield fleet
+        hosts = list(pool.map(started, names(count)))
+        keys = [
+            f"{host.address} {(directory / host.name / 'key.pub').read_text()}" for host in hosts
+        ]
+        (control.directory / "known_hosts").write_text("".join(keys))
+        by_name: dict[str, Any] = {host.name: host for host in hosts}
+        yield Machines(control, by_name)
 
 
 def make_key(file: Path) -> None:
@@ -257,9 +263,10 @@ def files_of_all_hosts(directory: Path, key: Path) -> Path:
 
 
 @contextmanager
-def host_of_the_fleet(directory: Path, number: int, below: Path) -> Iterator[FleetHost]:
+def host_of_the_fleet(directory: Path, name: str, below: Path) -> Iterator[FleetHost]:
     """One of the hosts, with its sshd and nginx up, and in the network."""
-    name, address = f"app{number:02}", f"{NETWORK}.{1 + number // 250}.{1 + number % 250}"
+    number = int(name.removeprefix("app"))
+    address = f"{NETWORK}.{1 + number // 250}.{1 + number % 250}"
     own = directory / name
     (own / "over").mkdir(parents=True)
     make_key(own / "key")
@@ -299,4 +306,4 @@ def host_of_the_fleet(directory: Path, number: int, below: Path) -> Iterator[Fle
             systemctl start ssh nginx
         """,
         )
-        yield FleetHost(machine, name, address)
+        yield FleetHost(machine, name, address, directory / "jars")

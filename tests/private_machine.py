@@ -29,6 +29,9 @@ ANN = "ann"
 # Tells the tests that they are inside; its value is a directory that the real machine throws away.
 INSIDE = "DEPLOY_CLOJARS_PRIVATE_MACHINE"
 
+# Namespaces for the network and for processes; the latter end with the first of them.
+ALONE = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 
 def in_private_machine(file: Path, scratch: Path, **environment: str) -> None:
     """Runs the tests in the file inside; fails with what they printed if one of them does."""
@@ -37,13 +40,12 @@ def in_private_machine(file: Path, scratch: Path, **environment: str) -> None:
     require_program(
         "unshare", "sudo", "nginx", "visudo", "lein", "java", "useradd", "runuser", "setpriv"
     )
-    namespaces = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
-    run_tests(file, scratch, *namespaces, **environment)
+    run_tests(file, scratch, *ALONE, **environment)
 
 
 def in_a_private_network(file: Path, scratch: Path) -> None:
     """Runs the tests in the file in namespaces of their own that need none of the programs of a host."""
-    run_tests(file, scratch, "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+    run_tests(file, scratch, *ALONE)
 
 
 def with_private_mounts(file: Path, scratch: Path, *namespaces: str) -> None:

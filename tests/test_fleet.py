@@ -13,6 +13,7 @@ from systemd_machine import require_systemd
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(1000)
 def test_a_fleet_of_real_hosts() -> None:
     require_systemd()
     require_program("ip", "ssh", "ssh-keygen", "sshd", "setfacl", "sudo", "nginx", "curl")
