@@ -77,7 +77,7 @@ class Settings:
         self.config_file: str | None = None
         self.verbose = False
         self.quiet = False
-        # What `--json` tells of a command that changes the host.
+        # What `--json` reports on.
         self.as_json = False
         self.request: Request | None = None
         self.run: Run | None = None
@@ -169,7 +169,7 @@ dry_run_option = click.option(
 )
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set("as_json"),
-    help="Print how it ended as JSON, whatever the end.",
+    help="Print the outcome as JSON, even of a command that fails.",
 )  # fmt: skip
 yes_option = click.option("--yes", is_flag=True, help="Skip the confirmation.")
 rebuild_option = click.option("--rebuild", is_flag=True,
@@ -469,7 +469,7 @@ def _carry_out(
     settings: Settings, command: Callable[[Run], None], request: Request, dry_run: bool
 ) -> None:
     """Runs a command that changes the host, or prints what it would do. Raises DeployError."""
-    from deploy_clojars.commands import outcome  # noqa: F401 # an upgrade during the run is no harm
+    from deploy_clojars.commands import outcome  # noqa: F401 # an upgrade during the run does no harm
     from deploy_clojars.deploy import ask
     from deploy_clojars.deploy.resting import backup_rests_afterwards
     from deploy_clojars.run.run import started

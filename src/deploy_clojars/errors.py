@@ -61,7 +61,7 @@ class BuildFailed(DeployError):
     """The tests or the build failed."""
 
     status = Status.BUILD_FAILED
-    wants_memory = False  # whether it was killed so that others had memory
+    lacked_memory = False  # whether it was killed to free memory, as far as one can tell
 
 
 class NotHealthy(DeployError):

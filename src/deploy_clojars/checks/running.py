@@ -130,7 +130,7 @@ def instead_of_the_application(site: Site, observation: Observation) -> psutil.P
 
 
 def archives(site: Site) -> Findings:
-    """Whether an archive of the next release's classes will be made; nothing is wrong without one."""
+    """Whether an archive of the next release's classes will be made; without one, nothing is wrong."""
     backup, host = site.look.backup, site.host
     if backup.pid is None or not backup.visible or not host.config.jvm.class_data:
         return

@@ -387,6 +387,7 @@ class RehearsedTag(Tag):
                 self._write(_command("cp", "-a", directory, another))
                 tests, built = typed(build.test, another), typed(build.uberjar, directory)
                 self._write(f"({built}) & ({tests}) && wait $!")
+                self._write(_command("rm", "-r", another))
             else:
                 self._write(typed(build.test, directory))
                 self._write(typed(build.uberjar, directory))

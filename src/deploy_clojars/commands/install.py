@@ -1,4 +1,4 @@
-"""A release that is there before it is deployed: the first steps of a deploy, and nothing that runs changes."""
+"""The first steps of a deploy: afterwards the release is there, and nothing that runs has changed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from deploy_clojars.run.run import Run
 def install(run: Run, source: Source | None = None) -> None:
     """Makes sure that the release `run.version` is there. Raises DeployError with the exit status.
 
-    On a host that has drifted or is to be finished, too: that stays as it is. Only a run that was cut
-    off before its point of no return is reverted first.
+    A host that has drifted, or on which a run is to be finished, stays so. Only a run that was cut off
+    before its point of no return is reverted first.
     """
     source = source or source_of(run)
     drain.clear_stale_flag(run)

@@ -21,9 +21,8 @@ class Outcome(msgspec.Struct, frozen=True):
     outcome: str
     status: int
     changed: bool  # anything on the host; with `--dry-run` whether it would
-    approved: str | None = msgspec.field(
-        name="from"
-    )  # before; None too if not known, or of no concern
+    # The release that was approved before; None also if that is not known, or does not matter.
+    approved: str | None = msgspec.field(name="from")
     version: str | None = msgspec.field(name="to")  # that was asked for
     seconds: dict[str, float]  # by step
     message: str | None  # what went wrong

@@ -14,17 +14,17 @@ from deploy_clojars.run.run import LOOKED_BACK
 
 T = TypeVar("T")
 
-# Something at work: it yields files of which one can be read when there is something to do, and
-# goes on every TICK.
+# Something at work: it yields files, one of which becomes readable when there is something to do; it
+# continues then, and at least every TICK.
 Work = Generator[Sequence[int], None, T]
 
 MORE = 1.25  # times the memory that the last runs used; a tag may need more than the one before
 
 
 def carried_out(*works: Work[T]) -> list[T]:
-    """Carries out what is to be done at once, and returns the results.
+    """Carries out all of them at the same time, and returns their results.
 
-    The first that fails ends the others, and is raised when they have ended. So does a signal.
+    The first error, or a signal, ends the others; it is raised when they have ended.
     """
     results: dict[Work[T], T] = {}
     try:
@@ -53,13 +53,13 @@ def why_not_at_once(host: Host) -> str | None:
 def decided(
     setting: Literal["auto"] | bool, cores: int, available: int | None, used: int | None
 ) -> str | None:
-    """Why not at once, with so much memory available and used by both the last times, in bytes."""
+    """The same, with the memory that is available and that both used in recent runs, in bytes."""
     if setting is True:
         return None
     if setting is False:
         return "`build.parallel` is false"
     if cores < 2:
-        return "there is one core"
+        return "there is only one core"
     if used is None or available is None:
         return "the memory that both need is not known yet"
     if available < MORE * used:
@@ -68,7 +68,7 @@ def decided(
 
 
 def memory_used(host: Host) -> int | None:
-    """What the tests and the build used together, at most, as far as the journal's end tells."""
+    """The bytes that the tests and the build used together in recent runs; None if not known."""
     most: dict[str, int] = {}
     with suppress(OSError):
         for event in islice(host.journal.backwards(), LOOKED_BACK):

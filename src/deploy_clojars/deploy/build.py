@@ -93,7 +93,7 @@ class Builder:
         self._console = run.console
 
     def testing(self, checkout: Path, output: IO[bytes] | None = None) -> Work[None]:
-        """The tests at work, with output into the log or a file apart. Raises BuildFailed (5)."""
+        """The tests at work, with output into the log or into a file of their own. Raises BuildFailed (5)."""
         self._refuse_a_project_without_leiningen(checkout)
         command = self._settings.test
         yield from self._at_work("test", f"the tests ({command})", command, checkout, output)
@@ -182,9 +182,9 @@ class Builder:
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
             failed = self._failed(f"{what} failed: {how}", log, start)
-            # The kernel's way of having memory again, or that of a program such as earlyoom.
+            # So the kernel frees memory, or a program such as earlyoom.
             is_killed = status in (-signal.SIGKILL, 128 + signal.SIGKILL)
-            failed.wants_memory = is_killed or processes.killed_for_memory() > killed_before
+            failed.lacked_memory = is_killed or processes.killed_for_memory() > killed_before
             raise failed
 
     def _failed(self, message: str, output: IO[bytes], start: int) -> BuildFailed:

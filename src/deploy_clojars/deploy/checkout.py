@@ -364,10 +364,12 @@ class Mirror:
         """Makes `directory` from a checkout in which nothing has run yet. Raises DeployError."""
         try:
             shutil.copytree(checkout, directory, symlinks=True)
-        except (OSError, shutil.Error) as error:
-            raise DeployError(f"{directory} cannot be created: {error}") from None
+        except shutil.Error as errors:  # a triple for each file
+            raise DeployError(f"{directory} cannot be created: {errors.args[0][0][2]}") from None
+        except OSError as error:
+            raise DeployError(f"{directory} cannot be created: {error.strerror}") from None
         with suppress(git.GitCommandError):
-            # What git has noted of the files is of other files now.
+            # The index describes the files of the other checkout.
             self._git(directory).update_index("--quiet", "--refresh")
 
     def _make_checkout(self, commit: str, directory: Path) -> None:

@@ -23,7 +23,7 @@ from deploy_clojars.host.releases import Releases
 from deploy_clojars.machine import processes, signals
 from deploy_clojars.run.run import Run
 
-# Of a JVM that can make an archive, and of one that uses one; the script `java` of `setup` chooses.
+# The option of a JVM that can make an archive, and of one that uses one; `java` of `setup` chooses.
 RECORDS = "-XX:+RecordDynamicDumpInfo"
 USES = "-XX:SharedArchiveFile="
 
@@ -35,8 +35,8 @@ TICK = 0.05  # seconds between two looks at whether it is made
 def made_meanwhile(run: Run, backup: Observation) -> Iterator[None]:
     """While the block asks, the backup makes the archive of the release that it runs.
 
-    A block that ends well then waits for the rest, mostly for nothing: a JVM that is at it answers
-    nobody for half a second or more, and the next look at it would find that it has failed. So none
+    A block that ends well then waits for the rest, usually for nothing: a JVM that is making the archive
+    answers nobody for half a second or more, and the next look would find that it has failed. So none
     is made where nobody is asked. Raises Interrupted.
     """
     making = threading.Thread(target=_try_to_make, args=(run, backup.pid), daemon=True)
@@ -68,7 +68,7 @@ def make(releases: Releases, version: str, pid: int) -> int:
     """
     with releases.class_data_added(version) as archive:
         answer = _told(pid, f"VM.cds dynamic_dump {archive}")
-        # What a JVM leaves that dies half-way looks like an archive.
+        # What a JVM leaves behind when it dies halfway looks like an archive.
         tree = processes.tree(pid)
         still_open = {file.identity for file in tree.files} if tree is not None else set()
         if releases.identity(version) not in still_open or not archive.exists():

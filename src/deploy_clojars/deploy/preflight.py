@@ -44,7 +44,7 @@ def prepare(run: Run, source: Source) -> None:
 
 
 def _refuse_another_current(run: Run) -> None:
-    """What the operator saw to be current may not be so any more. Raises DeployError (1).
+    """What the operator saw as current may have changed since. Raises DeployError (1).
 
     The deploy's own release may be: the same command typed again finishes what was cut off.
     """
@@ -52,8 +52,8 @@ def _refuse_another_current(run: Run) -> None:
     if expected is None or found.broken or (found.version or "") in (expected, run.version):
         return
     raise DeployError(
-        f"current is {found.version or 'absent'}, and not {expected or 'absent'} as --if-current expects",
-        remedy=f"to see what was done meanwhile: {run.host.command('history')}",
+        f"current is {found.version or 'absent'}, but --if-current expects {expected or 'none'}",
+        remedy=f"nothing was changed; to see what was done meanwhile: {run.host.command('history')}",
     )
 
 

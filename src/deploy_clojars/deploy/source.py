@@ -273,7 +273,7 @@ class Tag(Source):
         return carried_out(self._building(directory))[0]
 
     def _at_once(self, directory: Path) -> Path | None:
-        """The tests and the build at the same time; None if there was no memory for both."""
+        """The tests and the build at the same time; None if there was too little memory for both."""
         with fresh_directory(self._run) as another:
             self._mirror.copy(directory, another)
             tests = _removing(another, self._testing(another, apart=True))
@@ -281,9 +281,11 @@ class Tag(Source):
             try:
                 _, jar = carried_out(tests, build)
             except BuildFailed as error:
-                if not error.wants_memory:
+                if not error.lacked_memory:
                     raise
-                self._run.console.warn(f"{error.message}: no memory for both; one after the other")
+                self._run.console.warn(
+                    f"{error.message}, perhaps for lack of memory; both now run one after the other"
+                )
                 return None
             return jar
 
@@ -308,7 +310,7 @@ class Tag(Source):
 
 
 def _removing(directory: Path, work: Work[T]) -> Work[T]:
-    """The work; if it is ended because another one has failed, its directory is not worth a look."""
+    """The work; if it is stopped because the other one failed, its directory is not worth a look."""
     try:
         return (yield from work)
     except GeneratorExit:

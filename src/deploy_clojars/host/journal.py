@@ -76,7 +76,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         )
 
 
-# Of nginx's flag only that it goes: a run that sets it restarts something as well, or removes it.
+# Of nginx's flag only its removal counts: a run that sets it restarts something as well, or removes it.
 CHANGES = (
     "installed", "pruned", "flip", "restart", "stop", "undrain", "migrate", "promoted", "rolled back",
 )  # fmt: skip

@@ -223,7 +223,7 @@ def bytes_read(pid: int, name: str) -> int:
 
 
 def memory_of(pid: int) -> int:
-    """The bytes that a process and its descendants use: of each the most that it has used so far."""
+    """The memory of a process and its descendants, in bytes: the sum of the most that each has used."""
     total = 0
     for each in (pid, *descendants_of(pid)):
         with contextlib.suppress(OSError, ValueError, StopIteration):  # it has ended meanwhile

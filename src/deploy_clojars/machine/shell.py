@@ -158,7 +158,7 @@ class Running:
             signals.wait(TICK, *self.end)
 
     def has_ended(self) -> bool:
-        """Whether it has, for callers that wait for more; every TICK. Raises TookTooLong, Silent."""
+        """For callers that wait for more than its end; to be asked every TICK. Raises TookTooLong, Silent."""
         now = time.monotonic()  # before the look: Ctrl-Z may make it an old one
         if not self._command.process.is_alive()[0]:
             return True

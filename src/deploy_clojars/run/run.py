@@ -105,14 +105,14 @@ class Run:
         self.before: Look | None = None  # the host as the run found it
         self.left = HostVersions()  # what the run would leave if it ended now
         self.cut_off: LastRun | None = None  # the earlier run that this one has reverted
-        self.installed = False  # whether the release is there since this run
+        self.installed = False  # whether this run installed the release
         self.signer = ""  # who signed the tag, where that is verified
         self.outcome = "failed"
         self.changed = False  # whether anything on the host was changed
         self.reverted = False  # whether this run was, after it had begun
         self.unwritten = False  # whether the journal lacks a line of this run
         self.times = Times(_usual_seconds(host) if console.is_alive else {})
-        self.memory: dict[str, int] = {}  # what steps have used at most, in bytes
+        self.memory: dict[str, int] = {}  # the most that each step used, in bytes
         self.afterwards: list[Callable[[], None]] = []  # what nobody has to wait for
         self._open_steps: list[str] = []
         self._at_step = at_step  # tells the lock's readers

@@ -136,10 +136,10 @@ class Console:
 
     @contextmanager
     def output_apart(self, name: str) -> Iterator[IO[bytes]]:
-        """A file for the output of a step beside another one's, beside the log.
+        """A file beside the log, for the output of one of two steps that run at the same time.
 
-        At the end all of it goes into the log, under its heading. Only of a run that is killed it is
-        left where it is.
+        At the end all of it goes into the log, under its heading. Only a run that is killed leaves the
+        file behind.
         """
         file = (self.log_file or Path(os.devnull, "none")).with_suffix(f".{name}.log")
         try:
@@ -249,7 +249,7 @@ class Console:
         return line
 
     def _pause(self, but: Line | None = None) -> None:
-        """Something else is shown now than the steps' lines."""
+        """Something other than the steps' lines is shown now."""
         for line in self._at_work:
             if line is not but:
                 line.pause()
@@ -291,7 +291,7 @@ class Console:
         return "\n".join(lines)
 
     def raw(self, text: str, name: str = "") -> None:
-        """Shows a build's own output (`-v`), with a `name` before each line; the log has it already."""
+        """Shows a build's own output (`-v`), with a `name` before each line; the log gets it, too."""
         self._pause()
         for line in text.removesuffix("\n").split("\n"):
             self._terminal.print(Text(f"  {name}| {printable(line)}", "dim"))

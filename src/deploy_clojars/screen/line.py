@@ -125,7 +125,7 @@ class LiveLines:
             self._live.start(refresh=True)
 
     def remove(self, line: LiveLine) -> None:
-        """Shows a line no longer; what is printed next takes its place."""
+        """Stops showing a line; what is printed next takes its place."""
         if self._lines == [line] and self._live is not None:
             self._live.stop()
             self._live = None
