@@ -9,10 +9,9 @@ import msgspec
 
 from deploy_clojars.errors import DeployError
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.journal import TAG, Event
+from deploy_clojars.host.journal import STOPPED, TAG, Event
 from deploy_clojars.host.users import user_name
 from deploy_clojars.run import lock
-from deploy_clojars.run.run import STOPPED
 from deploy_clojars.screen import tables
 from deploy_clojars.screen.tables import Column, Table
 

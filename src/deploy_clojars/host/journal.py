@@ -26,6 +26,8 @@ JAR = "jar"
 
 INSTALL = "install"  # the command that changes nothing that runs
 
+STOPPED = "stopped"  # of a step: the other one at the same time failed, or a signal came
+
 
 class HostVersions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which version is current and which each instance runs; None if none, or not known."""

@@ -21,6 +21,7 @@ from deploy_clojars.errors import Declined, Defect, DeployError, Interrupted, No
 from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import (
     JAR,
+    STOPPED,
     Event,
     History,
     HostVersions,
@@ -35,7 +36,6 @@ from deploy_clojars.run import hook, lock, system_log
 from deploy_clojars.screen.console import Console, log_name
 
 DECLINED, INTERRUPTED = "declined", "interrupted"  # outcomes
-STOPPED = "stopped"  # of a step: the other one at the same time failed, or a signal came
 
 WAITED_FOR = 0.5  # seconds; the summary leaves shorter steps out
 LOOKED_BACK = 500  # lines of the journal: some ten runs
