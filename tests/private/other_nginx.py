@@ -74,7 +74,7 @@ def nginx() -> Iterator[None]:
 def test_the_site_goes_where_nginx_reads_and_what_is_wrong_with_it_is_found() -> None:
     scratch = Path(os.environ[INSIDE])
     bring_loopback_up()
-    for directory in ("/etc", "/home", "/var"):
+    for directory in ("/etc", "/home", "/usr/local", "/var"):
         lay_over(Path(directory), scratch / "over")
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     for name in ("sites-enabled", "sites-available", "modules-enabled", "conf.d"):
