@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from little_host import LittleHost
 
 from deploy_clojars.host.journal import Event, Journal, now
@@ -14,11 +16,14 @@ def keeping(host: LittleHost, count: int) -> None:
 
 def built(host: LittleHost, *versions: str) -> list[Event]:
     """What the journal says of releases that this tool has built."""
-    sizes = {version: host.jar(version).stat().st_size for version in versions}
+    jars = {version: host.jar(version).read_bytes() for version in versions}
     return [
-        Event(event="installed", at=now(), version=version, bytes=sizes[version])
-        for version in versions
-    ]
+        Event(
+            event="installed", at=now(), version=version, bytes=len(jar),
+            sha256=hashlib.sha256(jar).hexdigest(),
+        )
+        for version, jar in jars.items()
+    ]  # fmt: skip
 
 
 def promoted(*versions: str) -> list[Event]:

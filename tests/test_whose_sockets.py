@@ -104,6 +104,30 @@ def test_a_listener_has_the_inode_of_its_socket(
             assert inodes[server.getsockname()[1]] == os.fstat(server.fileno()).st_ino
 
 
+def test_a_wait_for_listeners_ends_when_all_of_them_are_there() -> None:
+    first, second = free_ports(2)
+    with ExitStack() as stack:
+
+        def listen_later() -> None:
+            for port in (first, second):
+                time.sleep(0.1)
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+
+        began = time.monotonic()
+        thread = threading.Thread(target=listen_later)
+        thread.start()
+        connections.wait_for_listeners((first, second), 100)
+        assert time.monotonic() - began < 100
+        thread.join()
+        for port in (first, second):
+            socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_a_wait_for_listeners_ends_when_its_time_is_up() -> None:
+    [port] = free_ports(1)
+    connections.wait_for_listeners((port,), 0.05)
+
+
 # An instance, which here is the process of the test itself
 
 ANSWER = b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"

@@ -39,12 +39,13 @@ def stop_and_start_each(run: Run, seen_through: ExitStack) -> None:
     left: list[Role] = [PRIMARY, BACKUP]
     failed: dict[Role, NotHealthy] = {}
     while True:
-        role = decisions.next_to_stop_and_start(*host.look().health_on(version), left, force=force)
+        look = host.look()
+        role = decisions.next_to_stop_and_start(*look.health_on(version), left, force=force)
         if role is None:
             break
         left.remove(role)
         try:
-            with drain.without_requests(run, role):
+            with drain.without_requests(run, role, look):
                 refuse_a_restart(run, role, version, force=force)
                 if run.stage is not Stage.NO_RETURN:
                     signals.check()

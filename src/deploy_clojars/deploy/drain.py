@@ -55,23 +55,23 @@ def drain_backup(run: Run) -> None:
 
     Raises NotDrained (6) as `drain_primary`.
     """
-    if not run.host.look().backup.is_healthy_on(run.version):
-        _wait_for_backup(run, vetoes=not run.request.force)
+    look = run.host.look()
+    if not look.backup.is_healthy_on(run.version):
+        _wait_for_backup(run, look, vetoes=not run.request.force)
 
 
 def drain_backup_before_its_stop(run: Run) -> None:
     """No request and no nailgun client is in the backup any more. Raises NotDrained (6)."""
-    _wait_for_backup(run, vetoes=True, cuts_nailgun=False)
+    _wait_for_backup(run, run.host.look(), vetoes=True, cuts_nailgun=False)
 
 
 @contextmanager
-def without_requests(run: Run, role: Role) -> Iterator[None]:
+def without_requests(run: Run, role: Role, look: Look) -> Iterator[None]:
     """The block restarts the instance, with none of nginx's requests in it as far as can be."""
     if role == BACKUP:
-        _wait_for_backup(run, vetoes=False)
+        _wait_for_backup(run, look, vetoes=False)
         yield
     else:
-        look = run.host.look()
         with back_to_the_primary(run, look.primary):
             _turn_to_the_backup(run, look, vetoes=False)
             yield
@@ -174,14 +174,13 @@ def _wait_until_followed(run: Run) -> None:
         signals.wait(INTERVAL)
 
 
-def _wait_for_backup(run: Run, *, vetoes: bool, cuts_nailgun: bool = True) -> None:
+def _wait_for_backup(run: Run, look: Look, *, vetoes: bool, cuts_nailgun: bool = True) -> None:
     """Waits until the backup, which is restarted or stopped next, has none of nginx's requests.
 
     It may have served a moment ago, and nginx takes a while to forgive a primary that was down.
     The flag is not set while the backup restarts. Raises NotDrained (6) if `vetoes`.
     """
     backup = run.host.instances[BACKUP]
-    look = run.host.look()
     if not (look.primary.serving and look.backup.serving):
         return  # nobody else could take the requests, or there are none
     prefer_primary(run)

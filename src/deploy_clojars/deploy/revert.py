@@ -149,9 +149,8 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
     """
     failed: dict[Role, NotHealthy] = {}
     done: set[tuple[Role, bool]] = set()
-    _wait_for_what_runs_the_target_already(run, target)
+    look = _look_when_what_runs_the_target_answers(run, target)
     while True:
-        look = run.host.look()
         unknown = {each.role for each in look.instances if each.why_not_restarted}
         role = decisions.next_to_restart(*look.health_on(target), failed, unknown)
         if role is None:
@@ -161,17 +160,18 @@ def restart_what_is_not_healthy(run: Run, target: str) -> dict[Role, NotHealthy]
             if (role, is_to_rest) in done:
                 raise NotHealthy(f"{run.host.instances[role].job} did not stay healthy on {target}")
             done.add((role, is_to_rest))
-            with drain.without_requests(run, role):
+            with drain.without_requests(run, role, look):
                 if is_to_rest:
                     stop(run, role)
                 else:
                     restart(run, role, target)
         except NotHealthy as error:
             failed[role] = error
+        look = run.host.look()
 
 
-def _wait_for_what_runs_the_target_already(run: Run, target: str) -> None:
-    """Gives an instance that runs the target and does not answer some time.
+def _look_when_what_runs_the_target_answers(run: Run, target: str) -> Look:
+    """Gives an instance that runs the target and does not answer some time; returns the look after it.
 
     A JVM that stalls for seconds beside a build is no reason to restart what serves the users, and
     one that was started again by itself comes up on the target.
@@ -182,3 +182,5 @@ def _wait_for_what_runs_the_target_already(run: Run, target: str) -> None:
             with suppress(NotHealthy):
                 instance = run.host.instances[observation.role]
                 instance.wait_until_healthy(target, timeout=PATIENCE)
+            look = run.host.look()
+    return look

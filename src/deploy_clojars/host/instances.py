@@ -212,7 +212,10 @@ class Instance:
                         f"{hopeless}",
                         detail=self._last_words(observation),
                     )
-            signals.wait(pause)
+            if observation.silent_ports:
+                connections.wait_for_listeners(observation.silent_ports, pause)
+            else:
+                signals.wait(pause)
 
     @staticmethod
     def _why_hopeless(observation: health.Observation, pids: list[int]) -> str | None:

@@ -8,14 +8,19 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from deploy_clojars.machine import signals
 
 # States of /proc/net/tcp (proc(5)).
 ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE_WAIT, LISTEN = "01", "03", "06", "08", "0A"
 # A connection that an instance still has something to do for.
 CONNECTED = frozenset({ESTABLISHED, SYN_RECV, CLOSE_WAIT})
+
+TICK = 0.02  # seconds between two questions who listens
 
 TIME_WAIT_SECONDS = 60.0  # how long the end that closes first stays there (TCP_TIMEWAIT_LEN)
 
@@ -106,6 +111,20 @@ def _listeners_in_proc() -> list[Row]:
             if columns[3] == LISTEN:
                 found.append(_row(columns))
     return found
+
+
+def wait_for_listeners(ports: Collection[int], seconds: float) -> None:
+    """Waits until all these ports are listened on, at most `seconds`.
+
+    An instance that starts is noticed sooner than by a look from time to time, which costs a hundred
+    times as much. Raises Interrupted.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        signals.wait(min(left, TICK))
+        with contextlib.suppress(OSError):  # such as no descriptor left
+            if {row.local[1] for row in listeners()}.issuperset(ports):
+                return
 
 
 def answering(listening: Sequence[Row], host: Host, port: int) -> list[Row]:
