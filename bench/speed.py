@@ -340,7 +340,8 @@ def have_archives(host: LittleHost, flag: Path) -> None:
         jar = releases.path(version).rename(host.directory / "moved.jar")
         with host.typing("deploy", version, "--jar", str(jar)) as terminal:
             terminal.asked()
-            wait_for(releases.class_data(version).exists, "the archive is there")
+            archives = f"{releases.path(version).name}.*.jsa"
+            wait_for(lambda: [*host.releases.glob(archives)], "the archive is there")
             terminal.types("yes")
             terminal.ends(0)
     flag.unlink()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 from rich.filesize import decimal
@@ -66,7 +67,8 @@ def make(releases: Releases, version: str, pid: int) -> int:
 
     Raises DeployError or OSError; no archive was added then.
     """
-    with releases.class_data_added(version) as archive:
+    java = Path(f"/proc/{pid}/exe")
+    with releases.class_data_added(version, java) as archive:
         answer = _told(pid, f"VM.cds dynamic_dump {archive}")
         # What a JVM leaves behind when it dies halfway looks like an archive.
         tree = processes.tree(pid)

@@ -295,40 +295,41 @@ class Releases:
             with suppress(OSError):  # not there; or the file system is read-only, and said so
                 path.unlink()
 
-    def class_data(self, version: str) -> Path:
-        """Where the archive of the release's classes is, or would be. Raises OSError.
+    def _class_data(self, version: str, java: Path) -> str:
+        """How the name of such an archive begins; its size follows. Raises OSError.
 
         A JVM takes an archive of any jar of the same size and the same second. So the name holds the
-        jar's inode and the time of its last change, which no copy has and nobody can set. The script
-        `java` of `setup` makes the same name.
+        jar's inode and the time of its last change, which no copy has and nobody can set, and the
+        same of java. The script `java` of `setup` looks for the same name, and says why.
         """
-        path = self.path(version)
-        found = os.stat(path)
-        seconds, nanoseconds = divmod(found.st_ctime_ns, 10**9)
-        return path.with_name(f"{path.name}.{found.st_ino}-{seconds}.{nanoseconds:09}{CLASS_DATA}")
+        jar = self.path(version)
+        return f"{jar.name}.{_inode_and_change(jar)}.{_inode_and_change(java)}"
 
     @contextmanager
-    def class_data_added(self, version: str) -> Iterator[Path]:
+    def class_data_added(self, version: str, java: Path) -> Iterator[Path]:
         """Where to write the archive of the release's classes; it has its name after the block.
 
         If the block raises, or the release is no longer the file that it was, nothing is added.
         Raises OSError.
         """
-        archive = self.class_data(version)
+        stem = self._class_data(version, java)
         self._refuse_to_fill_the_disk(CLASS_DATA_PER_BYTE * os.stat(self.path(version)).st_size)
         with self._temporary(CLASS_DATA.removeprefix(".")) as temporary:
             yield temporary
             with temporary.open("rb") as written:
                 sync(written.fileno())
-            if self.class_data(version) != archive:
+                size = os.fstat(written.fileno()).st_size
+            if self._class_data(version, java) != stem:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path(version)))
-            os.rename(temporary, archive)
+            os.rename(temporary, self.directory / f"{stem}.{size}{CLASS_DATA}")
             self._sync()
 
     def _remove_class_data(self, version: str) -> None:
         name = re.escape(self.path(version).name)
         for entry in list(os.scandir(self.directory)):
-            if re.fullmatch(rf"{name}\.\d+-\d+\.\d+{re.escape(CLASS_DATA)}", entry.name):
+            if re.fullmatch(
+                rf"{name}(\.\d+-\d+\.\d+){{2}}\.\d+{re.escape(CLASS_DATA)}", entry.name
+            ):
                 os.unlink(entry.path)
 
     def size(self, version: str) -> int | None:
@@ -395,6 +396,12 @@ def _sync_and_close(descriptor: int) -> None:
         sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _inode_and_change(path: Path) -> str:
+    found = os.stat(path)
+    seconds, nanoseconds = divmod(found.st_ctime_ns, 10**9)
+    return f"{found.st_ino}-{seconds}.{nanoseconds:09}"
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:
