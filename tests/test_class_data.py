@@ -373,7 +373,7 @@ def test_the_archive_is_made_while_the_operator_reads_and_every_later_start_uses
     assert host.versions == (SECOND, SECOND)
 
 
-def test_a_no_does_not_wait_for_it_and_with_yes_none_is_made(
+def test_a_no_does_not_wait_for_it_and_with_yes_it_is_made_after_the_promotion(
     host: LittleHost, application: JavaApplication
 ) -> None:
     with host.typing("deploy", THIRD, "--jar", str(application.jar(THIRD))) as terminal:
@@ -384,10 +384,18 @@ def test_a_no_does_not_wait_for_it_and_with_yes_none_is_made(
     fourth = "0.4.0"
     host.done("deploy", fourth, "--jar", str(application.jar(fourth)), "--yes")
     assert host.versions == (fourth, fourth)
-    assert not list(host.releases.glob(f"clojars-web-{fourth}-*.jsa"))
-    assert not list(
-        host.releases.glob(".deploy-clojars-*")
-    )  # what a JVM wrote last that had to end
+    [archive] = archives_of(Releases(host.releases, "clojars-web"), fourth)
+    # What a JVM wrote last that had to end is removed.
+    assert not list(host.releases.glob(".deploy-clojars-*"))
+
+    archive.unlink()
+    for verb, job in (("restart", host.backup), ("stop", host.primary)):
+        host.control(verb, job)
+    wait_for(lambda: host.version("backup") == fourth, "it serves")
+    host.done("deploy", fourth, "--yes", "--dry-run")
+    assert not archive.exists()
+    host.done("deploy", fourth, "--yes")
+    assert archive.exists()
 
 
 # Under the units of `setup`, with all their hardening

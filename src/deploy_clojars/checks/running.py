@@ -140,7 +140,7 @@ def archives(site: Site) -> Findings:
             yield Finding(f"class data: {backup.job} uses an archive, or can make one")
             return
         java = site.values.java if site.values is not None and site.setup_makes_it else ""
-        start = f"; its job must start {java}, which `setup` writes, with Java 13 or newer"
+        start = f"; its job must start {java}, which `setup` writes, with Java 17 or newer"
         more = start if java and class_data.RECORDS in why else ""
         yield Finding(f"class data: no archives are made, since {backup.job} {why}{more}")
 

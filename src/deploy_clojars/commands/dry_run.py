@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from deploy_clojars.deploy import checkout, isolation, migrate
-from deploy_clojars.deploy.at_once import why_not_at_once
+from deploy_clojars.deploy.at_once import runs_both
 from deploy_clojars.deploy.migrate import CarryOut
 from deploy_clojars.deploy.resting import backup_rests_afterwards
 from deploy_clojars.deploy.source import Command, Offer, Source, Tag, source_of
@@ -144,9 +144,11 @@ class RehearsedHost(Host):
 
     def __init__(self, host: Host, write: Write) -> None:
         config, replace = host.config, msgspec.structs.replace
-        # Nothing is done here, so nothing has to stay quiet or healthy.
+        # Nothing is done here, so nothing has to stay quiet or healthy, and no JVM makes an archive.
         drain, health = replace(config.drain, quiet=0), replace(config.health, settle=0)
-        super().__init__(replace(config, drain=drain, health=health), host.words, host.file)
+        jvm = replace(config.jvm, class_data=False)
+        pretended = replace(config, drain=drain, health=health, jvm=jvm)
+        super().__init__(pretended, host.words, host.file)
         self.journal = RehearsedJournal(self.journal.file)
         self.releases = RehearsedReleases(self.releases, write)
         self.nginx = RehearsedNginx(self.nginx, write, self.jobs[1])
@@ -383,7 +385,7 @@ class RehearsedTag(Tag):
                 before = isolation.prefix(host.config, host.file, where, variables)
                 return _typed(self._run, where, before, command)
 
-            if why_not_at_once(host) is None:
+            if runs_both(host):
                 self._write(_command("cp", "-a", directory, another))
                 tests, built = typed(build.test, another), typed(build.uberjar, directory)
                 self._write(f"({built}) & ({tests}) && wait $!")

@@ -43,28 +43,22 @@ def carried_out(*works: Work[T]) -> list[T]:
             work.close()
 
 
-def why_not_at_once(host: Host) -> str | None:
-    """Why the tests and the build are carried out one after the other; None if they are not."""
+def runs_both(host: Host) -> bool:
+    """Whether the tests and the build are carried out at the same time."""
     setting = host.config.build.parallel
     used = memory_used(host) if setting == "auto" else None
-    return decided(setting, len(os.sched_getaffinity(0)), available_memory(), used)
+    return is_room_for_both(setting, len(os.sched_getaffinity(0)), available_memory(), used)
 
 
-def decided(
+def is_room_for_both(
     setting: Literal["auto"] | bool, cores: int, available: int | None, used: int | None
-) -> str | None:
+) -> bool:
     """The same, with the memory that is available and that both used in recent runs, in bytes."""
-    if setting is True:
-        return None
-    if setting is False:
-        return "`build.parallel` is false"
-    if cores < 2:
-        return "there is only one core"
-    if used is None or available is None:
-        return "the memory that both need is not known yet"
-    if available < MORE * used:
-        return f"{available // 2**20} MiB of memory are free, and both used {used // 2**20}"
-    return None
+    if setting != "auto":
+        return setting
+    if available is None or used is None:
+        return False
+    return cores >= 2 and available >= MORE * used
 
 
 def memory_used(host: Host) -> int | None:

@@ -1,6 +1,6 @@
 """Class data: an archive of the release's classes, made by the running backup while the operator reads.
 
-A JVM that starts with it does not load and verify them again. What goes wrong is only in the log. It is
+With `--yes` it is made after the promotion. A JVM that starts with it does not load and verify them again. What goes wrong is only in the log. It is
 asked for through the JVM's own socket, as by `jcmd PID VM.cds dynamic_dump FILE`: the jcmd of Java 17.0.15
 looks for the socket of a unit with PrivateTmp= in the wrong /tmp, and a mere runtime has no jcmd. With
 -XX:+AutoCreateSharedArchive (Java 19) and an AOT cache (24) each stop would wait until it is written.
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -37,8 +38,8 @@ def made_meanwhile(run: Run, backup: Observation) -> Iterator[None]:
     """While the block asks, the backup makes the archive of the release that it runs.
 
     A block that ends well then waits for the rest, usually for nothing: a JVM that is making the archive
-    answers nobody for half a second or more, and the next look would find that it has failed. So none
-    is made where nobody is asked. Raises Interrupted.
+    answers nobody for half a second or more, and the next look would find that it has failed.
+    Raises Interrupted.
     """
     making = threading.Thread(target=_try_to_make, args=(run, backup.pid), daemon=True)
     if backup.pid is not None and run.host.config.jvm.class_data:
@@ -47,6 +48,14 @@ def made_meanwhile(run: Run, backup: Observation) -> Iterator[None]:
     yield
     while making.is_alive():
         signals.wait(TICK)
+
+
+def make_unless_asked(run: Run, backup: Observation) -> None:
+    """Has the archive made now, when the primary serves, if nobody was asked."""
+    if run.request.yes:
+        noted = partial(run.console.warn, "signal noted; finishing the class data")
+        with signals.uninterruptible(noted), made_meanwhile(run, backup):
+            pass
 
 
 def _try_to_make(run: Run, pid: int) -> None:

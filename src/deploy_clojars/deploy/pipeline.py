@@ -11,7 +11,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from deploy_clojars.config import BACKUP, PRIMARY
-from deploy_clojars.deploy import drain, preflight, prune
+from deploy_clojars.deploy import class_data, drain, preflight, prune
 from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
 from deploy_clojars.deploy.migrate import CarryOut, migrate
 from deploy_clojars.deploy.reuse import is_the_one_there
@@ -44,6 +44,7 @@ def deploy(run: Run, source: Source | None = None, migration: CarryOut | None = 
         run.no_return()
     promote(run, primary)
     migrate(run, "after", migration)
+    class_data.make_unless_asked(run, backup)
     prune.after_promotion(run)
 
 

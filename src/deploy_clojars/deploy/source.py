@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from deploy_clojars.deploy import build, checkout, isolation, signatures
-from deploy_clojars.deploy.at_once import Work, carried_out, why_not_at_once
+from deploy_clojars.deploy.at_once import Work, carried_out, runs_both
 from deploy_clojars.deploy.build import Builder
 from deploy_clojars.deploy.checkout import Mirror
 from deploy_clojars.deploy.reuse import reused, warn_of_another_version
@@ -264,7 +264,7 @@ class Tag(Source):
         why = isolation.why_not_wanted(config)
         if why is not None and config.build.isolate == "auto":
             run.console.say(f"  the tests and the build are not isolated: {why}")
-        if why_not_at_once(run.host) is None:
+        if runs_both(run.host):
             jar = self._at_once(directory)
             if jar is not None:
                 return jar
