@@ -44,6 +44,11 @@ class Ended:
         return sum(map(int, re.findall(r"changed=(\d+)", self.output)))
 
     @property
+    def batches(self) -> int:
+        """In how many batches the hosts were to be changed."""
+        return len(re.findall(r"^PLAY .*a few hosts at a time", self.output, re.MULTILINE))
+
+    @property
     def failed(self) -> list[str]:
         """The hosts that have failed."""
         return re.findall(r"^(\S+) +:.* failed=[1-9]", self.output, re.MULTILINE)

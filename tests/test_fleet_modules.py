@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_sandboxes import ETC, Control
+from fleet_sandboxes import ETC, Control, names
 
 from deploy_clojars import __version__
 
@@ -271,3 +271,39 @@ def test_release_info_has_the_status_and_the_release_that_was_asked_for(host: Ho
     assert not found["changed"]
     assert {name: found[name] for name in STATUS} == STATUS
     assert found["release"] == {"version": "0.2.0", "sha256": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "more", "batches"),
+    [
+        ({"app03": {"fleet_batches": [3, 1]}}, {}, 2),
+        ({"app03": {"fleet_out": "out.yml"}}, {}, 4),  # 3 without it
+        ({"all": {"fleet_batches": [1]}}, {"fleet_batches": [4]}, 1),
+    ],
+    ids=("the inventory's", "a load balancer's", "the command line's"),
+)
+def test_the_batches_are_those_of_the_inventory_or_of_the_command_line(
+    control: Control, host: Host, variables: Any, more: dict[str, Any], batches: int
+) -> None:
+    serves = STATUS | {"drift": False, "lock": None}
+    listed = {"releases": [{"version": "0.1.0", "sha256": "ab"}]}
+    host.has(f"test $1 = status && {printed(serves)} && exit; {printed(listed)}")
+    of_all = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+        "fleet_program": str(host.tool),
+        **variables.get("all", {}),
+    }
+    hosts = {name: variables.get(name, {}) for name in names(4)}
+    inventory = host.tool.with_name("hosts.json")
+    inventory.write_text(json.dumps({"all": {"vars": of_all, "hosts": hosts}}), encoding="utf-8")
+    asked = json.dumps({"fleet_version": "0.1.0", **more})
+
+    # Every host serves it already.
+    played = control.tried(
+        "ansible-playbook", "-i", str(inventory), "clojars.deploy.rollback", "-e", asked
+    )
+
+    assert (played.status, played.changed) == (0, 0), played.output
+    assert played.batches == batches

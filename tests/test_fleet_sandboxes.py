@@ -30,15 +30,17 @@ def fleet(control: Control, tmp_path: Path, repository: ClojureRepository) -> It
 
 def test_a_release_goes_to_every_host_and_twice_changes_nothing(fleet: Fleet) -> None:
     before = fleet.files
+    fleet.write_inventory(fleet_batches=[1, 2])
     checked = fleet.play("deploy", SECOND, "--check", "--diff")
-    assert checked.status == 0, checked.output
+    assert (checked.status, checked.batches) == (0, 2), checked.output
     assert "-in production: 0.1.0\n+in production: 0.2.0" in checked.output
     assert set(checked.table.values()) == {"0.1.0 0.1.0 0.1.0 would go from 0.1.0 to 0.2.0"}
     assert fleet.files == before
     assert fleet.releases == [FIRST] * HOSTS
 
+    fleet.write_inventory()
     deployed = fleet.play("deploy", SECOND)
-    assert deployed.status == 0, deployed.output
+    assert (deployed.status, deployed.batches) == (0, HOSTS), deployed.output
     assert set(deployed.table.values()) == {"0.2.0 0.2.0 0.2.0 promoted, had 0.1.0"}
     assert fleet.releases == [SECOND] * HOSTS
     assert fleet.copies == []

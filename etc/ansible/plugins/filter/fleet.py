@@ -6,6 +6,23 @@ from __future__ import annotations
 
 HEADINGS = ("host", "release", "primary", "backup", "in this run")
 UNKNOWN = "?"
+BATCHES = [1, "10%", "100%"]
+BATCHES_OUT_OF_THE_LOAD_BALANCER = [1, "10%"]  # all hosts of a batch are out at the same time
+
+
+def fleet_batches(hosts, hostvars):
+    """How many hosts at a time, by the variables of the hosts that have been looked at.
+
+    For `serial`, which itself sees no variable but those of the command line. While only the
+    syntax is checked there are no `hostvars`.
+    """
+    all_facts = [hostvars[host] for host in hosts if host in hostvars]
+    looked_at = [facts for facts in all_facts if "fleet_looked" in facts]
+    named = [facts["fleet_batches"] for facts in looked_at if "fleet_batches" in facts]
+    if named:
+        return named[0]
+    has_hook = any("fleet_out" in facts for facts in looked_at)
+    return BATCHES_OUT_OF_THE_LOAD_BALANCER if has_hook else BATCHES
 
 
 def fleet_failed(hosts, hostvars):
@@ -125,6 +142,7 @@ class FilterModule:
     def filters(self):
         """The filters by name."""
         return {
+            "fleet_batches": fleet_batches,
             "fleet_failed": fleet_failed,
             "fleet_table": fleet_table,
             "fleet_summary": fleet_summary,

@@ -50,14 +50,6 @@ options:
     description: How long to wait, in seconds, for another run of the tool to end.
     type: int
     default: 0
-  program:
-    description:
-      - The tool, as a path or a name. A name is looked up in C(PATH), in C(/usr/local/bin) and in C(~/.local/bin).
-    type: path
-    default: deploy-clojars
-  config:
-    description: The tool's configuration file. By default the tool finds its own.
-    type: path
 attributes:
   check_mode:
     description: Runs the tool with C(--dry-run).
@@ -65,6 +57,8 @@ attributes:
   diff_mode:
     description: Shows from which release to which the host goes.
     support: full
+extends_documentation_fragment:
+  - clojars.deploy.tool
 author:
   - The authors of deploy-clojars (@clojars)
 """

@@ -16,18 +16,12 @@ options:
   version:
     description: A release to look up in the host's list of releases, returned as C(release).
     type: str
-  program:
-    description:
-      - The tool, as a path or a name. A name is looked up in C(PATH), in C(/usr/local/bin) and in C(~/.local/bin).
-    type: path
-    default: deploy-clojars
-  config:
-    description: The tool's configuration file. By default the tool finds its own.
-    type: path
 attributes:
   check_mode:
     description: Changes nothing.
     support: full
+extends_documentation_fragment:
+  - clojars.deploy.tool
 author:
   - The authors of deploy-clojars (@clojars)
 """
