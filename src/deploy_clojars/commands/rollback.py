@@ -45,7 +45,8 @@ def rollback(run: Run) -> None:
 
 def _ask_and_roll_back(run: Run, look: Look) -> None:
     ask_to_roll_back(run, look)
-    look = look_and_choose(run)  # the question may have been open for long
+    if not run.request.yes:
+        look = look_and_choose(run)  # the question may have been open for long
     if run.host.way_back(look) == look.approved:
         look = revert_what_was_cut_off(run) or look
     signals.check()
