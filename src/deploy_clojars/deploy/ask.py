@@ -48,20 +48,20 @@ def asked(run: Run, question: str, watch: Callable[[], str | None]) -> bool:
         run.times.add("ask", time.monotonic() - started)
 
 
-def ask_to_promote(run: Run, backup: Observation) -> None:
+def ask_to_promote(run: Run, backup: Observation, commits: Future[Commits | None]) -> None:
     """Asks whether the release goes to the users, who would get it from this `backup` process.
 
-    Raises Declined (7), Interrupted, or NotHealthy (6) if a yes comes too late.
+    `commits` is what `commits_between` finds. Raises Declined (7), Interrupted, or NotHealthy (6) if a yes comes too late.
     """
     version, yes = run.version, run.request.yes
     look = run.host.look()
     if not (look.approved == version and look.primary.is_healthy_on(version)):
         if yes:
-            run.console.page(what_is_promoted(run, look), always=False)
+            run.console.page(what_is_promoted(run, look, commits.result()), always=False)
             with run.step("ask", "yes, by --yes"):
                 pass
         else:
-            run.console.page(question_page(run, look), always=True)
+            run.console.page(question_page(run, look, commits.result()), always=True)
             run.at("ask")  # the question has its own page instead of a step's line
             with class_data.made_meanwhile(run, backup):
                 if not asked(run, f"Promote {version}?", QuestionWatch(run, look.primary, backup)):
@@ -142,11 +142,11 @@ def ask_before_anything_is_changed(run: Run, question: str) -> None:
         raise Declined(f"the {run.request.command} was declined")
 
 
-def question_page(run: Run, look: Look) -> list[str]:
+def question_page(run: Run, look: Look, commits: Commits | None) -> list[str]:
     """What the operator should know before answering."""
     host, version = run.host, run.version
     primary, backup = host.jobs
-    lines = what_is_promoted(run, look)
+    lines = what_is_promoted(run, look, commits)
     lines.append(f"Try it: {host.instances[BACKUP].url} is {backup} on {version}.")
     if look.primary.is_healthy_on(version):
         lines.append(f"  yes  keeps {primary} on {version}, which it runs already")
@@ -169,12 +169,12 @@ def question_page(run: Run, look: Look) -> list[str]:
     return lines
 
 
-def what_is_promoted(run: Run, look: Look) -> list[str]:
+def what_is_promoted(run: Run, look: Look, commits: Commits | None) -> list[str]:
     """From which release to which, with the commits between, and whether it was rolled back before."""
     version = run.version
     lines = [
         run.console.cut(line) if line.startswith("  ") else line  # a subject may fill the screen
-        for line in what_changes(look.approved, version, commits_between(run, look))
+        for line in what_changes(look.approved, version, commits)
     ]
     if run.signer:
         lines.append(f"signed by {run.signer}")

@@ -6,13 +6,18 @@ while the question is open must not break the revert.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rich.filesize import decimal
 
 from deploy_clojars.config import BACKUP, PRIMARY
 from deploy_clojars.deploy import class_data, drain, preflight, prune
-from deploy_clojars.deploy.ask import ask_to_promote, refuse_a_backup_that_failed_meanwhile
+from deploy_clojars.deploy.ask import (
+    ask_to_promote,
+    commits_between,
+    refuse_a_backup_that_failed_meanwhile,
+)
 from deploy_clojars.deploy.migrate import CarryOut, migrate
 from deploy_clojars.deploy.reuse import is_the_one_there
 from deploy_clojars.deploy.revert import reverted_on_failure
@@ -20,6 +25,8 @@ from deploy_clojars.deploy.source import Offer, Source, source_of
 from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
 from deploy_clojars.errors import HalfDone, NotHealthy
 from deploy_clojars.host.health import Observation
+from deploy_clojars.host.look import Look
+from deploy_clojars.machine import threads
 from deploy_clojars.run.run import Run
 
 
@@ -28,7 +35,8 @@ def deploy(run: Run, source: Source | None = None, migration: CarryOut | None = 
     source = source or source_of(run)
     preflight.prepare(run, source)
     to_replace = have_release(run, source)
-    if is_done_already(run):
+    look = run.host.look()
+    if is_done_already(run, look):
         migrate(run, None, migration)
         run.outcome = "nothing to do"
         run.console.say(f"{run.version} is in production already; nothing to do")
@@ -37,8 +45,9 @@ def deploy(run: Run, source: Source | None = None, migration: CarryOut | None = 
     drain.drain_backup(run)
     with reverted_on_failure(run):
         flip(run, run.version)
+        commits = threads.started(partial(commits_between, run, look))  # while the backup starts
         backup = bring_up_backup(run, to_replace)
-        ask_to_promote(run, backup)
+        ask_to_promote(run, backup, commits)
         primary = drain.drain_primary(run)
         refuse_a_backup_that_failed_meanwhile(run, backup)
         run.no_return()
@@ -87,9 +96,8 @@ def install(run: Run, source: Source, offer: Offer) -> None:
         becomes(f"{decimal(copy.bytes)}{named}")
 
 
-def is_done_already(run: Run) -> bool:
+def is_done_already(run: Run, look: Look) -> bool:
     """Whether the tag's release is approved and current, and both instances are healthy on it."""
-    look = run.host.look()
     own = look.history.last
     had_drifted = run.before is not None and run.before.drifted  # while a run is at work none has
     cut_off = own is not None and own.cut_off is not None
