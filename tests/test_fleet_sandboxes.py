@@ -111,9 +111,9 @@ def test_the_same_command_goes_on_where_the_network_was_lost(fleet: Fleet) -> No
     assert stopped.failed == ["app02", "app03"]
     assert stopped.table["app01"] == "0.1.0 0.1.0 0.1.0 promoted, had 0.1.0; taken back"
     assert stopped.table["app02"] == "? ? ? promoted, had 0.1.0; NOT taken back to 0.1.0"
-    assert "unreachable while it was changed" in stopped.table["app03"]
+    assert "unreachable while it was being changed" in stopped.table["app03"]
     assert stopped.table["app03"].endswith("runs 0.1.0 or 0.2.0")
-    assert "what runs there is not known: app02, app03" in stopped.output
+    assert "it is not known what runs on app02, app03" in stopped.output
     assert fleet.releases == [FIRST, SECOND, SECOND]
 
     for name in ("app02", "app03"):

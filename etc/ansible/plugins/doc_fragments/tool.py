@@ -6,7 +6,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """Which tool, and which configuration."""
+    """Which tool to run, and with which configuration."""
 
     DOCUMENTATION = r"""
 options:

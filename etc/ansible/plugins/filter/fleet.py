@@ -11,10 +11,10 @@ BATCHES_OUT_OF_THE_LOAD_BALANCER = [1, "10%"]  # all hosts of a batch are out at
 
 
 def fleet_batches(hosts, hostvars):
-    """How many hosts at a time, by the variables of the hosts that have been looked at.
+    """How many hosts at a time, from the variables of the hosts that have been looked at.
 
-    For `serial`, which itself sees no variable but those of the command line. While only the
-    syntax is checked there are no `hostvars`.
+    For `serial`, which by itself sees only the variables of the command line. While only the
+    syntax is checked, there are no `hostvars`.
     """
     all_facts = [hostvars[host] for host in hosts if host in hostvars]
     looked_at = [facts for facts in all_facts if "fleet_looked" in facts]
@@ -54,7 +54,7 @@ def fleet_summary(hosts, hostvars):
         ]
     unknown = [host for host in hosts if is_unknown(hostvars[host].get("fleet_now") or {})]
     if unknown:
-        lines += [f"what runs there is not known: {listed(unknown)}"]
+        lines += [f"it is not known what runs on {listed(unknown)}"]
     if any(facts.get("fleet_problem") or facts.get("fleet_back_problem") for facts in all_facts):
         lines += [
             "once the cause is fixed, run the same command again; it leaves alone what is done"
@@ -69,7 +69,7 @@ def listed(hosts):
 
 
 def is_unknown(now):
-    """Whether the host has not answered the last question."""
+    """Whether the host did not answer when last asked."""
     return "instances" not in now
 
 
@@ -93,7 +93,7 @@ def runs_now(now):
 
 
 def running(instance):
-    """What an instance runs, and whether it serves."""
+    """What an instance runs, and whether it is down."""
     if instance["state"] == "stopped":
         return "stopped"
     name = instance["running"] or UNKNOWN

@@ -32,14 +32,14 @@ def key(name):
 
 
 def written(value):
-    """A value; JSON writes these as TOML does."""
+    """A value; JSON and TOML write those of these types alike."""
     if isinstance(value, list):
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key(name)} = {written(each)}' for name, each in value.items())}}}"
     if isinstance(value, (bool, int, float, str)):
         return json.dumps(value)
-    raise AnsibleFilterError(f"{value!r} has no place in the configuration")
+    raise AnsibleFilterError(f"{value!r} cannot be written as TOML")
 
 
 class FilterModule:

@@ -20,7 +20,7 @@ ARGUMENTS = {
 
 
 class Answer:
-    """What a run of the tool ended with: its exit status, its JSON object, its standard error."""
+    """What a run of the tool returned: its exit status, its JSON object and its standard error."""
 
     def __init__(self, status, document, error):
         self.status = status
@@ -45,7 +45,7 @@ class Tool:
     def ask(self, words, lock_wait=0):
         """Runs a command that prints one JSON object and returns its Answer.
 
-        While another run holds the lock it tries again, for `lock_wait` seconds.
+        While another run holds the lock, tries again for up to `lock_wait` seconds.
         """
         deadline = time.monotonic() + lock_wait
         while True:
@@ -69,7 +69,7 @@ class Tool:
         return Answer(status, document, error)
 
     def _fail_without_an_answer(self, status, error):
-        """Fails the module: the tool printed no object, as one does that is too old for this."""
+        """Fails the module: the tool printed no object, for example because it is too old."""
         said = last_lines(error, LINES_OF_THE_LOG)
         if any(words in error for words in ("No such option", "No such command")):
             version = self._module.run_command([self._program, "--version"])[1]
@@ -89,7 +89,7 @@ def last_lines(text, count):
 
 
 def end_of_file(path):
-    """The last lines of the log, as far as this user can read it."""
+    """The last lines of the log; none if this user cannot read it."""
     if not path:
         return []
     try:

@@ -1,37 +1,37 @@
 #!/usr/bin/python
 # Copyright: the authors of deploy-clojars
 # MIT License (see https://opensource.org/license/mit)
-"""A release on the host: installed, promoted, or back in production."""
+"""Installs, promotes or rolls back a release on the host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: release
-short_description: Installs, promotes or rolls back a release with deploy-clojars
+short_description: Install, promote or roll back a release with deploy-clojars
 description:
   - Runs C(deploy-clojars) on the host, with C(--yes). The tool decides what has to be done and in which order,
-    reverts what fails, and leaves alone what is as wanted.
-  - It must run as the production user, so use C(become_user=clojars). The journal then has the user that logged in.
+    reverts what fails, and leaves alone what is already as requested.
+  - It must run as the production user, so use C(become_user=clojars). The journal then records the user who logged in.
 options:
   version:
     description:
       - The release. Required unless O(state=rolled_back).
-      - Without it a rollback goes where C(deploy-clojars rollback) goes. Name it where a task may be repeated.
+      - Without it, a rollback goes where C(deploy-clojars rollback) goes. Name it if the task may be repeated.
     type: str
   state:
     description:
-      - With V(promoted) the release is put into production.
-      - With V(installed) it is there afterwards, and nothing runs it.
-      - With V(rolled_back) a release that is there is put back into production.
+      - V(promoted) puts the release into production.
+      - V(installed) installs it without running it.
+      - V(rolled_back) puts a release that is still there back into production.
     type: str
     choices: [promoted, installed, rolled_back]
     default: promoted
   jar:
     description:
       - The release's jar, a file on the host.
-      - Without it a release that is not there comes from where the host's configuration says,
-        which is a tag that is built there or what C(release.command) fetches.
+      - Without it, a release that is not there yet is obtained as the host's configuration says.
+        Either its tag is built there, or C(release.command) fetches it.
     type: path
   sha256:
     description: The SHA-256 that O(jar) must have.
@@ -41,7 +41,7 @@ options:
     type: bool
     default: false
   if_current:
-    description: Promote only if this release is current. Otherwise somebody else has deployed, and it fails.
+    description: Fail unless this release or O(version) itself is current. Somebody else may have deployed in the meantime.
     type: str
   why:
     description: The reason for a rollback, kept in the host's journal.
@@ -55,7 +55,7 @@ attributes:
     description: Runs the tool with C(--dry-run).
     support: full
   diff_mode:
-    description: Shows from which release to which the host goes.
+    description: Shows the release before and after.
     support: full
 extends_documentation_fragment:
   - clojars.deploy.tool
@@ -64,7 +64,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Have the release on the host, and nothing run it yet
+- name: Install the release without running it
   clojars.deploy.release:
     version: 0.2.0
     jar: /var/tmp/clojars-web-0.2.0.jar
@@ -89,7 +89,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 outcome:
-  description: How the tool's run ended, as C(deploy-clojars history) says it.
+  description: How the command ended, as C(deploy-clojars deploy --json) reports it.
   type: str
   returned: always
   sample: promoted
@@ -98,7 +98,7 @@ status:
   type: int
   returned: always
 from:
-  description: The release that was in production before, or null.
+  description: The release that was in production before, or null. Always null with O(state=installed).
   type: str
   returned: always
 to:
@@ -118,7 +118,7 @@ remedy:
   type: str
   returned: always
 detail:
-  description: What another program said, such as the last lines of an instance that did not start.
+  description: Details of the failure, such as the last lines of an instance that did not start.
   type: list
   elements: str
   returned: always
@@ -198,7 +198,7 @@ def refuse_what_does_not_belong(module):
 
 
 def without_its_jar(tool, params):
-    """What a check can say of a release whose jar is not on the host yet, as an earlier task has not copied it."""
+    """What check mode can say about a release whose jar is not on the host, since no earlier task copied it."""
     looked = tool.ask(["status", "--json"]).document
     releases = tool.ask(["releases", "--all", "--json"]).document["releases"]
     installed = any(each["version"] == params["version"] for each in releases)
@@ -211,7 +211,7 @@ def without_its_jar(tool, params):
 
 
 def diff_of(state, result):
-    """Diff mode: from which release to which."""
+    """What diff mode shows: the release before and after."""
     what = "installed" if state == "installed" else "in production"
     before, after = result["from"] or "none", result["to"] or "none"
     if not result["changed"]:

@@ -1,14 +1,14 @@
 #!/usr/bin/python
 # Copyright: the authors of deploy-clojars
 # MIT License (see https://opensource.org/license/mit)
-"""What runs on the host."""
+"""Reports what runs on the host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: release_info
-short_description: What runs on a host of deploy-clojars
+short_description: Report what runs on a host of deploy-clojars
 description:
   - Returns what C(deploy-clojars status --json) prints.
   - Changes nothing, takes no lock, and runs as any user. What that user cannot see is null.
@@ -27,14 +27,14 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Ask what runs
+- name: Find out what is running
   clojars.deploy.release_info:
   register: looked
 
-- name: Stop at a host that needs a person
+- name: Stop at a host that needs attention
   ansible.builtin.assert:
     that: looked.ok
-    fail_msg: "type on this host: {{ looked.next }}"
+    fail_msg: "run on this host: {{ looked.next }}"
 """
 
 RETURN = r"""
@@ -47,7 +47,7 @@ current:
   type: str
   returned: success
 approved:
-  description: The release on which the primary was last made healthy, or null.
+  description: The release on which the primary last became healthy, or null.
   type: str
   returned: success
 previous:
@@ -76,7 +76,7 @@ instances:
   returned: success
 release:
   description:
-    - What C(deploy-clojars releases --json) has of the release named by O(version), such as C(sha256).
+    - What C(deploy-clojars releases --json) says about the release O(version), such as its C(sha256).
     - Null if it is not installed.
   type: dict
   returned: when O(version) is given
