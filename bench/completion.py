@@ -1,6 +1,6 @@
 """What a press of TAB costs with 400 tags and 400 releases, against `python -c "import click"`.
 
-By turns, so that whatever else the machine does befalls all. `python bench/completion.py [ROUNDS]`
+Measured by turns, so that whatever else the machine does affects all. `python bench/completion.py [ROUNDS]`
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = ("", "deploy 0.1", "rollback 0.1")
 
 
 def prepared(home: Path) -> dict[str, str]:
-    """A home with a mirror's references and releases in it; returns the environment that names it."""
+    """Fills a home with a mirror's references and releases; returns the environment that names it."""
     versions = [f"0.{number}.0" for number in range(400)]
     mirror = home / "deploy" / "mirror.git"
     mirror.mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Figures that can be believed on a noisy machine: medians with their quartiles, ratios pair by pair.
+"""Figures that can be trusted on a noisy machine: medians with their quartiles, and ratios pair by pair.
 
-What is compared is measured by turns, A B B A, so that a machine that gets slower or quicker befalls
-both. Each A is then divided by the B beside it, and the median is of these ratios.
+What is compared is measured by turns, A B B A, so that a machine that gets slower or faster affects
+both. Each A is then divided by the B next to it; the median is that of these ratios.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Figure:
 
 
 class Results:
-    """What a bench has found, printed as it is found, and in the end perhaps in a file."""
+    """What a bench finds: printed as it is found and, if asked for, written to a file at the end."""
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []
@@ -71,7 +71,7 @@ class Results:
     def ratio(
         self, what: str, values: Sequence[float], to: Sequence[float], at_most: float | None = None
     ) -> Figure:
-        """The same of the ratios, pair by pair."""
+        """The same for the ratios, pair by pair."""
         ratios = [one / other for one, other in zip(values, to, strict=True)]
         return self.add(what, ratios, "x", at_most)
 
@@ -86,7 +86,7 @@ class Results:
         file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def end(self, file: Path | None) -> None:
-        """Says which bounds are not met, and writes the file if there is to be one."""
+        """Says which bounds are not met, and writes the file if one is named."""
         missed = [each.what.strip() for each in self.figures if each.is_met is False]
         bounds = sum(each.is_met is not None for each in self.figures)
         print(f"{bounds - len(missed)} of {bounds} bounds are met", end="")
@@ -96,7 +96,7 @@ class Results:
 
 
 def by_turns(rounds: int, turns: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """What each returned, in pairs: each round goes through them forwards, and then backwards."""
+    """What each returned, in pairs: each round goes through them forwards and then backwards."""
     found: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name in (*turns, *reversed([*turns])):
@@ -105,11 +105,11 @@ def by_turns(rounds: int, turns: Mapping[str, Callable[[], float]]) -> dict[str,
 
 
 def arguments(prog: str, rounds: int) -> argparse.ArgumentParser:
-    """What the benches have in common on their command lines."""
+    """The command-line options that all benches have."""
     parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--rounds", type=int, default=rounds, help="each is A B B A")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="not the whole bench")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="run only these parts")
     return parser
 
 
@@ -123,7 +123,7 @@ def chosen(only: Sequence[str] | None, *parts: Part) -> Iterator[Part]:
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that has ended: its seconds, its own peak of memory in bytes, its processor time."""
+    """A command that has ended: its seconds, its own peak memory in bytes, its status and its errors."""
 
     seconds: float
     peak: int
@@ -132,7 +132,7 @@ class Ran:
 
 
 def ran(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Ran:
-    """Runs a command, and looks every few milliseconds how much memory it has; not its children."""
+    """Runs a command and checks every few milliseconds how much memory it uses, without its children."""
     started = time.perf_counter()
     peak = 0
     with subprocess.Popen(
@@ -163,7 +163,7 @@ def ran(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Ran
 
 
 def peak_of(pid: int) -> int:
-    """The peak of a process's memory so far, in bytes; 0 if it has ended."""
+    """A process's peak memory so far, in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""`make fleet-real N=8`: what a release to N real hosts takes, against a plain playbook; as root.
+"""`make fleet-real N=8`, as root: what a deploy to N real hosts takes, compared with a plain playbook.
 
-The hosts are those of the tests: a real systemd, sshd and nginx each, and the light application, all
-on this machine; so are ansible-playbook and the load, which is a request to every host's nginx 5 times
-a second. An instance takes two seconds to start, as a JVM does. Nothing else should run meanwhile.
+The hosts are those of the tests: each has a real systemd, sshd and nginx, and the light application. All
+of them run on this machine, as do ansible-playbook and the load: about 5 requests a second to every host's
+nginx. An instance takes two seconds to start, as a JVM does. Nothing else should run at the same time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PLAIN = """\
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run of ansible-playbook took: seconds, seconds of CPU, and bytes at its height."""
+    """What a run of ansible-playbook took: seconds, seconds of CPU, and peak memory in bytes."""
 
     wall: float
     cpu: float
@@ -64,7 +64,7 @@ class Taken:
 
 
 def main() -> None:
-    """Measures, in namespaces of its own."""
+    """Measures in its own namespaces."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     if INSIDE in os.environ:
         measure(count, Path(os.environ[INSIDE]))
@@ -80,7 +80,7 @@ def main() -> None:
 
 @contextmanager
 def watches_for(hosts: int) -> Iterator[None]:
-    """Lets root watch as many files as so many systemds do; the kernel's default is enough for 20."""
+    """Raises root's limit of inotify instances to what that many systemds need; the default is enough for 20."""
     before = INOTIFY.read_text()
     INOTIFY.write_text(str(max(int(before), 128 + 10 * hosts)))
     try:
@@ -91,7 +91,7 @@ def watches_for(hosts: int) -> Iterator[None]:
 
 def measure(count: int, scratch: Path) -> None:
     """Makes the hosts, deploys to them, and says what that took."""
-    # Installed by pip the tool has its bytecode; the hosts mount its source, and must not write there.
+    # A tool installed by pip has its bytecode; the hosts mount the source and must not write there.
     compileall.compile_dir(PROJECT / "src", quiet=1)
     began = time.monotonic()
     with fleet_of_machines(scratch / "fleet", count) as fleet:
@@ -122,7 +122,7 @@ def measure(count: int, scratch: Path) -> None:
 
 
 def played(fleet: Machines, words: list[str]) -> Taken:
-    """Runs ansible-playbook and returns what it took; fails unless it ends well."""
+    """Runs ansible-playbook and returns what it took; fails unless it succeeds."""
     control = fleet.control
     began = time.monotonic()
     with (control.directory / "output").open("w+") as output:
@@ -144,7 +144,7 @@ def played(fleet: Machines, words: list[str]) -> Taken:
 
 
 def watch_memory(pid: int, heights: list[int], ended: threading.Event) -> None:
-    """Notes the memory of the process and what it has started, pages that are shared only once."""
+    """Records the memory of the process and its descendants, counting shared pages once."""
     while not ended.wait(0.5):
         with suppress(psutil.Error):
             parent = psutil.Process(pid)
@@ -162,7 +162,7 @@ def deploy_on(events: list[dict[str, object]]) -> float:
 
 
 def say(what: str, count: int, taken: Taken) -> None:
-    """One line."""
+    """Prints one line of the result."""
     print(
         f"{what:<16} {taken.wall:7.1f} s  {taken.wall / count:6.2f} s a host   control node: "
         f"{taken.cpu:6.1f} s of CPU, {taken.memory / 1e6:5.0f} MB",
@@ -171,7 +171,7 @@ def say(what: str, count: int, taken: Taken) -> None:
 
 
 def say_of(load: Load) -> None:
-    """What came of the load."""
+    """Prints how the load fared."""
     print(f"    {load.requests.total():,} requests, {len(load.failed)} failed", flush=True)
 
 

@@ -1,7 +1,7 @@
-"""`make bench-growth`: what is large, next to the same thing small: times, ratios, and the tool's memory.
+"""`make bench-growth`: large things compared with the same things small: times, ratios, and the tool's memory.
 
-Many releases and a long journal, a large jar, a large repository, many connections to nginx. Sandboxes
-are asked the same things by turns, so that whatever else the machine does befalls both.
+Many releases and a long journal, a large jar, a large repository, many connections to nginx. Two sandboxes
+do the same by turns, so that whatever else the machine does affects both.
 `python bench/growth.py --help`
 """
 
@@ -54,7 +54,7 @@ class Place:
         self.seconds(("deploy", NEW, "--yes"))
 
     def seconds(self, words: Sequence[str | Path]) -> float:
-        """How long a command takes; it must find all well."""
+        """How long a command takes; it must succeed."""
         done = ran([TOOL, "-c", self.made.config, *words])
         if done.status != 0:
             raise SystemExit(f"{words}: exit status {done.status}\n{done.said}")
@@ -62,7 +62,7 @@ class Place:
         return done.seconds
 
     def jar(self, version: str) -> Path:
-        """Where a release is."""
+        """The file of a release."""
         return self.made.releases / f"clojars-web-{version}-standalone.jar"
 
     @property
@@ -107,12 +107,12 @@ def both(
 
 
 def memory(results: Results, place: Place) -> None:
-    """Adds the most memory that the tool has had in a place."""
+    """Adds the tool's peak memory in a place."""
     results.add("the tool's memory at its peak", [place.peak / 1e6], "MB", MEGABYTES)
 
 
 def require_disk(directory: Path, size: float) -> None:
-    """Ends the bench where there is no room for what it makes."""
+    """Ends the bench if there is no room for what it creates."""
     free = shutil.disk_usage(directory).free
     if free < 1.2 * size:
         raise SystemExit(f"{directory}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
@@ -122,7 +122,7 @@ def require_disk(directory: Path, size: float) -> None:
 
 
 def history(results: Results, directory: Path, rounds: int, scale: float) -> None:
-    """10,000 releases and 100,000 lines of the journal: 10 of each to compare."""
+    """10,000 releases and 100,000 lines of the journal: compared with 10 of each."""
     commands = [
         (name, *more) for name in ("status", "releases", "history") for more in ((), ("--json",))
     ]
@@ -146,7 +146,7 @@ def history(results: Results, directory: Path, rounds: int, scale: float) -> Non
 
 
 def grown(place: Place, releases: int, lines: int) -> bytes:
-    """Gives the place as many releases and lines as are wanted; returns the journal's text."""
+    """Gives the place that many releases and lines; returns the journal's text."""
     versions = [f"0.0.{number}" for number in range(releases - 2)]
     sizes = {tag: place.jar(tag).stat().st_size for tag in (OLD, NEW)}
     for version in versions:
@@ -166,7 +166,7 @@ def grown(place: Place, releases: int, lines: int) -> bytes:
 
 
 def deploy(version: str, lines: int, size: int) -> Iterator[Event]:
-    """As many lines of a deploy as are asked for, five at least; the rest are of its steps."""
+    """That many lines of a deploy, at least five; the others are those of its steps."""
     line = partial(Event, at="2026-01-02T03:04:05Z", run=f"fe00.1.{version}", by="ann")
     left = HostVersions(version, version, version)
     yield line(event="begin", command="deploy", version=version, left=left)
@@ -188,7 +188,7 @@ def deploy(version: str, lines: int, size: int) -> Iterator[Event]:
 
 
 def jar(results: Results, directory: Path, rounds: int, scale: float) -> None:
-    """A jar of 500 MB of random bytes: the same application without them to compare."""
+    """A jar of 500 MB of random bytes: compared with the same application without them."""
     size = int(JAR_BYTES * scale)
     require_disk(directory, 3 * size)
     with two_places(directory) as (small, large):
@@ -235,7 +235,7 @@ def jar(results: Results, directory: Path, rounds: int, scale: float) -> None:
 
 
 def repository(results: Results, directory: Path, rounds: int, scale: float) -> None:
-    """A repository of 1 GB with 5,000 tags: one with the application alone to compare."""
+    """A repository of 1 GB with 5,000 tags: compared with one that has only the application."""
     tags = int(TAGS * scale)
     require_disk(directory, 4 * tags * TAG_BYTES)
     with two_places(directory) as (small, large):
@@ -243,7 +243,7 @@ def repository(results: Results, directory: Path, rounds: int, scale: float) -> 
         cloned = directory / "clone.git"
 
         def first(place: Place) -> float:
-            """How much longer the fetch takes without a mirror; the clone is git's own."""
+            """How long the fetch takes without a mirror."""
             shutil.rmtree(place.made.home / "deploy" / "mirror.git")
             deployed(place)
             return fetched[place]
@@ -275,9 +275,9 @@ def repository(results: Results, directory: Path, rounds: int, scale: float) -> 
 
 
 def add_tags(repository: Path, tags: int) -> None:
-    """Adds a history of so many tagged commits, each with a file of random bytes."""
+    """Adds a history of that many tagged commits, each with a file of random bytes."""
     dice = random.Random(0)
-    # Not compressed, and not compared with the version before: random bytes gain nothing by either.
+    # Neither compressed nor stored as deltas: random bytes gain nothing from either.
     words = ["git", "-c", "core.compression=0", "fast-import", "--quiet", "--depth=0"]
     with subprocess.Popen(words, cwd=repository, stdin=subprocess.PIPE) as git:
         assert git.stdin is not None
@@ -310,7 +310,7 @@ def pressed_tab(place: Place) -> float:
 # --- many connections -----------------------------------------------------------------------------
 
 
-# So many at one process; the limit of descriptors is often not root's to raise, either.
+# The connections of one process: often not even root can raise the limit of descriptors.
 HELD = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 2000
 
 HOLD = """
@@ -325,7 +325,7 @@ sys.stdin.read()
 
 
 def connections(results: Results, directory: Path, rounds: int, scale: float) -> None:
-    """50,000 connections to nginx while it drains: 10 to compare."""
+    """50,000 connections to nginx while it drains: compared with 10."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # nginx inherits it
     wanted = int(CONNECTIONS * scale)
@@ -351,10 +351,10 @@ def connections(results: Results, directory: Path, rounds: int, scale: float) ->
 
 
 def allow_connections(place: Place, number: int) -> None:
-    """Lets the place's nginx take so many connections, and keep them while nothing goes over them."""
+    """Lets the place's nginx accept that many connections, and keep them while they are idle."""
     file = place.made.directory / "nginx.conf"
     text = file.read_text(encoding="utf-8")
-    # Each accepts its share by itself (`reuseport`), at once: what finds the queue full is lost.
+    # Each worker accepts its own share (`reuseport`), at once: a connection that finds the queue full is lost.
     workers = number // (HELD * 3 // 4) + 1
     events = f"    worker_connections {HELD};\n    multi_accept on;\n"
     for old, new in (
@@ -378,7 +378,7 @@ def allow_connections(place: Place, number: int) -> None:
 
 @contextmanager
 def connected(place: Place, number: int) -> Iterator[None]:
-    """So many connections to the place's site while the block runs."""
+    """Keeps that many connections to the place's site open while the block runs."""
     port = str(place.made.ports.site)
     with ExitStack() as processes:
         holders = []
@@ -405,7 +405,7 @@ def connected(place: Place, number: int) -> Iterator[None]:
 def accepted(port: int, wanted: int) -> int:
     """How many connections to the port its program has accepted, by the kernel's table.
 
-    Waits a while until it has them all: the kernel takes them before the program does.
+    Waits up to a minute for all of them: the kernel takes them before the program accepts them.
     """
     local = f"0100007F:{port:04X}"
     deadline = time.monotonic() + 60
@@ -420,7 +420,7 @@ def accepted(port: int, wanted: int) -> int:
 
 @contextmanager
 def asked_meanwhile(place: Place) -> Iterator[None]:
-    """The site is asked for something slow, again and again, while the block runs."""
+    """Requests something slow from the site, again and again, while the block runs."""
     stop = threading.Event()
 
     def ask() -> None:

@@ -1,7 +1,7 @@
-"""`make bench`: what the tool costs, next to a plain script and to others of its kind, in one run.
+"""`make bench`: what the tool costs, compared with a plain script and with similar tools, in one run.
 
-Times are in seconds, by turns (A B B A), as medians with their quartiles; ratios are taken pair by pair.
-Nothing else should run meanwhile. `python bench/speed.py --help`
+Times are in seconds, measured by turns (A B B A), as medians with their quartiles; ratios are taken pair by
+pair. Nothing else should run at the same time. `python bench/speed.py --help`
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PEER_COMMANDS: dict[str, list[str | Path]] = {
     "pyinfra": [PEERS / "bin/pyinfra", "-y", "@local", HERE / "peers/deploy.py"],
     "ansible": [PEERS / "bin/ansible-playbook", "-i", "localhost,", HERE / "peers/playbook.yml"],
 }
-# What `setup` installs as the start of a JVM, which uses an archive of the release's classes.
+# The script of `setup` that starts a JVM with an archive of the release's classes.
 JAVA = HERE.parent / "etc/lib/clojars/java"
 
 SITE_RATE = 200  # requests a second
@@ -60,7 +60,7 @@ IDLE_SECONDS = 10.0
 
 
 def start(results: Results, host: LittleHost, rounds: int) -> None:
-    """How long the tool takes to start: against an import of click."""
+    """How long the tool takes to start: compared with an import of click."""
     tool = host.command[0]
     python = str(Path(tool).with_name("python"))
     commands = {
@@ -86,7 +86,7 @@ def seconds(argv: list[str], host: LittleHost) -> float:
 
 @contextmanager
 def until_primary_serves(host: LittleHost, version: str) -> Iterator[Callable[[], float]]:
-    """How long it takes from now on until the primary serves the version, after it did not."""
+    """How long it takes from now until the primary serves the version, having not served it in between."""
     started = time.perf_counter()
     taken: list[float] = []
     stop = threading.Event()
@@ -158,7 +158,7 @@ def by_peer(host: LittleHost, name: str) -> float:
 
 
 def succeed(argv: list[str | Path], environment: dict[str, str]) -> None:
-    """Runs a command that must end well."""
+    """Runs a command that must succeed."""
     done = subprocess.run(
         argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -167,7 +167,7 @@ def succeed(argv: list[str | Path], environment: dict[str, str]) -> None:
 
 
 def by_tool(host: LittleHost, *words: str, serves: str) -> float:
-    """Seconds until the primary serves, by the tool, without the time that the backup settles."""
+    """Seconds until the primary serves, by the tool, without the backup's settle."""
     with until_primary_serves(host, serves) as taken:
         host.done(*words, "--yes")
     return taken() - SETTLE
@@ -237,9 +237,9 @@ def deploys(results: Results, host: LittleHost, rounds: int) -> None:
 
 
 def others(steps: dict[str, float], *, at_once: bool) -> float:
-    """The seconds of a deploy that are not the tool's own: tests, build, and the two starts.
+    """The seconds of a deploy that are not the tool's own: tests, build, the two starts and the drain.
 
-    Of tests and build at the same time the longer one counts.
+    If tests and build run at the same time, only the longer one counts.
     """
     building = (max if at_once else sum)([steps["test"], steps["build"]])
     # The primary serves before it settles.
@@ -255,7 +255,7 @@ def timeline(runs: list[dict[str, float]]) -> None:
 
 @contextmanager
 def having(host: LittleHost, table: str, line: str) -> Iterator[None]:
-    """The host has this line in its configuration while the block runs."""
+    """Adds this line to the host's configuration while the block runs."""
     before = host.options.get(table)
     host.options[table] = "\n".join(filter(None, (before, line)))
     host.write_config()
@@ -270,7 +270,7 @@ def having(host: LittleHost, table: str, line: str) -> Iterator[None]:
 
 
 def installed_peers() -> list[str]:
-    """The peers, in an environment of their own; none where pip cannot get them."""
+    """The names of the peers, installed in a separate environment; none if pip cannot get them."""
     if not (PEERS / "complete").exists():
         venv.create(PEERS, with_pip=True, clear=True)
         pip = str(PEERS / "bin/pip")
@@ -286,7 +286,7 @@ def installed_peers() -> list[str]:
 
 
 def starts(results: Results, host: LittleHost, rounds: int) -> None:
-    """Rollback and restart until the primary serves: a plain script does nothing but the two starts."""
+    """Rollback and restart until the primary serves: compared with a script that only does the two starts."""
     host.done(SECOND, "--yes")
     with_archives = class_data_flag(host)
     have_archives(host, with_archives)
@@ -318,7 +318,7 @@ def starts(results: Results, host: LittleHost, rounds: int) -> None:
 
 
 def class_data_flag(host: LittleHost) -> Path:
-    """Both instances start with archives, where there are any, while this file exists."""
+    """A file; while it exists, both instances start with archives, if there are any."""
     flag, program = host.directory / "class-data", host.directory / "java"
     program.write_text(f'#!/bin/sh\n[ -e {flag} ] && exec {JAVA} "$@"\nexec java "$@"\n')
     program.chmod(0o755)
@@ -352,7 +352,7 @@ def has_archive(host: LittleHost, version: str) -> bool:
 
 
 def there_and_back(to: Callable[[str], float]) -> float:
-    """The mean of both ways."""
+    """The mean of both directions."""
     return statistics.mean([to(FIRST), to(SECOND)])
 
 
@@ -360,7 +360,7 @@ def there_and_back(to: Callable[[str], float]) -> float:
 
 
 def latency(results: Results, host: LittleHost, rounds: int) -> None:
-    """The site's answers during a whole deploy: through nginx, against idle."""
+    """The site's response times during a whole deploy: through nginx, compared with idle."""
     del rounds  # one is minutes
     lost: dict[str, Counter[str]] = defaultdict(Counter)
     asked: dict[str, int] = defaultdict(int)
@@ -395,10 +395,10 @@ def latency(results: Results, host: LittleHost, rounds: int) -> None:
 
 
 async def answers_while(site: str, work: Callable[[], object]) -> tuple[list[float], Counter[str]]:
-    """How long the answers took while the work was done, also bad ones, and what was bad.
+    """How long the answers took while the work was done, failures included, and which failures there were.
 
-    Each request has a moment at which it is due, and its time runs from then: a site that stalls is
-    not asked less.
+    Each request is due at a fixed moment, and its time runs from then: a site that stalls does not get
+    fewer requests.
     """
     times: list[float] = []
     failures: Counter[str] = Counter()
@@ -436,7 +436,7 @@ async def answers_while(site: str, work: Callable[[], object]) -> tuple[list[flo
 
 
 def memory(results: Results, host: LittleHost, rounds: int) -> None:
-    """The tool's own memory: at its peak, while a build prints 100 MB."""
+    """The tool's own memory: its peak while a build prints 100 MB."""
     del rounds
     with having(host, "build", 'test = "yes 0123456789 | head -c 100000000; false"'):
         failed = ran([*host.command, SECOND, "--yes"], host.whole_environment)
