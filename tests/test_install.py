@@ -68,7 +68,7 @@ def test_a_release_is_built_and_nothing_runs_it_until_a_deploy_uses_it(
     assert (end["command"], end["outcome"], end["status"]) == ("install", "installed", 0)
 
     again = light_host.done("install", SECOND)
-    assert again.stderr.endswith(f"{SECOND} is installed already; nothing to do\n")
+    assert again.stderr.endswith(f"{SECOND} is already installed; nothing to do\n")
     assert light_host.events[-1]["outcome"] == "nothing to do"
     assert what_runs(light_host) == before
 
@@ -94,7 +94,7 @@ def test_a_jar_is_installed_once_and_another_one_is_refused_with_both_checksums(
     for again in (words, ("install", SECOND)):  # the second one asks no repository
         assert "nothing to do" in light_host.done(*again).stderr
     assert (
-        "# 0.2.0 is installed already; nothing to do" in light_host.done(*words, "--dry-run").stdout
+        "# 0.2.0 is already installed; nothing to do" in light_host.done(*words, "--dry-run").stdout
     )
 
     other = light_host.jar(THIRD)

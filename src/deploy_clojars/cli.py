@@ -169,7 +169,7 @@ dry_run_option = click.option(
 )
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set("as_json"),
-    help="Print the outcome as JSON, even of a command that fails.",
+    help="Print the outcome as JSON, even if the command fails.",
 )  # fmt: skip
 yes_option = click.option("--yes", is_flag=True, help="Skip the confirmation.")
 rebuild_option = click.option("--rebuild", is_flag=True,
@@ -201,8 +201,8 @@ def group() -> None:
               "time or its flag cannot be set. Requests are then lost.")  # fmt: skip
 @rebuild_option
 @click.option("--if-current", "if_current", metavar="VERSION", shell_complete=_offers("releases"),
-              help="Refuse if a release other than VERSION (or TAG itself) is current: somebody else may "
-              "have deployed meanwhile. An empty VERSION expects that none is current.")  # fmt: skip
+              help="Refuse unless VERSION (or TAG itself) is current: somebody else may have deployed in the "
+              "meantime. An empty VERSION means that no release may be current.")  # fmt: skip
 @click.option("--migrate", is_flag=True,
               help="Run migrate.command even if it has run for this release.")  # fmt: skip
 @jar_option
@@ -241,7 +241,7 @@ def install(settings: Settings, version: str, rebuild: bool, jar: str | None, sh
             dry_run: bool) -> None:  # fmt: skip
     """Install the release VERSION without deploying it.
 
-    Tests and builds it, or takes the jar. Nothing that runs is changed, and nothing is asked. A later
+    Tests and builds it, or takes the jar. Changes nothing that runs, and asks nothing. A later
     deploy of VERSION uses it.
     """
     from deploy_clojars.commands import install as command

@@ -12,8 +12,8 @@ from deploy_clojars.run.run import Run
 def install(run: Run, source: Source | None = None) -> None:
     """Makes sure that the release `run.version` is there. Raises DeployError with the exit status.
 
-    A host that has drifted, or on which a run is to be finished, stays so. Only a run that was cut off
-    before its point of no return is reverted first.
+    A host that has drifted or has a run to finish stays as it is. Only a run that was cut off before its
+    point of no return is reverted first.
     """
     source = source or source_of(run)
     drain.clear_stale_flag(run)
@@ -27,4 +27,4 @@ def install(run: Run, source: Source | None = None) -> None:
         run.succeeded("installed", f"{run.version} is installed; to deploy it: {deploy}")
     else:
         run.outcome = "nothing to do"
-        run.console.say(f"{run.version} is installed already; nothing to do")
+        run.console.say(f"{run.version} is already installed; nothing to do")

@@ -1,4 +1,4 @@
-"""How a command that changes the host has ended, for programs: `--json`."""
+"""How a command that changes the host ended, for programs: `--json`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WOULD_CHANGE, NOTHING_TO_DO = "dry run", "nothing to do"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a command has ended; keys are only ever added."""
+    """How a command ended; keys are only ever added."""
 
     outcome: str
     status: int
-    changed: bool  # anything on the host; with `--dry-run` whether it would
-    # The release that was approved before; None also if that is not known, or does not matter.
+    changed: bool  # whether anything on the host was changed or, with `--dry-run`, would be
+    # The release that was approved before; None also if that is unknown or does not matter.
     approved: str | None = msgspec.field(name="from")
-    version: str | None = msgspec.field(name="to")  # that was asked for
+    version: str | None = msgspec.field(name="to")  # the one that was asked for
     seconds: dict[str, float]  # by step
     message: str | None  # what went wrong
     detail: list[str]
@@ -34,7 +34,7 @@ class Outcome(msgspec.Struct, frozen=True):
 def outcome_of(
     run: Run | None, request: Request | None, error: DeployError | None, *, dry_run: bool
 ) -> Outcome:
-    """How the command has ended: `run` is None if it never came to one, `error` if all went well."""
+    """How the command ended; `run` is None if no run was started, `error` if all went well."""
     version = (run.version if run is not None else "") or (request.version if request else None)
     return Outcome(
         outcome=_word(run, error, dry_run=dry_run),
@@ -51,7 +51,7 @@ def outcome_of(
 
 
 def as_json(outcome: Outcome) -> str:
-    """One object."""
+    """The outcome as one JSON object."""
     return msgspec.json.format(msgspec.json.encode(outcome), indent=2).decode()
 
 
@@ -82,5 +82,5 @@ def _seconds(run: Run | None) -> dict[str, float]:
 
 
 def _text(text: str) -> str:
-    """Without what is not Unicode, as in the names of some files: JSON has no place for it."""
+    """Escapes what is not Unicode, as in the names of some files: JSON cannot hold it."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The tests and the build at the same time: whether there is room for both, and how both are waited for."""
+"""The tests and the build at the same time: whether there is room for both, and how to wait for both."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from deploy_clojars.run.run import LOOKED_BACK
 
 T = TypeVar("T")
 
-# Something at work: it yields files, one of which becomes readable when there is something to do; it
-# continues then, and at least every TICK.
+# Work in progress. It yields the files to wait for; it is continued when one of them becomes readable, and at
+# least every TICK.
 Work = Generator[Sequence[int], None, T]
 
 MORE = 1.25  # times the memory that the last runs used; a tag may need more than the one before
 
 
 def carried_out(*works: Work[T]) -> list[T]:
-    """Carries out all of them at the same time, and returns their results.
+    """Carries out all of them at the same time and returns their results.
 
-    The first error, or a signal, ends the others; it is raised when they have ended.
+    The first error, or a signal, ends the others and is raised once they have ended.
     """
     results: dict[Work[T], T] = {}
     try:
@@ -53,7 +53,7 @@ def runs_both(host: Host) -> bool:
 def is_room_for_both(
     setting: Literal["auto"] | bool, cores: int, available: int | None, used: int | None
 ) -> bool:
-    """The same, with the memory that is available and that both used in recent runs, in bytes."""
+    """The same, given the memory that is available and what both used in recent runs, in bytes."""
     if setting != "auto":
         return setting
     if available is None or used is None:
@@ -62,7 +62,7 @@ def is_room_for_both(
 
 
 def memory_used(host: Host) -> int | None:
-    """The bytes that the tests and the build used together in recent runs; None if not known."""
+    """The bytes that the tests and the build used together in recent runs; None if unknown."""
     most: dict[str, int] = {}
     with suppress(OSError):
         for event in islice(host.journal.backwards(), LOOKED_BACK):
@@ -72,7 +72,7 @@ def memory_used(host: Host) -> int | None:
 
 
 def available_memory() -> int | None:
-    """The bytes that can be had without swapping (proc(5)); None if the kernel does not say."""
+    """The bytes that are available without swapping (proc(5)); None if the kernel does not say."""
     with suppress(OSError, StopIteration), open("/proc/meminfo", "rb") as lines:
         available = next(line for line in lines if line.startswith(b"MemAvailable:"))
         return int(available.split()[1]) * 1024

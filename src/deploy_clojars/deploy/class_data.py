@@ -1,9 +1,9 @@
-"""Class data: an archive of the release's classes, made by the running backup while the operator reads.
+"""Class data: an archive of the release's classes; a JVM that starts with it need not load and verify them again.
 
-With `--yes` it is made after the promotion. A JVM that starts with it does not load and verify them again. What goes wrong is only in the log. It is
-asked for through the JVM's own socket, as by `jcmd PID VM.cds dynamic_dump FILE`: the jcmd of Java 17.0.15
-looks for the socket of a unit with PrivateTmp= in the wrong /tmp, and a mere runtime has no jcmd. With
--XX:+AutoCreateSharedArchive (Java 19) and an AOT cache (24) each stop would wait until it is written.
+The running backup makes it while the operator reads the question or, with `--yes`, after the promotion. A
+failure is only logged. The JVM is told through its own socket, as by `jcmd PID VM.cds dynamic_dump FILE`: the
+jcmd of Java 17.0.15 looks for the socket of a unit with PrivateTmp= in the wrong /tmp, and a plain runtime has
+no jcmd. With -XX:+AutoCreateSharedArchive (Java 19) or an AOT cache (24), each stop would wait for the writing.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from deploy_clojars.host.releases import Releases
 from deploy_clojars.machine import processes, signals
 from deploy_clojars.run.run import Run
 
-# The option of a JVM that can make an archive, and of one that uses one; `java` of `setup` chooses.
+# With the first option a JVM can make an archive, with the second it uses one; the script `java` of `setup` chooses.
 RECORDS = "-XX:+RecordDynamicDumpInfo"
 USES = "-XX:SharedArchiveFile="
 
 SECONDS = 60.0  # for a large application on a busy host
-TICK = 0.05  # seconds between two looks at whether it is made
+TICK = 0.05  # seconds between two checks whether it is made
 
 
 @contextmanager
 def made_meanwhile(run: Run, backup: Observation) -> Iterator[None]:
-    """While the block asks, the backup makes the archive of the release that it runs.
+    """While the block runs, the backup makes the archive of the release that it runs.
 
-    A block that ends well then waits for the rest, usually for nothing: a JVM that is making the archive
-    answers nobody for half a second or more, and the next look would find that it has failed.
+    If the block succeeds, waits until the archive is made, which it usually is by then: meanwhile the JVM
+    answers no request for half a second or more, and the next health check would find that it has failed.
     Raises Interrupted.
     """
     making = threading.Thread(target=_try_to_make, args=(run, backup.pid), daemon=True)
@@ -51,7 +51,7 @@ def made_meanwhile(run: Run, backup: Observation) -> Iterator[None]:
 
 
 def make_unless_asked(run: Run, backup: Observation) -> None:
-    """Has the archive made now, when the primary serves, if nobody was asked."""
+    """Has the archive made now that the primary serves, if nobody was asked."""
     if run.request.yes:
         noted = partial(run.console.warn, "signal noted; finishing the class data")
         with signals.uninterruptible(noted), made_meanwhile(run, backup):
@@ -74,7 +74,7 @@ def _try_to_make(run: Run, pid: int) -> None:
 def make(releases: Releases, version: str, pid: int) -> int:
     """Has a JVM make the archive of the release that it runs; returns its size in bytes.
 
-    Raises DeployError or OSError; no archive was added then.
+    Raises DeployError or OSError if no archive was added.
     """
     java = Path(f"/proc/{pid}/exe")
     with releases.class_data_added(version, java) as archive:
@@ -88,10 +88,10 @@ def make(releases: Releases, version: str, pid: int) -> int:
 
 
 def _told(pid: int, command: str) -> str:
-    """What a JVM answers to a command of jcmd. Raises OSError.
+    """The JVM's answer to a command of jcmd. Raises OSError.
 
-    The socket is in the JVM's own /tmp. The script `java` has it opened at the start, for otherwise it
-    takes a SIGQUIT, which ends a process that has not opened it.
+    The socket is in the JVM's own /tmp. The script `java` has the JVM open it at its start: opening it later
+    takes a SIGQUIT, which kills a process that does not handle it.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(SECONDS)

@@ -41,7 +41,7 @@ SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class Offer:
-    """A jar that is to become the release, and what it must be as far as that is known."""
+    """A jar that is to become the release, and what is known about how it must be."""
 
     jar: Input
     commit: str | None = None  # that it must be built from
@@ -61,7 +61,7 @@ class Source:
         """Raises NotReady (4) if this host lacks a program that is needed."""
 
     def reused(self) -> str | None:
-        """Reports that the release that is there is used, and how to replace it, as `reuse.reused`."""
+        """Reports that the existing release is used, and how to replace it, as `reuse.reused` does."""
         return reused(self._run)
 
     def offered(self) -> AbstractContextManager[Offer]:
@@ -71,7 +71,7 @@ class Source:
     def check(self, offer: Offer, copy: Copy) -> str | None:
         """Checks the jar by its copy and returns the commit that it was built from, if known.
 
-        Raises BuildFailed (5), DeployError (1) for a signature that is demanded and does not count.
+        Raises BuildFailed (5), DeployError (1) for a required signature that is missing or does not count.
         """
         name, version = offer.jar.name, self._run.version
         if offer.sha256 not in (None, copy.sha256):
@@ -105,7 +105,7 @@ def source_of(run: Run) -> Source:
 
 
 def installed(run: Run) -> Installed | None:
-    """What the journal has of the run's release, if that is there."""
+    """What the journal says about the run's release, if the release is there."""
     with suppress(OSError):  # preflight refuses such a journal
         if run.host.releases.has(run.version):
             return run.host.journal.history().installed.get(run.version)
@@ -118,7 +118,7 @@ class JarFile(Source):
     kind = JAR
 
     def reused(self) -> str | None:
-        # Whether it is the same file is known only after it was read.
+        # Whether it is the same file is known only once it has been read.
         return reused(self._run) if self._run.request.rebuild else None
 
     @contextmanager
@@ -214,7 +214,7 @@ class Tag(Source):
         return commit
 
     def _verify(self, mirror: Mirror) -> None:
-        """Refuses a tag that nobody whom the host trusts has signed. Raises DeployError (1)."""
+        """Refuses a tag that is not signed by anybody the host trusts. Raises DeployError (1)."""
         run, settings = self._run, self._run.host.config.verify
         if settings.tags == "signed":
             with run.step("verify", run.version) as becomes:
@@ -240,7 +240,7 @@ class Tag(Source):
 
     @contextmanager
     def checked_out(self, commit: str) -> Iterator[Path]:
-        """A fresh directory at the commit while the block runs; kept for a look if that fails."""
+        """A fresh checkout of the commit while the block runs; kept for inspection if the block fails."""
         run = self._run
         with fresh_directory(run) as directory:
             self._check_out(commit, directory)
@@ -254,7 +254,7 @@ class Tag(Source):
             run.console.warn(warning)
 
     def _checked_out(self, commit: str, directory: Path) -> list[str]:
-        checkout.remove(directory)  # what a broken mirror or an earlier try has left there
+        checkout.remove(directory)  # what a broken mirror or an earlier attempt has left there
         timeout = self._run.host.config.build.timeout
         return self._mirror.check_out(commit, directory, self._run.console.log, timeout)
 
@@ -290,7 +290,7 @@ class Tag(Source):
             return jar
 
     def _testing(self, directory: Path, *, apart: bool = False) -> Work[None]:
-        """The tests at work; `apart`: beside the build. Raises BuildFailed (5)."""
+        """The tests, as Work; `apart`: at the same time as the build. Raises BuildFailed (5)."""
         with (
             self._run.step("test", self._run.host.config.build.test),
             self._output("test", apart) as output,
@@ -298,7 +298,7 @@ class Tag(Source):
             yield from self._builder.testing(directory, output)
 
     def _building(self, directory: Path, *, apart: bool = False) -> Work[Path]:
-        """The build at work; the result is the release's jar. As `_testing`."""
+        """The build, as Work; the result is the release's jar. Otherwise as `_testing`."""
         with (
             self._run.step("build", self._run.host.config.build.uberjar),
             self._output("build", apart) as output,
@@ -310,7 +310,7 @@ class Tag(Source):
 
 
 def _removing(directory: Path, work: Work[T]) -> Work[T]:
-    """The work; if it is stopped because the other one failed, its directory is not worth a look."""
+    """The work; removes its directory if it is stopped because the other one failed: nobody needs to inspect it."""
     try:
         return (yield from work)
     except GeneratorExit:
@@ -319,7 +319,7 @@ def _removing(directory: Path, work: Work[T]) -> Work[T]:
 
 
 def refuse_missing_programs(missing: list[str]) -> None:
-    """Raises NotReady (4) if any are, or if there is no home for those that are there."""
+    """Raises NotReady (4) if any program is missing, or if the user has no home."""
     if missing:
         raise NotReady(f"not on PATH: {', '.join(missing)}", remedy="nothing was changed")
     build.refuse_a_user_without_a_home()
@@ -327,9 +327,9 @@ def refuse_missing_programs(missing: list[str]) -> None:
 
 @contextmanager
 def fresh_directory(run: Run) -> Iterator[Path]:
-    """The path of a new directory, which the block makes; kept for a look if the block fails.
+    """The path of a new directory, which the block makes; kept for inspection if the block fails.
 
-    Otherwise it is removed at the end of the run: a large one takes seconds.
+    Otherwise it is removed at the end of the run, since a large one takes seconds.
     """
     checkouts = run.host.deploy / "checkouts"
     if checkouts.is_symlink():
@@ -338,7 +338,7 @@ def fresh_directory(run: Run) -> Iterator[Path]:
             f"{checkouts} is a symbolic link", remedy=f"rm {shlex.quote(str(checkouts))}"
         )
     make_directory(checkouts)
-    checkout.keep_last_failed(checkouts)  # those of runs that were killed count, too
+    checkout.keep_last_failed(checkouts)  # those of killed runs count, too
     directory = checkout.new_directory(checkouts, run.version)
     try:
         yield directory
@@ -364,7 +364,7 @@ def jar_and_checksum(
 def jar_named(name: str, *, asks: bool) -> Input:
     """Opens what `--jar` names; `-` is standard input. Raises UsageError (2).
 
-    If the command `asks`, its question then goes to the terminal that the process belongs to.
+    If the command `asks`, its question then goes to the controlling terminal.
     """
     if name == "-":
         jar = Input(STANDARD_INPUT, os.dup(sys.stdin.fileno()))
@@ -373,7 +373,7 @@ def jar_named(name: str, *, asks: bool) -> Input:
                 "--jar -: standard input is a terminal", remedy="redirect a file to it"
             )
         if asks:
-            with suppress(OSError):  # there is none, which is refused with any other question
+            with suppress(OSError):  # there is none; it is refused as for any other question
                 terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
                 os.dup2(terminal, sys.stdin.fileno())
                 os.close(terminal)
@@ -381,7 +381,7 @@ def jar_named(name: str, *, asks: bool) -> Input:
     if name == "":
         raise UsageError("--jar needs a file")  # `--jar "$UNSET"`
     try:
-        # Without waiting for the writer of a named pipe, which is waited for when it is read.
+        # Does not wait for the writer of a named pipe; reading it does.
         jar = Input(
             Path(name).absolute(), os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         )
