@@ -7,7 +7,6 @@ nginx. An instance takes two seconds to start, as a JVM does. Nothing else shoul
 
 from __future__ import annotations
 
-import compileall
 import json
 import os
 import statistics
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fleet_machines import Load, Machines, fleet_of_machines
 from fleet_sandboxes import PROGRAMS
-from private_machine import ALONE, INSIDE, PROJECT
+from private_machine import ALONE, INSIDE
 
 FIRST, SECOND, THIRD = "0.1.0", "0.2.0", "0.3.0"
 BATCHES: list[int | str] = [1, "10%", "100%"]
@@ -91,8 +90,6 @@ def watches_for(hosts: int) -> Iterator[None]:
 
 def measure(count: int, scratch: Path) -> None:
     """Makes the hosts, deploys to them, and says what that took."""
-    # A tool installed by pip has its bytecode; the hosts mount the source and must not write there.
-    compileall.compile_dir(PROJECT / "src", quiet=1)
     began = time.monotonic()
     with fleet_of_machines(scratch / "fleet", count) as fleet:
         print(f"{count} hosts are up after {time.monotonic() - began:.0f} s")
@@ -134,10 +131,12 @@ def played(fleet: Machines, words: list[str]) -> Taken:
         ended = threading.Event()
         watch = threading.Thread(target=watch_memory, args=(process.pid, heights, ended))
         watch.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.monotonic() - began
-        ended.set()
-        watch.join()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.monotonic() - began
+        finally:
+            ended.set()
+            watch.join()
         output.seek(0)
         assert status == 0, output.read()
     return Taken(wall, usage.ru_utime + usage.ru_stime, max(heights, default=0))

@@ -7,6 +7,7 @@ machine, whose files then lie below theirs.
 
 from __future__ import annotations
 
+import compileall
 import ctypes
 import http.client
 import json
@@ -215,6 +216,8 @@ def fleet_of_machines(directory: Path, count: int) -> Iterator[Machines]:
     """So many hosts as `setup` makes them, with no release yet; needs root and a private network."""
     assert INSIDE in os.environ, "only in a private network namespace"
     directory.mkdir()
+    # A tool installed by pip has its bytecode; the hosts mount the source and must not write there.
+    compileall.compile_dir(PROJECT / "src", quiet=1)
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(directory))
     run("ip", "link", "set", "lo", "up")
     run("ip", "link", "add", BRIDGE, "type", "bridge")

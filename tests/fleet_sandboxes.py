@@ -43,6 +43,11 @@ class Ended:
         """How many tasks have changed something."""
         return sum(map(int, re.findall(r"changed=(\d+)", self.output)))
 
+    def changed_on(self, name: str) -> int:
+        """How many tasks have changed something on the host."""
+        (recap,) = re.findall(rf"^{name} +:.* changed=(\d+)", self.output, re.MULTILINE)
+        return int(recap)
+
     @property
     def batches(self) -> int:
         """In how many batches the hosts were to be changed."""

@@ -23,8 +23,9 @@ from systemd_machine import kill
 
 pytestmark = pytest.mark.skipif(INSIDE not in os.environ, reason="only in a private network")
 
-FIRST, SECOND, BAD = "0.1.0", "0.2.0", "0.3.0"
+FIRST, SECOND, BAD, THIRD = "0.1.0", "0.2.0", "0.3.0", "0.4.0"
 COUNT = 8  # in three batches: app01; app02 to app04; app05 to app08
+TWO = "app01:app08"
 PRIMARY = 8001
 
 
@@ -166,23 +167,17 @@ def test_a_bad_release_is_stopped_at_the_first_host(fleet: Machines, load: None)
         }
 
 
-def test_the_same_command_goes_on_after_ctrl_c_and_after_the_death_of_the_control_node(
-    fleet: Machines, load: None
-) -> None:
-    with fleet.typing("deploy", SECOND) as playing:
-        wait_for(
-            lambda: fleet.hosts["app03"].is_at(SECOND, "backup"), "the second batch is at work"
-        )
-        playing.presses("c")
-        playing.ends((1, 2, 99, 130))
-    assert fleet.releases[0] == SECOND
-
-    with fleet.typing("deploy", SECOND) as playing:
-        wait_for(lambda: fleet.hosts["app08"].is_at(SECOND, "backup"), "the third batch is at work")
-        workers = psutil.Process(playing.pid).children(recursive=True)
-        playing.kill(signal.SIGKILL)
-        for worker in workers:
-            worker.kill()
+def test_the_same_command_goes_on_after_ctrl_c_in_any_batch(fleet: Machines, load: None) -> None:
+    # A host of each batch, and those of later ones that do not serve it either.
+    for name, later in (("app01", ["app03", "app05"]), ("app03", ["app05"]), ("app08", [])):
+        with fleet.typing("deploy", SECOND) as playing:
+            wait_for(
+                lambda name=name: fleet.hosts[name].is_at(SECOND, "backup"),  # type: ignore[misc]
+                "the batch is at work",
+            )
+            playing.presses("c")
+            playing.ends((1, 2, 99, 130))
+        assert not any(fleet.hosts[each].is_at(SECOND, "backup") for each in later)
     assert fleet.releases[:4] == [SECOND] * 4
 
     done = fleet.play("deploy", SECOND)
@@ -191,17 +186,52 @@ def test_the_same_command_goes_on_after_ctrl_c_and_after_the_death_of_the_contro
     assert all(host.status["ok"] for host in fleet.hosts.values())
 
 
+def test_the_same_command_goes_on_after_the_death_of_the_control_node(
+    fleet: Machines, load: None
+) -> None:
+    with fleet.typing("deploy", THIRD, fleet_hosts=TWO) as playing:
+        wait_for(lambda: fleet.hosts["app08"].is_at(THIRD, "backup"), "the second host is at work")
+        workers = psutil.Process(playing.pid).children(recursive=True)
+        playing.kill(signal.SIGKILL)
+        for worker in workers:
+            worker.kill()
+    assert fleet.releases[0] == THIRD
+
+    done = fleet.play("deploy", THIRD, fleet_hosts=TWO)
+    assert done.status == 0, done.output
+    assert [*done.table] == ["app01", "app08"]
+    assert fleet.releases == [THIRD, *[SECOND] * (COUNT - 2), THIRD]
+    assert all(host.status["ok"] for host in fleet.hosts.values())
+
+
+def test_the_next_release_changes_only_hosts_that_do_not_serve_it(
+    fleet: Machines, load: None
+) -> None:
+    before = {name: host.restarts for name, host in fleet.hosts.items()}
+
+    deployed = fleet.play("deploy", THIRD)
+
+    assert deployed.status == 0, deployed.output
+    for name, host in fleet.hosts.items():
+        served = name in ("app01", "app08")
+        happened = "had 0.4.0 already" if served else "promoted, had 0.2.0"
+        assert deployed.table[name] == f"0.4.0 0.4.0 0.4.0 {happened}"
+        assert deployed.changed_on(name) == (0 if served else 4)  # copy, install, remove, promote
+        assert host.restarts == before[name] + (0 if served else 2)
+    assert fleet.releases == [THIRD] * COUNT
+
+
 def test_twice_and_in_check_mode_nothing_changes(fleet: Machines, load: None) -> None:
     restarts = [host.restarts for host in fleet.hosts.values()]
 
-    again = fleet.play("deploy", SECOND)
+    again = fleet.play("deploy", THIRD)
     assert (again.status, again.changed) == (0, 0), again.output
-    assert set(again.table.values()) == {"0.2.0 0.2.0 0.2.0 had 0.2.0 already"}
+    assert set(again.table.values()) == {"0.4.0 0.4.0 0.4.0 had 0.4.0 already"}
     assert [host.restarts for host in fleet.hosts.values()] == restarts
 
     runs = [len(host.events) for host in fleet.hosts.values()]
     checked = fleet.play("deploy", FIRST, "--check", "--limit", "app01,app08")
     assert checked.status == 0, checked.output
-    assert set(checked.table.values()) == {"0.2.0 0.2.0 0.2.0 would go from 0.2.0 to 0.1.0"}
+    assert set(checked.table.values()) == {"0.4.0 0.4.0 0.4.0 would go from 0.4.0 to 0.1.0"}
     assert [len(host.events) for host in fleet.hosts.values()] == runs
-    assert fleet.releases == [SECOND] * COUNT
+    assert fleet.releases == [THIRD] * COUNT
