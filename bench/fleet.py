@@ -24,8 +24,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fleet_machines import Load, Machines, fleet_of_machines
-from fleet_sandboxes import PROGRAMS
+from fleet_machines import LoadInside, Machines, fleet_of_machines
+from fleet_sandboxes import PROGRAMS, Load
 from private_machine import ALONE, INSIDE
 
 FIRST, SECOND, THIRD = "0.1.0", "0.2.0", "0.3.0"
@@ -97,7 +97,7 @@ def measure(count: int, scratch: Path) -> None:
         for host in fleet.hosts.values():
             host.machine.run("sed", "-i", f"s/^exec/sleep {START}; exec/", "/usr/local/bin/java")
         say("first deploy", count, played(fleet, fleet.words("deploy", FIRST)))
-        with Load([*fleet.hosts.values()]) as load:
+        with LoadInside([*fleet.hosts.values()]) as load:
             say("a new release", count, played(fleet, fleet.words("deploy", SECOND)))
         on_hosts = [deploy_on(host.events) for host in fleet.hosts.values()]
         print(f"    of it on a host itself: median {statistics.median(on_hosts):.1f} s")
@@ -113,7 +113,7 @@ def measure(count: int, scratch: Path) -> None:
             "-e",
             json.dumps({"fleet_jar": str(jar), "fleet_batches": BATCHES}),
         ]
-        with Load([*fleet.hosts.values()]) as load:
+        with LoadInside([*fleet.hosts.values()]) as load:
             say("plain playbook", count, played(fleet, words))
         say_of(load)
 

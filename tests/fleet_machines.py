@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import compileall
 import ctypes
-import http.client
 import json
 import os
-import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from fleet_sandboxes import Control, Fleet, names
+from fleet_sandboxes import Control, Fleet, Load, names
 from private_machine import INSIDE, PROJECT, mount, run
 from systemd_kit import Kit, install_the_tool, mount_the_tool
 from systemd_machine import Machine
@@ -112,46 +109,16 @@ class FleetHost(Kit):
         return f"/home/clojars/releases/clojars-web-{version}-standalone.jar"
 
 
-class Load:
-    """Requests to nginx on every host, from the host itself: a cut network is no failure of the site."""
-
-    PAUSE = 0.2  # seconds
+class LoadInside(Load):
+    """Requests from the host itself: a cut network is no failure of the site."""
 
     def __init__(self, hosts: list[FleetHost]) -> None:
-        self.requests: Counter[str] = Counter()  # by host
-        self.failed: list[tuple[str, str]] = []  # host, and what came instead of an answer
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(host,)) for host in hosts]
+        super().__init__({host.name: "127.0.0.1" for host in hosts})
+        self._hosts = {host.name: host for host in hosts}
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, host: FleetHost) -> None:
-        enter_network_of(host.machine.pid)
-        while not self._stop.wait(self.PAUSE):
-            self.requests[host.name] += 1
-            if failure := self._failure():
-                self.failed.append((host.name, failure))
-
-    @staticmethod
-    def _failure() -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", timeout=60)
-        try:
-            connection.request("GET", "/version")
-            answer = connection.getresponse()
-            answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            return repr(error)
-        finally:
-            connection.close()
-        return "" if answer.status == 200 else str(answer.status)
+    def _ask(self, name: str, site: str) -> None:
+        enter_network_of(self._hosts[name].machine.pid)
+        super()._ask(name, site)
 
 
 def enter_network_of(pid: int) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from clojure_repository import ClojureRepository
+from front import in_front_of
 from light_host import make_light_host
 from little_host import LittleHost, Terminal, at_a_terminal
 from standin.upstart import Upstart
@@ -61,7 +65,7 @@ class Ended:
     @property
     def table(self) -> dict[str, str]:
         """What the last table says of each host, with single spaces."""
-        lines = re.findall(r'^ +"(app\d+) +(.*)",?$', self.output, re.MULTILINE)
+        lines = re.findall(r'^ +(?:"|- )(app\d+) +(.*?)"?,?$', self.output, re.MULTILINE)
         return {name: re.sub(" +", " ", rest) for name, rest in lines}
 
 
@@ -104,6 +108,47 @@ class Control:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=500,
         )  # fmt: skip
         return Ended(result.returncode, result.stdout)
+
+
+class Load:
+    """Requests to nginx on every host, by the host's name and the address of its site."""
+
+    PAUSE = 0.2  # seconds
+
+    def __init__(self, sites: dict[str, str]) -> None:
+        self.requests: Counter[str] = Counter()  # by host
+        self.failed: list[tuple[str, str]] = []  # host, and what came instead of an answer
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=each) for each in sites.items()]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, name: str, site: str) -> None:
+        while not self._stop.wait(self.PAUSE):
+            self.requests[name] += 1
+            if failure := self._failure(site):
+                self.failed.append((name, failure))
+
+    @staticmethod
+    def _failure(site: str) -> str:
+        connection = http.client.HTTPConnection(site, timeout=60)
+        try:
+            connection.request("GET", "/version")
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            return repr(error)
+        finally:
+            connection.close()
+        return "" if answer.status == 200 else str(answer.status)
 
 
 class Fleet:
@@ -229,14 +274,24 @@ def names(count: int) -> Sequence[str]:
 
 @contextmanager
 def fleet_of(
-    count: int, directory: Path, control: Control, repository: ClojureRepository
+    count: int,
+    directory: Path,
+    control: Control,
+    repository: ClojureRepository,
+    sites: dict[str, str] | None = None,
 ) -> Iterator[Fleet]:
-    """So many hosts that serve 0.1.0, each with an Upstart of its own, stopped at the end."""
+    """So many hosts that serve 0.1.0, each with an Upstart of its own, stopped at the end.
+
+    With `sites` there is an nginx in front of each, and they get its address, by the host's name.
+    """
     with ExitStack() as stack:
         hosts = {}
         for name in names(count):
             upstart = stack.enter_context(Upstart.started(directory / name / "upstart"))
             hosts[name] = make_light_host(directory / name, upstart, repository)
+            if sites is not None:
+                front = stack.enter_context(in_front_of(hosts[name], quiet="0.2"))
+                sites[name] = front.site.removeprefix("http://")
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda host: host.serving(ClojureRepository.FIRST), hosts.values()))
         yield Fleet(control, hosts)

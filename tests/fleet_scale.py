@@ -1,4 +1,7 @@
-"""Many light hosts by the collection's playbooks, with what it takes: `python -m fleet_scale 40`."""
+"""Many light hosts by the collection's playbooks, with what it takes: `python -m fleet_scale 40 [DIRECTORY]`.
+
+The directory gets all that ansible-playbook has printed, a file for each run.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,9 @@ def played(fleet: Fleet, what: str, version: str, status: int) -> Ended:
     for name, line in ended.table.items():
         if name in (min(fleet.hosts), max(fleet.hosts)):
             print(f"  {name} {line}", flush=True)
+    if len(sys.argv) > 2:
+        file = Path(sys.argv[2]) / f"{what.replace(' ', '-')}.txt"
+        file.write_text(ended.output, encoding="utf-8")
     assert ended.status == status, ended.output
     return ended
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository
-from fleet_sandboxes import Control, Fleet, fleet_of
+from fleet_sandboxes import Control, Fleet, Load, fleet_of
 from little_host import wait_for
 
 FIRST, SECOND, THIRD = ClojureRepository.FIRST, ClojureRepository.SECOND, ClojureRepository.THIRD
@@ -24,8 +24,13 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Control:
 
 @pytest.fixture
 def fleet(control: Control, tmp_path: Path, repository: ClojureRepository) -> Iterator[Fleet]:
-    with fleet_of(HOSTS, tmp_path, control, repository) as fleet:
-        yield fleet
+    """The hosts, under load: every request to nginx on every host is answered."""
+    sites: dict[str, str] = {}
+    with fleet_of(HOSTS, tmp_path, control, repository, sites) as fleet:
+        with Load(sites) as load:
+            yield fleet
+        assert load.failed == []
+        assert set(load.requests) == set(fleet.hosts)
 
 
 def test_a_release_goes_to_every_host_and_twice_changes_nothing(fleet: Fleet) -> None:

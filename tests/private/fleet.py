@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fleet_machines import FleetHost, Load, Machines, fleet_of_machines
+from fleet_machines import FleetHost, LoadInside, Machines, fleet_of_machines
 from little_host import at_a_terminal, wait_for
 from private_machine import INSIDE
 from systemd_machine import kill
@@ -46,7 +46,7 @@ BALLAST = f"{RELEASES}/ballast"
 @pytest.fixture
 def load(fleet: Machines) -> Iterator[None]:
     """Requests to nginx on every host, all of which are answered."""
-    with Load([*fleet.hosts.values()]) as load:
+    with LoadInside([*fleet.hosts.values()]) as load:
         yield
     assert load.failed == []
     assert set(load.requests) == set(fleet.hosts)
