@@ -26,7 +26,7 @@ from standin.upstart import Upstart
 ETC = Path(__file__).parents[1] / "etc/ansible"
 PROGRAMS = Path(sys.executable).parent
 
-# What docs/fleet.md has for the control node, as far as local connections have it.
+# What docs/fleet.md has for the control node, as far as local connections have it; but JSON, which is read here.
 SETTINGS = """[defaults]
 forks = 50
 display_skipped_hosts = False
