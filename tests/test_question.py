@@ -206,6 +206,8 @@ def test_a_backup_that_is_another_process_now_is_said_before_the_answer(
 @pytest.mark.any_manager
 def test_an_answer_does_not_wait_for_an_instance_that_hangs(light_host: LittleHost) -> None:
     host = light_host
+    # Far longer than a busy machine takes to show a line.
+    host.write_config(health="answer_timeout = 60\nsettle = 0.2\ninterval = 0.2")
     stopped = [host.pid("primary") or 0]
     with host.typing(SECOND) as terminal:
         terminal.asked()
@@ -218,7 +220,7 @@ def test_an_answer_does_not_wait_for_an_instance_that_hangs(light_host: LittleHo
             typed = time.monotonic()
             terminal.types("no")
             terminal.sees(f"{SECOND} was declined")
-            assert time.monotonic() - typed < 3
+            assert time.monotonic() - typed < 30
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
