@@ -176,7 +176,7 @@ def test_right_before_the_request_it_is_looked_at_once_more(
     monkeypatch.setattr(host.instances[BACKUP], "status", lambda: spoilt)
     run = cast(Run, SimpleNamespace(host=host))
     with pytest.raises(NotHealthy, match=r"^clojars-backup could not be restarted: its file is"):
-        steps.refuse_a_restart(run, BACKUP, FIRST, force=True)
+        steps.refuse_a_restart(run, host.look(), BACKUP, FIRST, force=True)
 
 
 def test_a_revert_leaves_it_alone_and_says_what_is_left_to_do(host: Kit) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 from little_host import free_ports
 
 from deploy_clojars import config
+from deploy_clojars.errors import NotHealthy
 from deploy_clojars.host import nginx
 from deploy_clojars.host.instances import Instance
 from deploy_clojars.host.releases import Releases
@@ -184,7 +186,8 @@ def made(tmp_path: Path) -> Iterator[Callable[..., Instance]]:
     jar = releases / "clojars-web-0.1.0-standalone.jar"
     jar.touch()
     services = SimpleNamespace(
-        status=lambda job: Job("running", os.getpid(), "clojars start/running")
+        status=lambda job: Job("running", os.getpid(), "clojars start/running"),
+        last_log_lines=lambda job: "",
     )
 
     def make(*urls: str) -> Instance:
@@ -275,6 +278,19 @@ def test_without_a_descriptor_left_the_state_is_unknown_and_not_down(made: Make)
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert seen.state == "unknown"
     assert "Too many open files" in seen.said
+
+
+def test_a_process_is_still_the_old_one_only_if_it_started_when_that_did(made: Make) -> None:
+    """On a host that starts many processes, an instance can come back with its old PID."""
+    [port] = free_ports(1)
+    instance = made(f"http://127.0.0.1:{port}/")
+    with listener("127.0.0.1", port):
+        now = processes.process(os.getpid())
+        with pytest.raises(NotHealthy, match="still the process from before the restart"):
+            instance.wait_until_healthy("0.1.0", before=now, timeout=0)
+        assert now.started is not None
+        ended = replace(now, started=now.started - 1)
+        assert instance.wait_until_healthy("0.1.0", before=ended).process == now
 
 
 # Names

@@ -37,6 +37,7 @@ from deploy_clojars.host.users import refuse_the_wrong_user
 from deploy_clojars.host.visits import Doors
 from deploy_clojars.machine.environment import environment
 from deploy_clojars.machine.files import Input
+from deploy_clojars.machine.processes import Process
 from deploy_clojars.run import lock
 from deploy_clojars.run.run import Request, Run
 from deploy_clojars.screen.console import Console
@@ -209,10 +210,10 @@ class RehearsedInstance(Instance):
         self._pretended = Observation(self.role, self.job, state, "")
 
     def wait_until_healthy(
-        self, version: str, *, not_pid: int | None = None, timeout: float | None = None
+        self, version: str, *, before: Process | None = None, timeout: float | None = None
     ) -> Observation:
         if self._pretended is None:
-            return super().wait_until_healthy(version, not_pid=not_pid, timeout=timeout)
+            return super().wait_until_healthy(version, before=before, timeout=timeout)
         if self._pretended.state == "starting":
             self._write(f"# wait until {self.job} is healthy on {version}")
             self._pretended = Observation(

@@ -46,7 +46,7 @@ def stop_and_start_each(run: Run, seen_through: ExitStack) -> None:
         left.remove(role)
         try:
             with drain.without_requests(run, role, look):
-                refuse_a_restart(run, role, version, force=force)
+                refuse_a_restart(run, host.look(), role, version, force=force)
                 if run.stage is not Stage.NO_RETURN:
                     signals.check()
                     seen_through.enter_context(run.uninterruptible(restarts=2))

@@ -84,7 +84,7 @@ def refuse_a_backup_that_failed_meanwhile(run: Run, backup: Observation) -> None
 
 def _why_not_as_tried(now: Observation, tried: Observation, version: str) -> str | None:
     why = now.why_not_healthy_on(version)
-    if why is None and now.pid != tried.pid:
+    if why is None and now.process != tried.process:
         why = f"{now.job} died and was started again (PID {tried.pid}, now {now.pid})"
     return why
 

@@ -19,6 +19,7 @@ from deploy_clojars.host.look import Look
 from deploy_clojars.host.nginx import BACKUP_FIRST, PRIMARY_FIRST
 from deploy_clojars.host.visits import Visits
 from deploy_clojars.machine import (
+    processes,
     signals,
     web,  # noqa: F401 # what asks the probe imports it late, for `status`' sake
 )
@@ -46,18 +47,20 @@ def drain_primary(run: Run) -> Observation:
     look = run.host.look()
     if look.primary.is_healthy_on(run.version):
         return look.primary
-    _turn_to_the_backup(run, look, vetoes=not run.request.force)
-    return run.host.instances[PRIMARY].observe()
+    was_drained = _turn_to_the_backup(run, look, vetoes=not run.request.force)
+    return run.host.instances[PRIMARY].observe() if was_drained else look.primary
 
 
-def drain_backup(run: Run) -> None:
+def drain_backup(run: Run) -> Look:
     """Before the backup's restart: no request is in it any more, unless it needs no restart.
 
-    Raises NotDrained (6) as `drain_primary`.
+    Returns the host after the drain. Raises NotDrained (6) as `drain_primary`.
     """
     look = run.host.look()
-    if not look.backup.is_healthy_on(run.version):
-        _wait_for_backup(run, look, vetoes=not run.request.force)
+    needs_a_restart = not look.backup.is_healthy_on(run.version)
+    if needs_a_restart and _wait_for_backup(run, look, vetoes=not run.request.force):
+        return run.host.look()
+    return look
 
 
 def drain_backup_before_its_stop(run: Run) -> None:
@@ -90,7 +93,8 @@ def back_to_the_primary(run: Run, before: Observation) -> Iterator[None]:
         came_back = True
     finally:
         with run.uninterruptible():
-            was_not_restarted = before.pid is not None and primary.status().pid == before.pid
+            pid = primary.status().pid
+            was_not_restarted = pid is not None and processes.process(pid) == before.process
             if came_back or was_not_restarted:
                 prefer_primary(run)
             elif run.host.nginx.flag_is_set:
@@ -134,10 +138,13 @@ def clear_stale_flag(run: Run) -> None:
         prefer_primary(run)
 
 
-def _turn_to_the_backup(run: Run, look: Look, *, vetoes: bool) -> None:
-    """Sets the flag and waits until no request is in the primary, if the backup can take them."""
+def _turn_to_the_backup(run: Run, look: Look, *, vetoes: bool) -> bool:
+    """Sets the flag and waits until no request is in the primary, if the backup can take them.
+
+    Returns whether it has waited.
+    """
     if not (look.backup.serving and nginx_answers(run)):
-        return
+        return False
     primary = run.host.instances[PRIMARY]
     runs = look.primary.pid is not None
     try:
@@ -154,6 +161,7 @@ def _turn_to_the_backup(run: Run, look: Look, *, vetoes: bool) -> None:
         if vetoes and runs:
             raise
         _go_on(run, error)
+    return True
 
 
 def _wait_until_followed(run: Run) -> None:
@@ -174,18 +182,19 @@ def _wait_until_followed(run: Run) -> None:
         signals.wait(INTERVAL)
 
 
-def _wait_for_backup(run: Run, look: Look, *, vetoes: bool, cuts_nailgun: bool = True) -> None:
+def _wait_for_backup(run: Run, look: Look, *, vetoes: bool, cuts_nailgun: bool = True) -> bool:
     """Waits until the backup, which is restarted or stopped next, has none of nginx's requests.
 
     It may have served a moment ago, and nginx takes a while to forgive a primary that was down.
-    The flag is not set while the backup restarts. Raises NotDrained (6) if `vetoes`.
+    The flag is not set while the backup restarts. Returns whether it has waited. Raises NotDrained (6)
+    if `vetoes`.
     """
     backup = run.host.instances[BACKUP]
     if not (look.primary.serving and look.backup.serving):
-        return  # nobody else could take the requests, or there are none
+        return False  # nobody else could take the requests, or there are none
     prefer_primary(run)
     if not nginx_answers(run):
-        return
+        return False
     try:
         with run.step("drain", backup.job) as becomes:
             becomes(_wait_until_quiet(run, backup, cuts_nailgun=cuts_nailgun))
@@ -193,6 +202,7 @@ def _wait_for_backup(run: Run, look: Look, *, vetoes: bool, cuts_nailgun: bool =
         if vetoes:
             raise
         _go_on(run, error)
+    return True
 
 
 def _go_on(run: Run, error: NotDrained) -> None:

@@ -22,7 +22,15 @@ from deploy_clojars.deploy.migrate import CarryOut, migrate
 from deploy_clojars.deploy.reuse import is_the_one_there
 from deploy_clojars.deploy.revert import reverted_on_failure
 from deploy_clojars.deploy.source import Offer, Source, source_of
-from deploy_clojars.deploy.steps import flip, half_done, is_settled_on, keep, restart, ways_on
+from deploy_clojars.deploy.steps import (
+    flip,
+    half_done,
+    is_settled_on,
+    keep,
+    refuse_a_restart,
+    restart,
+    ways_on,
+)
 from deploy_clojars.errors import HalfDone, NotHealthy
 from deploy_clojars.host.health import Observation
 from deploy_clojars.host.look import Look
@@ -35,18 +43,17 @@ def deploy(run: Run, source: Source | None = None, migration: CarryOut | None = 
     source = source or source_of(run)
     preflight.prepare(run, source)
     to_replace = have_release(run, source)
-    look = run.host.look()
-    if is_done_already(run, look):
+    if is_done_already(run):
         migrate(run, None, migration)
         run.outcome = "nothing to do"
         run.console.say(f"{run.version} is in production already; nothing to do")
         return
     migrate(run, "before", migration)
-    drain.drain_backup(run)
+    look = drain.drain_backup(run)
     with reverted_on_failure(run):
         flip(run, run.version)
         commits = threads.started(partial(commits_between, run, look))  # while the backup starts
-        backup = bring_up_backup(run, to_replace)
+        backup = bring_up_backup(run, look, to_replace)
         ask_to_promote(run, backup, commits)
         primary = drain.drain_primary(run)
         refuse_a_backup_that_failed_meanwhile(run, backup)
@@ -96,8 +103,9 @@ def install(run: Run, source: Source, offer: Offer) -> None:
         becomes(f"{decimal(copy.bytes)}{named}")
 
 
-def is_done_already(run: Run, look: Look) -> bool:
+def is_done_already(run: Run) -> bool:
     """Whether the tag's release is approved and current, and both instances are healthy on it."""
+    look = run.host.look()
     own = look.history.last
     had_drifted = run.before is not None and run.before.drifted  # while a run is at work none has
     cut_off = own is not None and own.cut_off is not None
@@ -105,19 +113,19 @@ def is_done_already(run: Run, look: Look) -> bool:
     return is_settled_on(look, run.version) and not had_drifted and not cut_off
 
 
-def bring_up_backup(run: Run, to_replace: str) -> Observation:
+def bring_up_backup(run: Run, look: Look, to_replace: str) -> Observation:
     """The backup on the new release, healthy and settled; restarted unless it is already.
 
-    Raises NotHealthy (6), Interrupted.
+    `look` is the last one. Raises NotHealthy (6), Interrupted.
     """
-    look = run.host.look()
     if look.backup.is_healthy_on(run.version):
         return keep(run, BACKUP, BACKUP)
     cost = preflight.cost_of_force(run, look)
     if cost:  # the primary has died since the first look
         run.warn_once(cost)
+    refuse_a_restart(run, look, BACKUP, run.version, force=run.request.force)
     try:
-        return restart(run, BACKUP, run.version, force=run.request.force)
+        return restart(run, BACKUP, run.version, checked=True)
     except NotHealthy as error:
         if to_replace:
             error.remedy = "\n".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 
-from deploy_clojars.config import BACKUP, Role
+from deploy_clojars.config import BACKUP, PRIMARY, Role
 from deploy_clojars.errors import DeployError, HalfDone, NotHealthy, PrimaryDown
 from deploy_clojars.host import decisions
 from deploy_clojars.host.health import Observation
@@ -48,22 +48,23 @@ def restart(
     the caller has just made sure that nothing speaks against it. Raises NotHealthy (6), Interrupted.
     """
     instance = run.host.instances[role]
-    before = instance.status()
+    job = instance.status()
+    before = processes.process(job.pid) if job.pid is not None else None
     verb = "stop and start" if by_stop_and_start else "restart"
-    if before.state == "stopped":
+    if job.state == "stopped":
         verb = "start"
     with run.step(role, f"{verb} {instance.job}") as becomes:
         if not checked:
-            refuse_a_restart(run, role, version, force=force)
-        kept = None if by_stop_and_start else _definition_since(run, role, before.pid)
-        run.record("restart", instance=role, version=version, pid=before.pid, definition=kept)
+            refuse_a_restart(run, run.host.look(), role, version, force=force)
+        kept = None if by_stop_and_start else _definition_since(run, role, job.pid)
+        run.record("restart", instance=role, version=version, pid=job.pid, definition=kept)
         # Until it is healthy all that is known is that it starts on what is current.
         run.now_left_with(**{role: None})
         if by_stop_and_start:
             instance.stop_and_start()
         else:
             instance.restart()
-        observation = instance.wait_until_healthy(version, not_pid=before.pid)
+        observation = instance.wait_until_healthy(version, before=before)
         run.now_left_with(**{role: version})
         becomes(f"healthy on {version} (PID {observation.pid})")
     return observation
@@ -77,7 +78,7 @@ def stop(run: Run, role: Role, *, force: bool = False) -> None:
     instance = run.host.instances[role]
     with run.step("stop", instance.job):
         if not force:
-            _refuse_the_only_serving_instance(run, role)
+            _refuse_the_only_serving_instance(run.host.look(), role)
         run.record("stop", instance=role, pid=instance.status().pid)
         instance.stop()
     run.now_left_with(**{role: None})
@@ -103,20 +104,17 @@ def keep(run: Run, role: Role, step: str) -> Observation:
     return observation
 
 
-def refuse_a_restart(run: Run, role: Role, version: str, *, force: bool) -> None:
-    """The last look before the request: something may have changed since the restart was decided.
+def refuse_a_restart(run: Run, look: Look, role: Role, version: str, *, force: bool) -> None:
+    """By the last look before the request: something may have changed since the restart was decided.
 
     Raises NotHealthy (6).
     """
     refuse_a_link_that_was_changed_meanwhile(run, version)
-    instance = run.host.instances[role]
-    found = instance.status()
-    if found.obstacle:
-        raise NotHealthy(f"{instance.job} could not be restarted: {found.obstacle}")
-    if found.state == "unknown":  # that is no reason to restart it
-        raise NotHealthy(f"the state of {instance.job} is unknown: {found.said}")
+    why_not = (look.primary if role == PRIMARY else look.backup).why_not_restarted
+    if why_not:
+        raise NotHealthy(why_not)
     if not force:
-        _refuse_the_only_serving_instance(run, role)
+        _refuse_the_only_serving_instance(look, role)
 
 
 def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
@@ -130,12 +128,11 @@ def refuse_a_link_that_was_changed_meanwhile(run: Run, version: str) -> None:
         raise NotHealthy(f"someone else has changed current: it names {names}, not {version}")
 
 
-def _refuse_the_only_serving_instance(run: Run, role: Role) -> None:
+def _refuse_the_only_serving_instance(look: Look, role: Role) -> None:
     """The other one may have died since it was decided that this one is restarted.
 
     Raises NotHealthy (6).
     """
-    look = run.host.look()
     this, other = look.primary, look.backup
     if role == BACKUP:
         this, other = other, this

@@ -64,6 +64,7 @@ class Observation:
     state: State
     said: str  # by the service manager
     pid: int | None = None
+    process: processes.Process | None = None
     since: str | None = None
     running: str | None = None  # a version, or the path of a jar that is not a release
     open_releases: frozenset[str] = frozenset()
@@ -106,14 +107,16 @@ class Observation:
         """Its process runs and its health URLs answer, whatever the release."""
         return self.state == "running" and all(check.ok for check in self.checks)
 
-    def why_not_healthy_on(self, version: str, not_pid: int | None = None) -> str | None:
+    def why_not_healthy_on(
+        self, version: str, before: processes.Process | None = None
+    ) -> str | None:
         """What keeps it from being healthy on the release, or None if nothing does.
 
-        `not_pid` is the PID from before the restart, which must have changed.
+        `before` is the process from before the restart, which must be another one.
         """
         if self.state != "running":
             return f"{self.job} is not running: {self.said}{self.whose_ports}"
-        if self.pid == not_pid:
+        if before is not None and self.process == before:
             return f"{self.job} is still the process from before the restart (PID {self.pid})"
         if version not in self.open_releases:
             if self.running is None:

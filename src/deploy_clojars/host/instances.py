@@ -17,6 +17,8 @@ from deploy_clojars.host.visits import Doors
 from deploy_clojars.machine import connections, processes, signals, threads
 from deploy_clojars.machine.sockets import is_local
 
+SILENT = 1.0  # seconds between two looks at what does not listen yet and has not ended
+
 # A JVM that dies after seconds is respawned for ever and looks `start/running` at every look.
 DEATHS = 2
 
@@ -114,6 +116,7 @@ class Instance:
             said=job.said,
             obstacle=job.obstacle,
             pid=job.pid,
+            process=tree.process,
             since=tree.since,
             running=next(iter([*versions, *others]), None),
             open_releases=frozenset(versions),
@@ -172,27 +175,28 @@ class Instance:
         self,
         version: str,
         *,
-        not_pid: int | None = None,
+        before: processes.Process | None = None,
         timeout: float | None = None,
     ) -> health.Observation:
         """Waits until it is healthy on the release and stays so for `health.settle` seconds.
 
-        Raises NotHealthy (6): at once if the job has ended or its PID keeps changing, otherwise
-        after `timeout` seconds (default: `health.timeout`); Interrupted if a signal comes.
+        `before` is its process from before the restart. Raises NotHealthy (6): at once if the job has
+        ended or keeps dying, otherwise after `timeout` seconds (default: `health.timeout`); Interrupted
+        if a signal comes.
         """
         timeout = self._health.timeout if timeout is None else timeout
         started = time.monotonic()
         healthy_since: float | None = None
-        pids: list[int] = []
+        new: list[processes.Process] = []
         while True:
             pause = self._health.interval
             looked = time.monotonic()
             observation = self.observe()
             now = time.monotonic()
-            why = observation.why_not_healthy_on(version, not_pid)
-            pid = observation.pid
-            if pid is not None and pid != not_pid and pid not in pids:
-                pids.append(pid)
+            why = observation.why_not_healthy_on(version, before)
+            process = observation.process
+            if process is not None and process not in (before, *new):
+                new.append(process)
                 healthy_since = None
             if why is None:
                 healthy_since = now if healthy_since is None else healthy_since
@@ -202,7 +206,7 @@ class Instance:
                 pause = min(pause, left)
             else:
                 healthy_since = None
-                hopeless = self._why_hopeless(observation, pids)
+                hopeless = self._why_hopeless(observation, new)
                 # Not by `now`: after Ctrl-Z the look may be old.
                 if hopeless is None and looked - started > timeout:
                     hopeless = why
@@ -212,18 +216,24 @@ class Instance:
                         f"{hopeless}",
                         detail=self._last_words(observation),
                     )
-            if observation.silent_ports:
-                connections.wait_for_listeners(observation.silent_ports, pause)
+            if observation.pid is not None and observation.silent_ports:
+                left = timeout - (now - started)
+                with processes.end_of(observation.pid) as end:
+                    longest = max(pause, min(SILENT, left))
+                    connections.wait_for_listeners(observation.silent_ports, longest, *end)
             else:
                 signals.wait(pause)
 
     @staticmethod
-    def _why_hopeless(observation: health.Observation, pids: list[int]) -> str | None:
+    def _why_hopeless(
+        observation: health.Observation, new: Sequence[processes.Process]
+    ) -> str | None:
         """Why it is no use to wait longer, or None."""
         if observation.state in ("stopped", "stopping"):
             return f"it has ended: {observation.said}{observation.whose_ports}"
-        if len(pids) > DEATHS:
-            return f"it keeps dying (PIDs {', '.join(map(str, pids))}){observation.whose_ports}"
+        if len(new) > DEATHS:
+            pids = ", ".join(str(each.pid) for each in new)
+            return f"it keeps dying (PIDs {pids}){observation.whose_ports}"
         return None
 
     def _last_words(self, observation: health.Observation | None = None) -> str:

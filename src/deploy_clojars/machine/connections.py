@@ -113,15 +113,16 @@ def _listeners_in_proc() -> list[Row]:
     return found
 
 
-def wait_for_listeners(ports: Collection[int], seconds: float) -> None:
-    """Waits until all these ports are listened on, at most `seconds`.
+def wait_for_listeners(ports: Collection[int], seconds: float, *files: int) -> None:
+    """Waits until all these ports are listened on or one of `files` can be read, at most `seconds`.
 
     An instance that starts is noticed sooner than by a look from time to time, which costs a hundred
-    times as much. Raises Interrupted.
+    times as much, and takes that time from the start. Raises Interrupted.
     """
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
-        signals.wait(min(left, TICK))
+        if signals.wait(min(left, TICK), *files):
+            return
         with contextlib.suppress(OSError):  # such as no descriptor left
             if {row.local[1] for row in listeners()}.issuperset(ports):
                 return

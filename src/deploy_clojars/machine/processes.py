@@ -32,10 +32,25 @@ class OpenFile:
 
 
 @dataclass(frozen=True)
+class Process:
+    """A process; when it has ended, another one may get its PID at once."""
+
+    pid: int
+    started: int | None  # in clock ticks after the boot; None if that is hidden
+
+
+def process(pid: int) -> Process:
+    """The process that has this PID now."""
+    fields = _stat_of(pid)
+    return Process(pid, None if fields is None else int(fields[19]))
+
+
+@dataclass(frozen=True)
 class Tree:
     """A process and its descendants, as far as this user may see them."""
 
-    since: str | None  # when the first of them started, ISO 8601, UTC; None if that is hidden
+    process: Process  # the first of them
+    since: str | None  # when that started, ISO 8601, UTC; None if that is hidden
     hidden: str = ""  # why not all that they have open can be seen; empty if it can
     files: tuple[OpenFile, ...] = ()
     sockets: frozenset[int] = field(default_factory=frozenset)  # inodes
@@ -62,7 +77,8 @@ def tree(pid: int) -> Tree | None:
         except (PermissionError, FileNotFoundError, ProcessLookupError):
             if _exists(each):
                 hidden.append(_why_hidden(each))
-    return Tree(_since(pid), next(iter(hidden), ""), tuple(files), frozenset(sockets))
+    first = process(pid)
+    return Tree(first, _since(first), next(iter(hidden), ""), tuple(files), frozenset(sockets))
 
 
 def _exists(pid: int) -> bool:
@@ -101,6 +117,20 @@ def _stat_of(pid: int) -> list[str] | None:
         return None
 
 
+@contextmanager
+def end_of(pid: int) -> Iterator[tuple[int, ...]]:
+    """A file that becomes readable when the process ends; none if it has ended already."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # it has ended, or the kernel is older than Linux 5.3
+        yield ()
+        return
+    try:
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
 def descendants_of(pid: int, without: Collection[int] = ()) -> list[int]:
     """The PIDs of a process's descendants, except its children in `without` and their descendants.
 
@@ -135,13 +165,12 @@ def _has_no_children(pid: int) -> bool:
     return True
 
 
-def _since(pid: int) -> str | None:
-    fields = _stat_of(pid)
-    if fields is None:
+def _since(process: Process) -> str | None:
+    if process.started is None:
         return None
     # Not by /proc/stat, which a /proc with subset=pid lacks.
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    started = booted + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    started = booted + process.started / os.sysconf("SC_CLK_TCK")
     return datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -244,27 +244,11 @@ def running(
             last = str(error).strip().splitlines()[-1]
             raise OSError(0, f"cannot be started: {last}", argv[0]) from None
     try:
-        with _end_of(started.pid) as end:
+        # With polling alone each step would take up to a TICK longer.
+        with processes.end_of(started.pid) as end:
             yield Running(started, argv[0], end, log, timeout, silence)
     finally:
         processes.end_group(started.pid, GRACE)
-
-
-@contextmanager
-def _end_of(pid: int) -> Iterator[tuple[int, ...]]:
-    """A file that becomes readable when the process ends; none if it has ended already.
-
-    With polling alone each step would take up to a TICK longer.
-    """
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:  # it has ended, or the kernel is older than Linux 5.3
-        yield ()
-        return
-    try:
-        yield (descriptor,)
-    finally:
-        os.close(descriptor)
 
 
 def last_lines(log: Path, start: int = 0, lines: int = LAST_LINES) -> str:
