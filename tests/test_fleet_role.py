@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet_sandboxes import ETC
@@ -16,6 +20,7 @@ from systemd_kit import PYTHON, Kit, bare_machine
 pytestmark = [pytest.mark.slow, pytest.mark.any_manager]
 
 COLLECTIONS = "/opt/collections/ansible_collections/clojars"
+CONFIG_FILE = "/etc/deploy-clojars.toml"
 WHEEL = "deploy_clojars-9.0-py3-none-any.whl"
 
 
@@ -54,34 +59,110 @@ def applied(kit: Kit, *words: str, **variables: object) -> subprocess.CompletedP
     return kit.machine.run(*words, check=False, timeout=300)
 
 
-def test_a_bare_host_is_made_ready_and_twice_changes_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def bare() -> Iterator[tuple[Kit, str]]:
+    """A host without the tool and its configuration, but with the role; and what the file had."""
     play = [{"hosts": "all", "gather_facts": False, "roles": ["clojars.deploy.host"]}]
     with bare_machine() as kit:
         kit.machine.run("mkdir", "-p", COLLECTIONS)
         kit.machine.run("ln", "-s", str(ETC), f"{COLLECTIONS}/deploy")
         kit.machine.write("/opt/host.yml", json.dumps(play))
         kit.machine.run("mv", "/usr/local/bin/deploy-clojars", "/opt/tool")
-        original = kit.machine.run("cat", "/etc/deploy-clojars.toml").stdout
-        kit.machine.run("rm", "/etc/deploy-clojars.toml")
-        (kit.root / "opt" / WHEEL).write_bytes(wheel_of("/opt/tool", tmp_path).read_bytes())
-        variables = {
-            "host_tool": f"/opt/{WHEEL}",
-            "host_python": PYTHON,
-            "host_packages": [],
-            "host_config": tomllib.loads(original),
-            "host_check": False,
-        }
+        original = kit.machine.run("cat", CONFIG_FILE).stdout
+        kit.machine.run("rm", CONFIG_FILE)
+        yield kit, original
 
-        made = applied(kit, **variables)
 
-        assert made.returncode == 0, made.stdout + made.stderr
-        written = kit.machine.run("cat", "/etc/deploy-clojars.toml").stdout
-        assert tomllib.loads(written) == tomllib.loads(original)
-        assert kit.machine.run("systemctl", "is-enabled", "clojars").stdout == "enabled\n"
-        assert kit.machine.run("id", "-un", "clojars").stdout == "clojars\n"
+def test_a_bare_host_is_made_ready_and_twice_changes_nothing(
+    bare: tuple[Kit, str], tmp_path: Path
+) -> None:
+    kit, original = bare
+    (kit.root / "opt" / WHEEL).write_bytes(wheel_of("/opt/tool", tmp_path).read_bytes())
+    variables = {
+        "host_tool": f"/opt/{WHEEL}",
+        "host_python": PYTHON,
+        "host_packages": [],
+        "host_config": tomllib.loads(original),
+        "host_check": False,
+    }
 
-        kit.serve()
-        again = applied(kit, **{**variables, "host_check": True})
+    checked = applied(kit, "--check", **variables)
 
-        assert again.returncode == 0, again.stdout + again.stderr
-        assert "changed=0" in again.stdout, again.stdout
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "what setup would create is shown only once the tool" in checked.stdout
+    for name in (CONFIG_FILE, "/usr/local/bin/deploy-clojars", "/opt/deploy-clojars"):
+        assert kit.machine.run("test", "-e", name, check=False).returncode == 1, name
+
+    made = applied(kit, **variables)
+
+    assert made.returncode == 0, made.stdout + made.stderr
+    written = kit.machine.run("cat", CONFIG_FILE).stdout
+    assert tomllib.loads(written) == tomllib.loads(original)
+    assert kit.machine.run("systemctl", "is-enabled", "clojars").stdout == "enabled\n"
+    assert kit.machine.run("id", "-un", "clojars").stdout == "clojars\n"
+
+    misspelt = applied(kit, **{**variables, "host_config": {"keep_relases": 5}})
+
+    assert misspelt.returncode == 2
+    assert "keep_releases" in misspelt.stdout, misspelt.stdout
+    assert kit.machine.run("cat", CONFIG_FILE).stdout == written
+
+    kit.serve()
+    again = applied(kit, **{**variables, "host_check": True})
+
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "changed=0" in again.stdout, again.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"host_config": {"keep_releases": 5}}, "set host_tool, and the role installs it"),
+        ({"host_config": "keep_releases=5"}, "host_config must be keys and values, such as"),
+        ({"host_setup_options": "--nailgun none"}, "host_setup_options a list, such as"),
+    ],
+    ids=("no tool", "a string as the configuration", "a string as the options"),
+)
+def test_what_the_role_cannot_use_is_named_before_anything_is_changed(
+    bare: tuple[Kit, str], variables: dict[str, object], message: str
+) -> None:
+    kit, _ = bare
+
+    failed = applied(kit, **{"host_packages": [], "host_check": False, **variables})
+
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert message in " ".join(failed.stdout.split()), failed.stdout
+    assert "changed=0" in failed.stdout
+    assert kit.machine.run("test", "-e", CONFIG_FILE, check=False).returncode == 1
+
+
+WRITE = "import json, runpy, sys; print(runpy.run_path(sys.argv[1])['to_toml'](json.load(sys.stdin)), end='')"
+
+
+def to_toml(keys: dict[str, Any], home: Path) -> str:
+    """What the role's filter makes of the keys, or the last line of its error."""
+    # Another process: when it is imported, Ansible makes a directory in its home.
+    written = subprocess.run(
+        [sys.executable, "-c", WRITE, str(ETC / "plugins/filter/toml.py")],
+        env={**os.environ, "ANSIBLE_HOME": str(home), "PYTHONIOENCODING": "utf-8"},
+        input=json.dumps(keys), capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    return written.stdout or written.stderr.splitlines()[-1]
+
+
+def test_what_the_filter_writes_is_read_as_it_was(tmp_path: Path) -> None:
+    keys = {
+        "text": '😀 "\\\n\x7f\x1b ü',
+        "limits": {"much": math.inf, "little": -math.inf, "some": 1e-07, "more": 1e22, "one": 1.0},
+        "true": True,
+        "ü.\x7f": {"deeper": {"list": [1, "a", [], {"b": False}]}},
+    }
+
+    assert tomllib.loads(to_toml(keys, tmp_path)) == keys
+
+
+@pytest.mark.parametrize("flag", [None, ["a", None]])
+def test_what_is_not_toml_is_refused_with_its_key(flag: Any, tmp_path: Path) -> None:
+    refused = to_toml({"drain": {"flag": flag}}, tmp_path)
+
+    assert refused.endswith("Error: drain.flag: None cannot be written as TOML"), refused
