@@ -101,7 +101,7 @@ def test_a_bare_host_is_made_ready_and_twice_changes_nothing(
     assert kit.machine.run("systemctl", "is-enabled", "clojars").stdout == "enabled\n"
     assert kit.machine.run("id", "-un", "clojars").stdout == "clojars\n"
 
-    misspelt = applied(kit, **{**variables, "host_config": {"keep_relases": 5}})
+    misspelt = applied(kit, host_packages=[], host_config={"keep_relases": 5})
 
     assert misspelt.returncode == 2
     assert "keep_releases" in misspelt.stdout, misspelt.stdout
