@@ -175,7 +175,7 @@ class Fleet:
             name: {
                 "fleet_config": str(host.config),
                 "fleet_staging": str(host.directory),
-                "fleet_cut": str(self.cut(name)),
+                "cut_by": str(self.cut(name)),
             }
             | self.variables[name]
             for name, host in self.hosts.items()

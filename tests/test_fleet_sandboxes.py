@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,10 +82,43 @@ def test_after_a_failure_in_a_later_batch_all_go_back(fleet: Fleet) -> None:
     assert stopped.status == 2
     assert stopped.failed == ["app03"]
     assert "stopped by app03; not changed: 0, taken back: 3" in stopped.output
-    assert stopped.table["app03"] == "0.1.0 0.1.0 0.1.0 failed (status 8); taken back"
-    assert stopped.table["app02"] == "0.1.0 0.1.0 0.1.0 promoted, had 0.1.0; taken back"
+    assert stopped.table["app03"] == "0.1.0 0.1.0 0.1.0 failed (status 8), taken back to 0.1.0"
+    assert stopped.table["app02"] == "0.1.0 0.1.0 0.1.0 promoted to 0.2.0, taken back to 0.1.0"
     assert fleet.releases == [FIRST] * HOSTS
     assert fleet.hooks_ran == {name: ["out", "in"] for name in fleet.hosts}
+
+
+def test_a_host_that_does_not_serve_the_release_at_the_end_makes_it_fail(fleet: Fleet) -> None:
+    """As soon as app02 is promoted somebody takes it back, and then app03 is cut off."""
+    meanwhile = fleet.control.directory / "meanwhile.yml"
+    tasks = [
+        {
+            "ansible.builtin.command": "{{ fleet_program }} -c {{ fleet_config }} rollback --yes",
+            "when": "inventory_hostname == 'app02'",
+        },
+        {
+            "ansible.builtin.shell": "echo 0 before >{{ cut_by }}",
+            "when": "inventory_hostname == 'app03'",
+        },
+    ]
+    meanwhile.write_text(json.dumps(tasks), encoding="utf-8")
+
+    ended = fleet.play("deploy", SECOND, fleet_in=str(meanwhile))
+
+    assert ended.status == 2
+    assert ended.failed == ["app02", "app03"]
+    assert "hosts that do not serve 0.2.0 as they should: app02" in ended.output
+    assert "it is not known what runs on app03" in ended.output
+    assert "run the same command again; hosts that are done are skipped" in ended.output
+
+    fleet.cut("app03").unlink()
+    hooks = {"fleet_out": str(fleet.hook("out")), "fleet_in": str(fleet.hook("in"))}
+    again = fleet.play("deploy", SECOND, **hooks)
+
+    assert again.status == 0, again.output
+    assert fleet.releases == [SECOND] * HOSTS
+    # An earlier run may have been cut off while a host was out.
+    assert fleet.hooks_ran == {"app01": ["in"], "app02": ["out", "in"], "app03": ["in"]}
 
 
 def test_nothing_begins_while_a_host_is_not_ready(fleet: Fleet) -> None:
@@ -114,8 +148,8 @@ def test_the_same_command_goes_on_where_the_network_was_lost(fleet: Fleet) -> No
 
     assert stopped.status == 2
     assert stopped.failed == ["app02", "app03"]
-    assert stopped.table["app01"] == "0.1.0 0.1.0 0.1.0 promoted, had 0.1.0; taken back"
-    assert stopped.table["app02"] == "? ? ? promoted, had 0.1.0; NOT taken back to 0.1.0"
+    assert stopped.table["app01"] == "0.1.0 0.1.0 0.1.0 promoted to 0.2.0, taken back to 0.1.0"
+    assert stopped.table["app02"] == "? ? ? promoted to 0.2.0, NOT taken back to 0.1.0"
     assert "unreachable while it was being changed" in stopped.table["app03"]
     assert stopped.table["app03"].endswith("runs 0.1.0 or 0.2.0")
     assert "it is not known what runs on app02, app03" in stopped.output
@@ -141,9 +175,13 @@ def test_after_ctrl_c_in_any_batch_the_same_command_goes_on(fleet: Fleet) -> Non
             playing.presses("c")
             playing.ends((1, 99))
 
+    # As if it had been cut off between the copy and the install.
+    copy = fleet.hosts["app01"].directory / ".deploy-clojars-0.2.0.jar"
+    copy.touch()
     done = fleet.play("deploy", SECOND, fleet_lock_wait=60)
 
     assert done.status == 0, done.output
+    assert fleet.copies == []
     assert fleet.releases == [SECOND] * HOSTS
     assert all(host.status["ok"] for host in fleet.hosts.values())
 

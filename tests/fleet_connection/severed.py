@@ -1,6 +1,6 @@
 """A local connection that can be cut, in place of a network.
 
-The host's variable `fleet_cut` names a file. While that has a line "NUMBER before" or "NUMBER after", the host is
+The host's variable `cut_by` names a file. While that has a line "NUMBER before" or "NUMBER after", the host is
 unreachable from the run of that number of the module `release` on: before the module does anything, or
 after the tool has done what it was asked, so that the answer is lost.
 """
@@ -21,7 +21,7 @@ options:
   cut:
     description: The file that says when.
     vars:
-      - name: fleet_cut
+      - name: cut_by
 """
 
 

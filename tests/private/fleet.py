@@ -133,11 +133,11 @@ def test_after_a_failure_in_the_third_batch_all_that_can_be_reached_go_back(
     assert stopped.status == 2
     assert stopped.failed == ["app02", "app06", "app07"]
     assert "it is not known what runs on app02, app07" in stopped.output
-    taken_back = "0.1.0 0.1.0 0.1.0 promoted, had 0.1.0; taken back"
+    taken_back = "0.1.0 0.1.0 0.1.0 promoted to 0.2.0, taken back to 0.1.0"
     for name in ("app01", "app03", "app04", "app05", "app08"):
         assert stopped.table[name] == taken_back
-    assert stopped.table["app02"] == "? ? ? promoted, had 0.1.0; NOT taken back to 0.1.0"
-    assert stopped.table["app06"] == "0.1.0 0.1.0 0.1.0 failed (status 8); taken back"
+    assert stopped.table["app02"] == "? ? ? promoted to 0.2.0, NOT taken back to 0.1.0"
+    assert stopped.table["app06"] == "0.1.0 0.1.0 0.1.0 failed (status 8), taken back to 0.1.0"
     assert stopped.table["app07"].startswith("? ? ? unreachable while it was being changed")
     assert stopped.table["app07"].endswith("runs 0.1.0 or 0.2.0")
     wait_for(lambda: out.status["lock"] is None, "the tool has gone on by itself")

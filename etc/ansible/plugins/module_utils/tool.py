@@ -27,6 +27,11 @@ class Answer:
         self.document = document
         self.error = error
 
+    @property
+    def locked(self):
+        """Whether another run held the lock: it refused this one, or is what was asked for."""
+        return self.status == LOCKED or bool(self.document.get("lock"))
+
 
 class Tool:
     """The tool on this host. A tool that cannot be used fails the module, with one message."""
@@ -51,7 +56,7 @@ class Tool:
         while True:
             answer = self._ask_once(words)
             left = deadline - time.monotonic()
-            if answer.status != LOCKED or left <= 0:
+            if not answer.locked or left <= 0:
                 return answer
             time.sleep(min(2, left))
 

@@ -36,12 +36,18 @@ options:
   sha256:
     description: The SHA-256 that O(jar) must have.
     type: str
+  rebuild:
+    description: Replace a release that is already there. The tool refuses to replace one that is or was in production.
+    type: bool
+    default: false
   force:
     description: Restart even the only instance that serves. Requests are then lost.
     type: bool
     default: false
   if_current:
-    description: Fail unless this release or O(version) itself is current. Somebody else may have deployed in the meantime.
+    description:
+      - Fail unless this release or O(version) itself is current. Somebody else may have deployed in the meantime.
+      - Empty means that no release may be current.
     type: str
   why:
     description: The reason for a rollback, kept in the host's journal.
@@ -152,6 +158,7 @@ OPTIONS = dict(
     },
     jar={"type": "path"},
     sha256={"type": "str"},
+    rebuild={"type": "bool", "default": False},
     force={"type": "bool", "default": False},
     if_current={"type": "str"},
     why={"type": "str"},
@@ -164,6 +171,7 @@ COMMANDS = {"promoted": "deploy", "installed": "install", "rolled_back": "rollba
 ONLY_FOR = {
     "jar": ("promoted", "installed"),
     "sha256": ("promoted", "installed"),
+    "rebuild": ("promoted", "installed"),
     "force": ("promoted",),
     "if_current": ("promoted",),
     "why": ("rolled_back",),
@@ -177,10 +185,12 @@ def words_of(params, dry_run):
     for option, value in (
         ("--jar", params["jar"]),
         ("--sha256", params["sha256"]),
-        ("--if-current", params["if_current"]),
         ("-m", params["why"]),
     ):
         words += [option, value] if value else []
+    if params["if_current"] is not None:  # empty: no release is
+        words += ["--if-current", params["if_current"]]
+    words += ["--rebuild"] if params["rebuild"] else []
     words += ["--force"] if params["force"] else []
     words += ["--yes"] if command != "install" else []
     words += ["--dry-run"] if dry_run else []

@@ -16,6 +16,10 @@ options:
   version:
     description: A release to look up in the host's list of releases, returned as C(release).
     type: str
+  lock_wait:
+    description: How long to wait, in seconds, for a run of the tool to end before looking.
+    type: int
+    default: 0
 attributes:
   check_mode:
     description: Changes nothing.
@@ -88,10 +92,10 @@ from ansible_collections.clojars.deploy.plugins.module_utils.tool import ARGUMEN
 
 def main():
     """The module."""
-    module = AnsibleModule(dict(ARGUMENTS, version={"type": "str"}), supports_check_mode=True)
-    tool = Tool(module)
-    found = dict(tool.ask(["status", "--json"]).document)
-    version = module.params["version"]
+    options = dict(ARGUMENTS, version={"type": "str"}, lock_wait={"type": "int", "default": 0})
+    module = AnsibleModule(options, supports_check_mode=True)
+    tool, version = Tool(module), module.params["version"]
+    found = dict(tool.ask(["status", "--json"], module.params["lock_wait"]).document)
     if version:
         releases = tool.ask(["releases", "--all", "--json"]).document["releases"]
         found["release"] = next((each for each in releases if each["version"] == version), None)
