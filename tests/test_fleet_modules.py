@@ -321,7 +321,7 @@ def test_release_info_waits_for_the_end_of_a_run(host: Host, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("variables", "more", "batches"),
     [
-        ({"app03": {"fleet_batches": [3, 1]}}, {}, 2),
+        ({"app03": {"fleet_batches": [3, 1], "fleet_jar": "/is/gone.jar"}}, {}, 2),
         ({"app03": {"fleet_out": str(HOOKS / "aws_out.yml")}}, {}, 4),  # 3 without it
         ({"all": {"fleet_batches": [1]}}, {"fleet_batches": [4]}, 1),
     ],
@@ -474,14 +474,16 @@ def filters() -> Any:
 def test_a_variable_that_cannot_be_meant_is_named(variables: dict[str, Any], sentence: str) -> None:
     every = {"fleet_version": "0.2.0", **variables, "ansible_host": "192.0.2.1"}
 
-    assert filters().fleet_wrong(["app01", "app02"], {"app01": every, "app02": every}) == [sentence]
+    assert filters().fleet_wrong(["app01", "app02"], {"app01": every, "app02": every}, []) == [
+        sentence
+    ]
 
 
 @pytest.mark.parametrize("batches", ["lots", "[1,2]", ["abc%"], [0], [], [-1], ["101%"], ["0%"], [True], ["5"], 5])  # fmt: skip
 def test_batches_that_cannot_be_are_refused(batches: Any) -> None:
     every = {"fleet_version": "0.2.0", "fleet_batches": batches}
 
-    (sentence,) = filters().fleet_wrong(["app01"], {"app01": every})
+    (sentence,) = filters().fleet_wrong(["app01"], {"app01": every}, [])
 
     assert sentence.startswith("fleet_batches must be a list of numbers from 1 and percentages")
     assert sentence.endswith(f""" such as -e '{{"fleet_batches": [1, "10%"]}}': {batches}""")
@@ -494,8 +496,8 @@ def test_variables_that_can_be_are_not_refused() -> None:
         "fleet_lock_wait": "60", "fleet_force": "no", "fleet_rebuild": "true", "fleet_why": "uploads fail",
     }  # fmt: skip
 
-    assert filters().fleet_wrong(["app01"], {"app01": every}) == []
-    assert filters().fleet_wrong(["app01"], {"app01": {}}) == [
+    assert filters().fleet_wrong(["app01"], {"app01": every}, []) == []
+    assert filters().fleet_wrong(["app01"], {"app01": {}}, []) == [
         "name the release: -e fleet_version=VERSION"
     ]
 

@@ -30,13 +30,16 @@ def fleet_pattern(pattern, hosts):
     return pattern
 
 
-def fleet_wrong(hosts, hostvars):
-    """What is wrong with the variables of the hosts, in a sentence each, and each once."""
-    found = [sentence for host in hosts for sentence in wrong_variables(hostvars[host])]
+def fleet_wrong(hosts, hostvars, unused):
+    """What is wrong with the variables of the hosts, in a sentence each, and each once.
+
+    The values of `unused` variables do not matter.
+    """
+    found = [each for host in hosts for each in wrong_variables(hostvars[host], unused)]
     return list(dict.fromkeys(found))
 
 
-def wrong_variables(facts):
+def wrong_variables(facts, unused):
     """What is wrong with the variables of one host."""
     names = sorted(name for name in facts if name.startswith("fleet_"))
     found = [unknown_name(name) for name in names if name not in VARIABLES]
@@ -44,7 +47,8 @@ def wrong_variables(facts):
         found += ["name the release: -e fleet_version=VERSION"]
     if "fleet_rebuild" in facts and "fleet_jar" not in facts:
         found += ["fleet_rebuild needs fleet_jar"]
-    checks = [(name, VARIABLES[name]) for name in names if VARIABLES.get(name)]
+    used = [name for name in names if name not in unused]
+    checks = [(name, VARIABLES[name]) for name in used if VARIABLES.get(name)]
     return found + [wrong for name, check in checks if (wrong := check(name, facts[name]))]
 
 
