@@ -118,7 +118,7 @@ def test_a_wait_for_listeners_ends_when_all_of_them_are_there() -> None:
         began = time.monotonic()
         thread = threading.Thread(target=listen_later)
         thread.start()
-        connections.wait_for_listeners((first, second), 100)
+        assert connections.wait_for_listeners((first, second), 100)
         assert time.monotonic() - began < 100
         thread.join()
         for port in (first, second):
@@ -127,7 +127,16 @@ def test_a_wait_for_listeners_ends_when_all_of_them_are_there() -> None:
 
 def test_a_wait_for_listeners_ends_when_its_time_is_up() -> None:
     [port] = free_ports(1)
-    connections.wait_for_listeners((port,), 0.05)
+    assert not connections.wait_for_listeners((port,), 0.05)
+
+
+def test_a_wait_for_listeners_ends_when_the_process_ends() -> None:
+    [port] = free_ports(1)
+    began = time.monotonic()
+    with subprocess.Popen(["sleep", "0.1"]) as process, processes.end_of(process.pid) as end:
+        assert not connections.wait_for_listeners((port,), 100, *end)
+        assert process.poll() is not None
+    assert time.monotonic() - began < 100
 
 
 # An instance, which here is the process of the test itself

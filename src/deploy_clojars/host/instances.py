@@ -188,6 +188,7 @@ class Instance:
         started = time.monotonic()
         healthy_since: float | None = None
         new: list[processes.Process] = []
+        listens = False
         while True:
             pause = self._health.interval
             looked = time.monotonic()
@@ -216,13 +217,17 @@ class Instance:
                         f"{hopeless}",
                         detail=self._last_words(observation),
                     )
-            if observation.pid is not None and observation.silent_ports:
-                left = timeout - (now - started)
+            # Once only: others may listen on these ports, at other addresses.
+            if observation.pid is not None and observation.silent_ports and not listens:
+                longest = max(pause, min(SILENT, timeout - (now - started)))
                 with processes.end_of(observation.pid) as end:
-                    longest = max(pause, min(SILENT, left))
-                    connections.wait_for_listeners(observation.silent_ports, longest, *end)
-            else:
-                signals.wait(pause)
+                    listens = connections.wait_for_listeners(
+                        observation.silent_ports, longest, *end
+                    )
+                if listens:
+                    continue
+            # Also after its end: a start may go through several processes.
+            signals.wait(max(0.0, now + pause - time.monotonic()))
 
     @staticmethod
     def _why_hopeless(

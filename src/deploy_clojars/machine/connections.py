@@ -113,19 +113,20 @@ def _listeners_in_proc() -> list[Row]:
     return found
 
 
-def wait_for_listeners(ports: Collection[int], seconds: float, *files: int) -> None:
+def wait_for_listeners(ports: Collection[int], seconds: float, *files: int) -> bool:
     """Waits until all these ports are listened on or one of `files` can be read, at most `seconds`.
 
-    An instance that starts is noticed sooner than by a look from time to time, which costs a hundred
-    times as much, and takes that time from the start. Raises Interrupted.
+    Returns whether they are listened on. An instance that starts is noticed sooner than by a look from
+    time to time, which costs a hundred times as much, and takes that from the start. Raises Interrupted.
     """
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         if signals.wait(min(left, TICK), *files):
-            return
+            break
         with contextlib.suppress(OSError):  # such as no descriptor left
             if {row.local[1] for row in listeners()}.issuperset(ports):
-                return
+                return True
+    return False
 
 
 def answering(listening: Sequence[Row], host: Host, port: int) -> list[Row]:
