@@ -12,8 +12,8 @@ from deploy_clojars.run.run import Run
 def install(run: Run, source: Source | None = None) -> None:
     """Makes sure that the release `run.version` is there. Raises DeployError with the exit status.
 
-    A host that has drifted or has a run to finish stays as it is. Only a run that was cut off before its
-    point of no return is reverted first.
+    Does not end drift and does not finish an interrupted run, but first reverts one that was cut off
+    before its point of no return.
     """
     source = source or source_of(run)
     drain.clear_stale_flag(run)
