@@ -20,14 +20,18 @@ JAR = open(os.path.realpath(sys.argv[0]), "rb")
 sys.path[0] = JAR.name
 from release import VERSION
 
+def names_this_port(file):
+    try:
+        return os.environ["PORT"] in open(file).read().split()
+    except FileNotFoundError:  # or it was removed this very moment
+        return False
+
 # A file beside the release names the ports that it does not start on.
-refused = JAR.name + ".refused"
-if os.path.exists(refused) and os.environ["PORT"] in open(refused).read().split():
+if names_this_port(JAR.name + ".refused"):
     sys.exit("refused to start")
 
 # And another one those on which it does not serve before that file is gone.
-late = JAR.name + ".late"
-while os.path.exists(late) and os.environ["PORT"] in open(late).read().split():
+while names_this_port(JAR.name + ".late"):
     time.sleep(0.02)
 
 # As much of HTTP as is asked of it.
