@@ -228,6 +228,28 @@ def test_an_answer_does_not_wait_for_an_instance_that_hangs(light_host: LittleHo
     assert host.status["ok"]
 
 
+@pytest.mark.any_manager
+def test_a_signal_after_yes_and_before_the_point_of_no_return_reverts(
+    light_host: LittleHost,
+) -> None:
+    host = light_host
+    host.write_config(health="answer_timeout = 60\nsettle = 0.2\ninterval = 0.2")
+    before = site(host)
+    with host.typing(SECOND) as terminal:
+        terminal.asked()
+        backup = host.pid("backup") or 0
+        os.kill(backup, signal.SIGSTOP)  # the last look at it waits for an answer
+        try:
+            terminal.types("yes")
+            wait_for(lambda: host.events[-1]["event"] == "approved", "the yes is noted")
+            terminal.kill(signal.SIGTERM)
+        finally:
+            os.kill(backup, signal.SIGCONT)
+        terminal.ends(143)
+    assert site(host) == before
+    assert host.status["ok"]
+
+
 def test_yes_is_refused_when_the_backup_died_meanwhile(ready: LittleHost) -> None:
     before = site(ready)
     with ready.typing(SECOND) as terminal:

@@ -173,8 +173,12 @@ class Run:
         self.stage = Stage.BEGUN
 
     def no_return(self) -> None:
-        """The point of no return. Raises DeployError if it cannot be written down."""
+        """The point of no return.
+
+        Raises Interrupted if a signal came before it, DeployError if it cannot be written down.
+        """
         if self.stage is not Stage.NO_RETURN:
+            signals.check()
             self.record("no return", version=self._version)
             self.stage = Stage.NO_RETURN
 
