@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from programs import require_program
-from system import lives
+from system import Clock, lives
 
 from deploy_clojars.errors import NotReady
+from deploy_clojars.host import services
 from deploy_clojars.host.services import Job, ServiceFailed
 from deploy_clojars.host.services.upstart import Upstart, parse_status
+from deploy_clojars.machine import shell
 
 DEADLINE = 60.0  # seconds that anything may take on a busy machine
 
@@ -153,6 +155,14 @@ def upstart(programs: Programs) -> Upstart:
     return Upstart(bin=str(programs.bin), sudo=False, timeout=DEADLINE)
 
 
+@pytest.fixture
+def over_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """The time limit of the next call is reached when a condition is true, and no other one."""
+    clock = Clock()
+    monkeypatch.setattr(shell, "time", clock)
+    return lambda condition: clock.skips_once(condition, 2 * DEADLINE)
+
+
 def test_a_running_job_has_its_pid(programs: Programs, upstart: Upstart) -> None:
     programs.answers("status", RUNS)
 
@@ -262,36 +272,44 @@ def test_to_stop_a_job_that_is_being_stopped_waits_for_its_end(
 
 
 def test_the_end_of_a_job_that_is_being_stopped_is_not_waited_for_for_ever(
-    programs: Programs,
+    programs: Programs, upstart: Upstart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(services, "LONGEST_STOP", 0.5 / DEADLINE)
     programs.answers("stop", ("", "stop: Job has already been stopped: clojars\n", 1))
     programs.answers("status", ("clojars stop/killed, process 3", "", 0))
 
-    with pytest.raises(ServiceFailed, match="stop/killed, process 3: not stopped within 2 s"):
-        Upstart(bin=str(programs.bin), sudo=False, timeout=0.2).stop("clojars")
+    with pytest.raises(ServiceFailed, match=r"stop/killed, process 3: not stopped within 0\.5 s"):
+        upstart.stop("clojars")
 
 
-def test_a_stop_that_takes_longer_than_the_time_limit_is_waited_for(programs: Programs) -> None:
+def test_a_stop_that_takes_longer_than_the_time_limit_is_waited_for(
+    programs: Programs, upstart: Upstart, over_once: Callable[[Callable[[], object]], None]
+) -> None:
     programs.does("stop", "exec sleep 1000")
     programs.answers(
         "status",
         *[("clojars stop/killed, process 3", "", 0)] * 3,
         ("clojars stop/waiting", "", 0),
     )
+    over_once(lambda: programs.calls)
 
-    Upstart(bin=str(programs.bin), sudo=False, timeout=0.5).stop("clojars")
+    upstart.stop("clojars")
 
     assert programs.calls == ["stop clojars", *["status clojars"] * 4]
 
 
 @pytest.mark.parametrize("verb", ["restart", "start"])
 def test_a_job_that_will_start_when_its_stop_has_ended_has_not_failed(
-    programs: Programs, verb: str
+    programs: Programs,
+    upstart: Upstart,
+    over_once: Callable[[Callable[[], object]], None],
+    verb: str,
 ) -> None:
     programs.does(verb, "exec sleep 1000")
     programs.answers("status", ("clojars start/killed, process 3", "", 0))
+    over_once(lambda: programs.calls)
 
-    getattr(Upstart(bin=str(programs.bin), sudo=False, timeout=0.5), verb)("clojars")
+    getattr(upstart, verb)("clojars")
 
     assert programs.calls == [f"{verb} clojars", "status clojars"]
 
@@ -406,14 +424,20 @@ def test_a_request_has_a_time_limit(programs: Programs, verb: str) -> None:
         getattr(upstart, verb)("clojars")
 
 
-def test_a_program_that_reached_its_time_limit_is_ended(programs: Programs, tmp_path: Path) -> None:
-    programs.does("restart", f"echo $$ >{shlex.quote(str(tmp_path / 'pid'))}; exec sleep 1000")
-    upstart = Upstart(bin=str(programs.bin), sudo=False, timeout=4)
+def test_a_program_that_reached_its_time_limit_is_ended(
+    programs: Programs,
+    upstart: Upstart,
+    over_once: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+) -> None:
+    pid = tmp_path / "pid"
+    programs.does("restart", f"echo $$ >{shlex.quote(str(pid))}; exec sleep 1000")
+    over_once(lambda: pid.exists() and pid.read_text().endswith("\n"))
 
     with pytest.raises(ServiceFailed):
         upstart.restart("clojars")
 
-    wait_for(lambda: not lives(int((tmp_path / "pid").read_text())), "the program has ended")
+    wait_for(lambda: not lives(int(pid.read_text())), "the program has ended")
 
 
 def test_without_upstarts_programs_the_state_is_unknown(tmp_path: Path) -> None:
@@ -637,7 +661,7 @@ os.setgid(65534)
 os.setuid(65534)
 os.setsid()  # without a terminal
 try:
-    Upstart(bin=sys.argv[1], sudo=True, timeout=10).refuse_what_would_fail(["clojars"])
+    Upstart(bin=sys.argv[1], sudo=True, timeout=60).refuse_what_would_fail(["clojars"])
 except NotReady as refused:
     print(refused.message, refused.detail, refused.remedy, sep="\\n")
 """
@@ -688,7 +712,7 @@ def test_the_real_sudo_is_asked_for_what_is_really_called(
             ["unshare", "-m", "sh", "-c",
              'mount --bind "$0" /etc/sudoers.d && mount -t tmpfs tmpfs /run && exec "$@"', directory / "sudoers.d",
              sys.executable, "-c", ASK_THE_REAL_SUDO, bin],
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
     finally:
         shutil.rmtree(directory)
