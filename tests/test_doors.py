@@ -141,6 +141,7 @@ def rude_server() -> Iterator[str]:
 
 
 def test_a_reason_phrase_drives_no_terminal(light_host: LittleHost, rude_server: str) -> None:
+    light_host.write_config(health="timeout = 10")  # it never comes up
     config = light_host.config.read_text(encoding="utf-8")
     health = re.sub(
         r"(?s)(\[instances\.primary\].*?health = \[)", rf'\1"{rude_server}", ', config, count=1
