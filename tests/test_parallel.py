@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 
@@ -125,10 +126,10 @@ def test_one_that_fails_ends_the_other_at_once(light_host: LittleHost, failing: 
 
 
 def test_each_has_its_time_limit(light_host: LittleHost) -> None:
-    with_commands(light_host, "sleep 1000", "BUILT", "timeout = 0.5")
+    with_commands(light_host, "sleep 1000", "BUILT", "timeout = 5")  # the build takes a moment
     result = light_host.run(SECOND, "--yes")
     assert result.returncode == 5
-    assert "the tests (sleep 1000) took too long: not done within 0.5 s" in result.stderr
+    assert "the tests (sleep 1000) took too long: not done within 5 s" in result.stderr
     assert steps(light_host)["build"]["event"] == "done"
     assert light_host.processes_of_runs() == []
 
@@ -204,13 +205,15 @@ def test_one_that_is_killed_for_want_of_memory_is_tried_again_alone(
 def test_once_their_memory_is_known_both_run_at_once(new_light_host: NewHost) -> None:
     host = new_light_host()
     host.serving(FIRST)
-    with_commands(host, "sleep 1.2", "sleep 1.2; BUILT", 'parallel = "auto"')
+    auto = 'parallel = "auto"'
+    with_commands(host, "sleep 2.5", "sleep 2.5; BUILT", auto)  # long enough to be measured
     host.done(SECOND, "--yes")
     assert "its output" not in log_of(host)
     for end in steps(host).values():
         assert 2**20 // 2 < int(str(end["memory"])) < 2**26
+    with_commands(host, "true", "BUILT", auto)
     host.done(THIRD, "--yes")
-    assert "build: its output" in log_of(host)
+    assert ("build: its output" in log_of(host)) is (len(os.sched_getaffinity(0)) > 1)
 
 
 def test_the_screen_has_a_live_line_for_each(
@@ -220,14 +223,19 @@ def test_the_screen_has_a_live_line_for_each(
     host = light_host
     with_commands(host, f"{meets('testing', 'seen')}", f"{meets('building', 'seen')}; BUILT")
     with host.typing(SECOND) as terminal:
-        terminal.sees("  2 s")
+        # A busy machine may not draw every second.
+        both = r"test +touch .*  \d+ s\r\n. build +touch .*  \d+ s"
+        wait_for(
+            lambda: terminal.sees("build") or re.search(both, terminal.shown),
+            "both lines say how long",
+        )
         (host.directory / "seen").touch()
         terminal.asked()
         terminal.types("yes")
         shown = terminal.ends(0)
-    assert re.search(r"test +touch .*  \d s\r\n. build +touch .*  2 s", shown)
-    assert re.search(r"✓ test +touch .*  \d\.\d s\r\n", shown)
-    assert re.search(r"✓ build +touch .*  \d\.\d s\r\n", shown)
+    assert re.search(both, shown)
+    assert re.search(r"✓ test +touch .*  \d+\.\d s\r\n", shown)
+    assert re.search(r"✓ build +touch .*  \d+\.\d s\r\n", shown)
 
 
 def test_verbose_says_whose_output_it_is(light_host: LittleHost) -> None:
