@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 from standin.upstart import MARKER, PROGRAMS, JobFile, JobFileError, RealUpstart, Upstart
@@ -23,6 +23,8 @@ IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root can be another user")
 
 SERVICE = "exec sleep 1000\n"
+
+T = TypeVar("T")
 
 
 class Answer(NamedTuple):
@@ -71,11 +73,12 @@ def end(calling: subprocess.Popen[str]) -> Answer:
     return Answer(output, error, calling.returncode)
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
+def wait_for(condition: Callable[[], T], what: str) -> T:
     deadline = time.monotonic() + DEADLINE
-    while not condition():
+    while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
         time.sleep(0.005)
+    return value
 
 
 def wait_for_status(upstart: Upstart, job: str, pattern: str) -> str:
@@ -113,8 +116,12 @@ def start_sleeping(upstart: Upstart, job: str) -> None:
 
 def written_pid(path: Path) -> int:
     """The PID that a job's process wrote to `path`, once it is there whole."""
-    wait_for(lambda: path.exists() and path.read_text().endswith("\n"), f"a PID in {path}")
-    return int(path.read_text())
+
+    def line() -> str:
+        text = path.read_text() if path.exists() else ""
+        return text if text.endswith("\n") else ""
+
+    return int(wait_for(line, f"a PID in {path}"))
 
 
 def write_program(path: Path, text: str) -> None:
@@ -201,13 +208,15 @@ def test_start_of_a_job_that_dies_at_once_succeeds_until_the_respawn_limit(
 ) -> None:
     starts = directory / "starts"
     upstart.install("dier", f"respawn\nexec sh -c 'echo again >> {starts}; exit 1'\n")
+    began = time.monotonic()
     answer = call(upstart, "start", "dier")
     # On a machine under load it is dead before the answer is written.
     assert re.fullmatch(r"dier start/(running, process \d+|stopping)\n", answer.output)
     assert answer[1:] == ("", 0)
     wait_for_status(upstart, "dier", "dier stop/waiting\n")
-    # The first start and the ten respawns of the default limit.
-    assert starts.read_text().count("again") == 11
+    # The first start and the ten respawns of the default limit, unless its five seconds were over.
+    count = starts.read_text().count("again")
+    assert count == 11 or (count > 11 and time.monotonic() - began > 5)
 
 
 def test_status_of_a_job_that_is_being_respawned(upstart: Upstart) -> None:
@@ -223,7 +232,8 @@ def test_restart_to_a_program_that_dies_at_once_succeeds(upstart: Upstart, direc
     start_sleeping(upstart, "prog")
     write_program(program, "exit 1")
     answer = call(upstart, "restart", "prog")
-    assert re.fullmatch(r"prog start/running, process \d+\n", answer.output)
+    # On a machine under load it is dead before the answer is written.
+    assert re.fullmatch(r"prog (start/running, process \d+|stop/stopping)\n", answer.output)
     assert answer[1:] == ("", 0)
     wait_for_status(upstart, "prog", "prog stop/waiting\n")
 
@@ -281,7 +291,7 @@ def test_status_in_post_start_has_a_second_line(upstart: Upstart) -> None:
 
 
 def test_status_while_waiting_for_kill(upstart: Upstart, directory: Path) -> None:
-    install_stubborn(upstart, directory, kill_timeout=60)
+    install_stubborn(upstart, directory, kill_timeout=600)
     pid = running_pid(upstart, "stubborn")
     with begin(upstart, "restart", "stubborn") as restarting:
         wait_for_status(upstart, "stubborn", f"stubborn start/killed, process {pid}\n")
@@ -295,14 +305,23 @@ def test_restart_of_a_job_that_ignores_sigterm_takes_the_kill_timeout(
     upstart: Upstart, directory: Path
 ) -> None:
     install_stubborn(upstart, directory, kill_timeout=1)
-    old = running_pid(upstart, "stubborn")
-    began = time.monotonic()
-    answer = call(upstart, "restart", "stubborn")
-    assert 1 <= time.monotonic() - began < 4
-    new = running_pid(upstart, "stubborn")
-    assert answer == (f"stubborn start/running, process {new}\n", "", 0)
-    assert new != old
-    assert not is_alive(old)
+    took: list[float] = []
+
+    def is_restarted_in_time() -> bool:
+        """Before the default of five seconds, which a busy machine may exceed now and then."""
+        old = running_pid(upstart, "stubborn")
+        began = time.monotonic()
+        answer = call(upstart, "restart", "stubborn")
+        took.append(time.monotonic() - began)
+        new = running_pid(upstart, "stubborn")
+        assert answer == (f"stubborn start/running, process {new}\n", "", 0)
+        assert new != old
+        assert not is_alive(old)
+        wait_until_stubborn(upstart, directory)
+        return took[-1] < 4
+
+    wait_for(is_restarted_in_time, "a restart in one second")
+    assert min(took) >= 1
 
 
 def install_stubborn(upstart: Upstart, directory: Path, *, kill_timeout: int) -> None:
@@ -312,7 +331,12 @@ def install_stubborn(upstart: Upstart, directory: Path, *, kill_timeout: int) ->
     write_program(program, f"trap '' TERM\necho $$ > {ready}\nwhile :; do sleep 0.1; done")
     upstart.install("stubborn", f"kill timeout {kill_timeout}\nexec {program}\n")
     call(upstart, "start", "stubborn")
-    assert written_pid(ready) == upstart.pid("stubborn")
+    wait_until_stubborn(upstart, directory)
+
+
+def wait_until_stubborn(upstart: Upstart, directory: Path) -> None:
+    pid = upstart.pid("stubborn")
+    wait_for(lambda: written_pid(directory / "ready") == pid, "it ignores SIGTERM")
 
 
 def test_status_when_the_main_process_dies_during_post_start(
@@ -500,10 +524,10 @@ def test_restart_keeps_the_old_definition_and_stop_and_start_read_the_new_one(
     call(upstart, "start", "clojars")
     upstart.install("clojars", "exec sleep 1002\n")
     call(upstart, "restart", "clojars")
-    assert command_line(running_pid(upstart, "clojars")) == ["sleep", "1001"]
+    assert command_line_of(upstart, "clojars") == ["sleep", "1001"]
     call(upstart, "stop", "clojars")
     call(upstart, "start", "clojars")
-    assert command_line(running_pid(upstart, "clojars")) == ["sleep", "1002"]
+    assert command_line_of(upstart, "clojars") == ["sleep", "1002"]
 
 
 @pytest.mark.parametrize("text", ["nonsense\n", None], ids=["broken", "removed"])
@@ -568,7 +592,7 @@ def test_a_job_file_that_is_renamed_or_written_in_place_is_known_at_once(
 def test_a_job_that_is_being_stopped_can_be_started_and_nothing_else(
     upstart: Upstart, directory: Path
 ) -> None:
-    install_stubborn(upstart, directory, kill_timeout=5)
+    install_stubborn(upstart, directory, kill_timeout=600)
     old = running_pid(upstart, "stubborn")
     with begin(upstart, "stop", "stubborn") as stopping:
         wait_for_status(upstart, "stubborn", f"stubborn stop/killed, process {old}\n")
@@ -578,7 +602,10 @@ def test_a_job_that_is_being_stopped_can_be_started_and_nothing_else(
         assert call(upstart, "stop", "stubborn") == (
             "", "stop: Job has already been stopped: stubborn\n", 1,
         )  # fmt: skip
-        answer = call(upstart, "start", "stubborn")
+        with begin(upstart, "start", "stubborn") as starting:
+            wait_for_status(upstart, "stubborn", f"stubborn start/killed, process {old}\n")
+            os.kill(old, signal.SIGKILL)
+            answer = end(starting)
         stopping.wait(DEADLINE)
     new = running_pid(upstart, "stubborn")
     assert answer == (f"stubborn start/running, process {new}\n", "", 0)
@@ -587,12 +614,14 @@ def test_a_job_that_is_being_stopped_can_be_started_and_nothing_else(
 
 
 def test_two_restarts_at_once_both_succeed(upstart: Upstart, directory: Path) -> None:
-    install_stubborn(upstart, directory, kill_timeout=1)
+    install_stubborn(upstart, directory, kill_timeout=600)
     old = running_pid(upstart, "stubborn")
     with begin(upstart, "restart", "stubborn") as first:
         wait_for_status(upstart, "stubborn", f"stubborn start/killed, process {old}\n")
-        second = call(upstart, "restart", "stubborn")
-        overtaken = end(first)
+        with begin(upstart, "restart", "stubborn") as last:
+            overtaken = end(first)
+            os.kill(old, signal.SIGKILL)
+            second = end(last)
     assert second == (
         f"stubborn start/running, process {running_pid(upstart, 'stubborn')}\n",
         "",
@@ -609,7 +638,9 @@ def test_setuid_alone_leaves_roots_group(upstart: Upstart) -> None:
     groups = {}
     for job in ("alone", "both"):
         call(upstart, "start", job)
-        groups[job] = os.stat(f"/proc/{running_pid(upstart, job)}").st_gid
+        pid = running_pid(upstart, job)
+        wait_for(lambda pid=pid: os.stat(f"/proc/{pid}").st_uid == 65534, "it shows its owner")  # type: ignore[misc]
+        groups[job] = os.stat(f"/proc/{pid}").st_gid
     assert groups == {"alone": 0, "both": 65534}
 
 
@@ -696,11 +727,11 @@ def test_a_command_runs_without_a_shell_unless_it_needs_one(upstart: Upstart) ->
     for job in ("plain", "shell"):
         # At its exec it is the shell still, which then puts the program in its place.
         wait_for(
-            lambda job=job: command_line(running_pid(upstart, job)) == ["sleep", "1000"],  # type: ignore[misc]
+            lambda job=job: command_line_of(upstart, job) == ["sleep", "1000"],  # type: ignore[misc]
             f"sleep as the main process of {job}",
         )
     # A script's shell stays, and its program is a child that shares its group.
-    assert command_line(running_pid(upstart, "script"))[:2] == ["/bin/sh", "-e"]
+    assert command_line_of(upstart, "script")[:2] == ["/bin/sh", "-e"]
 
 
 def test_a_failing_line_ends_a_script(upstart: Upstart, directory: Path) -> None:
@@ -746,8 +777,7 @@ def test_a_job_runs_as_its_user_and_where_it_says(upstart: Upstart) -> None:
     assert call(upstart, "start", "clojars").status == 0
     pid = running_pid(upstart, "clojars")
     status = "\n".join(process_file(pid, "status"))
-    nobody = Path("/proc", str(pid)).stat().st_uid
-    assert nobody == 65534
+    wait_for(lambda: Path("/proc", str(pid)).stat().st_uid == 65534, "it runs as nobody")
     assert re.search(r"^Umask:\s+0077$", status, re.MULTILINE)
     assert os.readlink(f"/proc/{pid}/cwd") == "/usr"
     assert os.getpriority(os.PRIO_PROCESS, pid) == 5
@@ -868,13 +898,14 @@ def test_a_program_that_hangs_may_have_done_what_it_was_asked(upstart: Upstart) 
 
 def test_a_call_is_quick(upstart: Upstart) -> None:
     upstart.install("clojars", SERVICE)
-    times = []
-    for _ in range(10):
+
+    def is_quick() -> bool:
         began = time.monotonic()
         call(upstart, "status", "clojars")
-        times.append(time.monotonic() - began)
-    # Aimed at 30 ms; twice that so that a busy machine is no failure.
-    assert min(times) < 0.06
+        return time.monotonic() - began < 0.06
+
+    # Aimed at 30 ms; on a busy machine one of many is as quick.
+    wait_for(is_quick, "a quick call")
 
 
 def test_init_and_jobs_have_sessions_of_their_own(upstart: Upstart) -> None:
@@ -919,7 +950,7 @@ def test_close_cleans_up_after_an_init_that_was_killed(upstart: Upstart) -> None
     os.kill(upstart.init_pid, signal.SIGKILL)
     wait_for(lambda: call(upstart, "status", "clojars").status == 1, "the end of init")
     upstart.close()
-    assert not is_alive(pid)
+    wait_for(lambda: not is_alive(pid), "the end of the job, which was killed")
     upstart.close()
 
 
@@ -976,16 +1007,19 @@ def test_the_real_things_jobs_are_removed_and_a_hosts_own_are_refused(upstart: U
         call(upstart, "start", "clojars")
         pid = real.pid("clojars")
         assert pid is not None
-        assert command_line(pid) == ["sleep", "1001"]
+        assert command_line_of(upstart, "clojars") == ["sleep", "1001"]
     assert not is_alive(pid)
     assert [path.name for path in upstart.jobs.iterdir()] == ["cron.conf"]
 
 
-def command_line(pid: int) -> list[str]:
-    return process_file(pid, "cmdline")
+def command_line_of(upstart: Upstart, job: str) -> list[str]:
+    return process_file(running_pid(upstart, job), "cmdline")
 
 
 def process_file(pid: int, name: str) -> list[str]:
-    """The entries of a file in /proc: lines, or what ends in a NUL."""
-    text = Path(f"/proc/{pid}", name).read_text()
+    """The entries of a file in /proc: lines, or what ends in a NUL.
+
+    An exec closes files, by which init knows it, before it sets up what the process shows of itself.
+    """
+    text = wait_for(Path(f"/proc/{pid}", name).read_text, f"{name} is there")
     return text.rstrip("\0").split("\0") if "\0" in text else text.splitlines(keepends=True)
