@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import importlib
 import importlib.util
@@ -28,12 +29,15 @@ from deploy_clojars.checks import running
 from deploy_clojars.checks.finding import Site
 from deploy_clojars.config import parse
 from deploy_clojars.errors import NotReady
+from deploy_clojars.host import services as all_services
 from deploy_clojars.host.host import Host
-from deploy_clojars.host.services import LONGEST_STOP, Job, ServiceFailed, services_of
+from deploy_clojars.host.services import Job, ServiceFailed, services_of
 from deploy_clojars.host.services.supervisor import Supervisor
+from deploy_clojars.machine import processes
 
 DEADLINE = 60.0  # seconds that anything may take on a busy machine
 SHORT = 0.2  # seconds: the time limit of what is meant to reach it
+PATIENT_CALL, LIMIT = 3.0, 0.6  # seconds: for one call, and for a stop when that has taken as long
 LONG = 1000  # seconds: what is not meant to be waited for
 HUGE = 300_000  # bytes of a log: far more than is meant to be read
 
@@ -136,10 +140,14 @@ class Supervisord:
     def wait_until(self, program: str, state: str) -> None:
         wait_for(lambda: self.state_of(program) == state, f"{program} is {state}")
 
+    def _does_nothing_more(self) -> bool:
+        return processes.is_suspended(self._process.pid) or self._process.poll() is not None
+
     def end(self) -> None:
         """Kills it and all that it started."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGSTOP)  # so that it starts no other
+            wait_for(self._does_nothing_more, "supervisord is stopped")
             started = psutil.Process(self._process.pid).children(recursive=True)
             for process in started:
                 with suppress(psutil.NoSuchProcess):
@@ -166,8 +174,10 @@ def services(supervisord: Supervisord) -> Supervisor:
 
 
 @pytest.fixture
-def impatient(supervisord: Supervisord) -> Supervisor:
-    return Supervisor(path=supervisord.path, timeout=SHORT)
+def impatient(supervisord: Supervisord, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    """It soon gives up what takes too long, but leaves a busy machine time for every call."""
+    monkeypatch.setattr(all_services, "LONGEST_STOP", LIMIT / PATIENT_CALL)
+    return Supervisor(path=supervisord.path, timeout=PATIENT_CALL)
 
 
 # What status says
@@ -202,7 +212,7 @@ def test_a_program_that_has_not_run_for_its_startsecs_runs_all_the_same(
 def test_a_program_that_waits_to_be_started_once_more_is_starting(
     supervisord: Supervisord, services: Supervisor
 ) -> None:
-    supervisord.has("clojars", "exit 3", startsecs=5, startretries=9)
+    supervisord.has("clojars", "exit 3", startsecs=LONG, startretries=9)
     supervisord.begins("clojars")
 
     found = wait_for(lambda: status_with("BACKOFF", services), "clojars is BACKOFF")
@@ -213,7 +223,7 @@ def test_a_program_that_waits_to_be_started_once_more_is_starting(
 def test_a_program_that_was_given_up_is_stopped(
     supervisord: Supervisord, services: Supervisor
 ) -> None:
-    supervisord.has("clojars", "exit 3", startsecs=5)
+    supervisord.has("clojars", "exit 3", startsecs=LONG)
     supervisord.begins("clojars")
     supervisord.wait_until("clojars", "FATAL")
 
@@ -351,14 +361,14 @@ def test_a_program_that_could_not_be_started_is_started(
 
 
 def test_a_start_does_not_wait_for_the_startsecs(
-    supervisord: Supervisord, impatient: Supervisor
+    supervisord: Supervisord, services: Supervisor
 ) -> None:
     supervisord.has("clojars", RUNS, startsecs=LONG)
 
-    impatient.start("clojars")
+    services.start("clojars")
 
     assert supervisord.state_of("clojars") == "STARTING"
-    assert impatient.status("clojars").pid == supervisord.pid_of("clojars")
+    assert services.status("clojars").pid == supervisord.pid_of("clojars")
 
 
 def test_the_start_of_a_running_program_restarts_it(
@@ -470,9 +480,7 @@ def test_a_program_that_is_being_stopped_is_not_waited_for_for_ever(
     supervisord.runs("clojars", IGNORES_TERM, stopwaitsecs=LONG)
     supervisord.ask("stopProcess", "clojars", False)
 
-    with pytest.raises(
-        ServiceFailed, match=f"^clojars STOPPING: not stopped within {SHORT * LONGEST_STOP:g} s$"
-    ):
+    with pytest.raises(ServiceFailed, match=f"^clojars STOPPING: not stopped within {LIMIT:g} s$"):
         getattr(impatient, request_)("clojars")
 
 
@@ -480,9 +488,9 @@ def test_a_program_that_is_being_stopped_is_not_waited_for_for_ever(
 def test_a_stop_that_takes_longer_than_the_time_limit_leaves_no_program_down(
     supervisord: Supervisord, request_: str
 ) -> None:
-    before = supervisord.runs("clojars", IGNORES_TERM, stopwaitsecs=2)
+    before = supervisord.runs("clojars", IGNORES_TERM, stopwaitsecs=5)
 
-    getattr(Supervisor(path=supervisord.path, timeout=1), request_)("clojars")
+    getattr(Supervisor(path=supervisord.path, timeout=3), request_)("clojars")
 
     assert supervisord.state_of("clojars") == "RUNNING"
     assert supervisord.pid_of("clojars") != before
@@ -496,7 +504,7 @@ def test_a_stop_that_takes_longer_than_the_time_limit_leaves_no_program_down(
 def test_a_program_that_dies_at_once_is_stopped_in_supervisords_words(
     supervisord: Supervisord, services: Supervisor, script: str
 ) -> None:
-    supervisord.has("clojars", script, startsecs=1)
+    supervisord.has("clojars", script, startsecs=LONG)  # whatever the machine takes for its end
 
     with suppress(ServiceFailed):  # supervisord may have seen its end already
         services.start("clojars")
@@ -508,7 +516,7 @@ def test_a_program_that_dies_at_once_is_stopped_in_supervisords_words(
 def test_a_running_program_that_dies_at_its_restart_is_stopped(
     supervisord: Supervisord, services: Supervisor
 ) -> None:
-    supervisord.runs("clojars", startsecs=1)
+    supervisord.runs("clojars", startsecs=LONG)
     (supervisord.directory / "clojars.sh").write_text("exit 3\n")
 
     with suppress(ServiceFailed):
@@ -556,7 +564,7 @@ def test_a_stop_has_a_time_limit(
 ) -> None:
     pid = supervisord.runs("clojars", IGNORES_TERM, stopwaitsecs=LONG)
 
-    with pytest.raises(ServiceFailed, match=f"not stopped within {SHORT * LONGEST_STOP:g} s"):
+    with pytest.raises(ServiceFailed, match=f"not stopped within {LIMIT:g} s"):
         getattr(impatient, request_)("clojars")
 
     assert supervisord.state_of("clojars") == "STOPPING"
@@ -705,7 +713,7 @@ def test_the_end_of_a_programs_log_is_shown(supervisord: Supervisord, services: 
 def test_a_log_can_be_read_when_the_program_has_died(
     supervisord: Supervisord, services: Supervisor
 ) -> None:
-    supervisord.has("clojars", "echo no database; exit 3", startsecs=5)
+    supervisord.has("clojars", "echo no database; exit 3", startsecs=LONG)
     supervisord.begins("clojars")
     supervisord.wait_until("clojars", "FATAL")
 
@@ -733,7 +741,7 @@ def test_what_a_program_says_of_its_end_is_shown_where_it_has_two_logs(
     supervisord: Supervisord, services: Supervisor
 ) -> None:
     supervisord.has(
-        "clojars", "echo up; echo no database >&2; exit 3", startsecs=5,
+        "clojars", "echo up; echo no database >&2; exit 3", startsecs=LONG,
         stderr_logfile=supervisord.directory / "clojars.err",
     )  # fmt: skip
     supervisord.begins("clojars")
@@ -1108,10 +1116,9 @@ def test_who_accepts_and_never_answers_reaches_the_time_limit(impostor: Impostor
 
 def test_the_time_limit_is_for_the_whole_call(impostor: Impostor) -> None:
     def dribbles(connection: socket.socket, _request: bytes) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
-        ends = time.monotonic() + 5 * SHORT
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n")
         connection.settimeout(SHORT / 5)
-        while time.monotonic() < ends:
+        while True:
             connection.sendall(b" ")
             with suppress(TimeoutError):
                 if not connection.recv(1):
@@ -1144,10 +1151,12 @@ def test_a_call_leaves_no_connection_open(impostor: Impostor, end: str) -> None:
     }
     services = Supervisor(path=impostor(handlers[end]), timeout=SHORT)
 
+    gc.collect()  # what other tests have left is not this one's
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with suppress(Exception):  # what it says is for the other tests
             services.status("clojars")
+        gc.collect()
 
     assert [str(warning.message) for warning in warned] == []
 
