@@ -64,6 +64,14 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> A
     return value
 
 
+def wait_for_its_lock(lock: Path, pid: int) -> None:
+    """Waits until a run that has ended holds the lock no more.
+
+    If it was killed while it started a program, that one has its lock until its exec.
+    """
+    wait_for(lambda: (holder_of(lock) or Holder()).pid != pid, "its lock is free")
+
+
 def without_escapes(text: str) -> str:
     """What is left on a screen without colours."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
@@ -212,17 +220,11 @@ class LittleHost:
 
     @contextlib.contextmanager
     def typing(self, *words: str, timeout: float = 180) -> Iterator[Terminal]:
-        """The tool on a terminal of its own, ended at the end if it is still there.
-
-        If it was killed while it started a program, that one has its lock until its exec.
-        """
+        """The tool on a terminal of its own, ended at the end if it is still there."""
         argv = [*self.command, *words]
         with at_a_terminal(argv, self.whole_environment, self.directory, timeout) as terminal:
             yield terminal
-        pid = terminal.pid
-        wait_for(
-            lambda: (holder_of(self.deploy / "lock") or Holder()).pid != pid, "its lock is free"
-        )
+        wait_for_its_lock(self.deploy / "lock", terminal.pid)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -363,7 +365,10 @@ def at_a_terminal(
     try:
         yield Terminal(child)
     finally:
-        child.close(force=True)
+        try:
+            child.close(force=True)
+        except pexpect.ExceptionPexpect:  # it was killed, and is not gone a tenth of a second later
+            child.wait()
 
 
 class Terminal:

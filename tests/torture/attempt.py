@@ -15,13 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from little_host import PROMPT, LittleHost, without_escapes
+from little_host import PROMPT, LittleHost, wait_for_its_lock, without_escapes
 
 from torture.hits import CTRL_C, Course, Hit, Mark, Moment
 from torture.watchers import MODIFY, drain, watch
 
 LOOK_SECONDS = 0.05  # between two looks if neither the journal nor the screen has changed
-IN_TIME = 0.2  # seconds in which a signal is looked at
 PATIENCE = 180.0  # seconds for a run to end
 
 
@@ -35,7 +34,7 @@ class Ended:
     course: Course
     shown: str
     hit_at: float | None  # seconds from the start
-    answered: bool
+    was_hit_in_time: bool  # at work and before the answer; after that a signal may be too late
 
     @property
     def story(self) -> str:
@@ -43,19 +42,6 @@ class Ended:
         times = (f"{at:.3f}" for _, at in self.course.lines)
         lines = (f"{at} {json.dumps(line)}" for at, line in zip(times, self.lines, strict=True))
         return "\n".join([" ".join(self.words), self.shown, f"hit at {self.hit_at}", *lines])
-
-    @property
-    def was_hit_in_time(self) -> bool:
-        """Whether it was hit at work, and well before a signal could not change its end any more.
-
-        That is the point of no return, or the revert after a no.
-        """
-        at = dict(self.course.lines)
-        too_late = at.get(
-            Mark("no return", "", 1) if self.status == 0 else Mark("flip", "", 2), 0.0
-        )
-        begun = min(at.values(), default=0.0)
-        return self.hit_at is not None and begun < self.hit_at < too_late - IN_TIME
 
     @property
     def installs(self) -> bool:
@@ -84,6 +70,7 @@ class Attempt:
         self._words = words
         self._answer = answer
         self._journal = host.deploy / "journal.jsonl"
+        self._lock = host.deploy / "lock"
         host.deploy.mkdir(mode=0o755, exist_ok=True)
         self._written = watch(host.deploy, MODIFY)
         self._read = self._journal.stat().st_size if self._journal.exists() else 0
@@ -108,6 +95,7 @@ class Attempt:
         blows = list(hit.blows) if hit is not None else []
         due: float | None = None
         hit_at: float | None = None
+        at_work_and_unanswered = False
         deadline = self._started + PATIENCE
         try:
             while self._process.poll() is None:
@@ -116,10 +104,13 @@ class Attempt:
                 if blows and due is None and moment is not None:
                     due = self._time_of(moment)
                 if blows and due is not None and now >= due:
-                    hit_at = hit_at or now - self._started
+                    if hit_at is None:
+                        hit_at = now - self._started
+                        at_work_and_unanswered = bool(self._lines) and not self.answered
                     self._deal(blows.pop(0))
                     due = now + (hit.pause if hit is not None else 0)
                     continue
+                self._answer_if_asked()  # after a blow that is due at the question
                 wait = LOOK_SECONDS if due is None or not blows else min(due - now, LOOK_SECONDS)
                 self._look_at_the_screen(wait)
                 self._look_at_the_journal()
@@ -133,10 +124,12 @@ class Attempt:
             self._process.wait()
             os.close(self._terminal)
             os.close(self._written)
+        wait_for_its_lock(self._lock, self._process.pid)
         code = self._process.returncode
         return Ended(
             self._words, code if code >= 0 else 128 - code, self._lines,
-            Course(tuple(self._marks), ended), self.screen, hit_at, self.answered,
+            Course(tuple(self._marks), ended), self.screen, hit_at,
+            at_work_and_unanswered and self.answered,
         )  # fmt: skip
 
     @property
@@ -170,11 +163,14 @@ class Attempt:
         except OSError:  # the tool has closed it
             self._is_closed = True
             return False
+        return True
+
+    def _answer_if_asked(self) -> None:
         if not self.answered and PROMPT.encode() in self._shown:
             self.answered = True
             self._answering()
-            os.write(self._terminal, f"{self._answer}\n".encode())
-        return True
+            with suppress(OSError):  # the tool has closed it
+                os.write(self._terminal, f"{self._answer}\n".encode())
 
     def _look_at_the_journal(self) -> None:
         if not self._journal.exists() or self._journal.stat().st_size <= self._read:
