@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from little_host import LittleHost, Terminal, wait_for
+from system import lives
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
@@ -90,6 +91,7 @@ def test_a_hang_up_reverts_although_nothing_can_be_shown(ready: LittleHost) -> N
         terminal.asked()
         terminal.hangs_up()
         wait_for(lambda: ready.events[-1]["event"] == "end", "the run ends")
+        wait_for(lambda: not lives(terminal.pid), "it is gone")
     assert ready.events[-1]["status"] in (7, 129)
     wait_for(lambda: ready.status["lock"] is None, "the lock is free")
     assert site(ready) == before
@@ -101,8 +103,9 @@ def test_a_hang_up_reverts_although_nothing_can_be_shown(ready: LittleHost) -> N
 @pytest.mark.any_manager
 def test_an_answer_typed_before_the_question_does_not_count(ready: LittleHost) -> None:
     with ready.typing(SECOND) as terminal:
-        terminal.sees("fetch")
-        terminal.types("yes")
+        with ready.comes_up_late(SECOND, "backup"):  # no question before the block ends
+            terminal.sees("fetch")
+            terminal.types("yes")
         terminal.asked()
         assert ready.versions == (FIRST, SECOND)
         terminal.types("no")
@@ -387,12 +390,13 @@ def test_enter_ends_an_answer_however_a_program_has_left_the_terminal(
     ready: LittleHost, left: Callable[[list[Any]], None]
 ) -> None:
     with ready.typing(SECOND) as terminal:
-        terminal.sees("fetch")
-        before, settings = terminal.settings, terminal.settings
-        left(settings)
-        terminal.settings = settings
-        changed = terminal.settings
-        assert changed != before
+        with ready.comes_up_late(SECOND, "backup"):  # no question before the block ends
+            terminal.sees("fetch")
+            before, settings = terminal.settings, terminal.settings
+            left(settings)
+            terminal.settings = settings
+            changed = terminal.settings
+            assert changed != before
         terminal.asked()
         terminal.writes("no\r")
         wait_for(lambda: ready.events[-1]["event"] == "end", "the run ends")
