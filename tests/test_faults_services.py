@@ -26,26 +26,26 @@ from deploy_clojars.machine import processes
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
 
 NEVER_ANSWERS = "time.sleep(1000)"
-ANSWERS_500 = """
-class Web(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_error(500)
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
+# Without http.server, whose import takes a busy machine seconds.
+LISTENS = """
+server = _socket.socket()
+server.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+server.bind(("127.0.0.1", int(os.environ["PORT"])))
+server.listen(5)
+def answer(status):
+    client = _socket.socket(fileno=server._accept()[0])
+    client.recv(65536)
+    client.sendall(b"HTTP/1.0 " + status + b"\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    client.close()
 """
-ANSWERS_ONCE_AND_DIES = """
-class Web(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        os._exit(1)
-http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Web).serve_forever()
-"""
+ANSWERS_500 = f"{LISTENS}while True: answer(b'500 Internal Server Error')"
+ANSWERS_ONCE_AND_DIES = f"{LISTENS}answer(b'200 OK'); os._exit(1)"
 
 
 def make_release(host: LittleHost, version: str, code: str) -> None:
     """A release of the tag's commit that does something else than to serve."""
     path = host.releases / f"clojars-web-{version}-standalone.jar"
-    start = "import http.server, os, sys, time\njar = open(os.path.realpath(sys.argv[0]), 'rb')\n"
+    start = "import _socket, os, sys, time\njar = open(os.path.realpath(sys.argv[0]), 'rb')\n"
     with zipfile.ZipFile(host.jar(version)) as good, zipfile.ZipFile(path, "w") as jar:
         for name in good.namelist():
             if name != "__main__.py":
@@ -82,12 +82,12 @@ def test_a_restart_that_hangs_has_a_time_limit_and_is_said(
 ) -> None:
     host = light_host
     host.have(SECOND)
-    host.write_config(services="timeout = 1")
+    host.write_config(services="timeout = 4")  # for the other calls, too
     upstart.hang("restart")
     result = host.run(SECOND, "--yes")
     # The link is back, and the backup that could not be asked still runs what it ran.
     assert result.returncode == 6
-    assert "restart clojars-backup: no answer within 1 s" in result.stderr
+    assert "restart clojars-backup: no answer within 4 s" in result.stderr
     assert host.current == f"clojars-web-{FIRST}-standalone.jar"
     assert host.versions == (FIRST, FIRST)
     # What Upstart was asked it does when it can; by then that is the approved release.
@@ -101,8 +101,8 @@ def test_a_restart_that_hangs_has_a_time_limit_and_is_said(
 def test_a_stop_that_takes_longer_than_the_time_limit_leaves_nothing_down_and_nothing_half_done(
     new_light_host: NewHost, words: tuple[str, ...]
 ) -> None:
-    host = new_light_host(services="timeout = 1")
-    slow = {r"^kill timeout .*": "kill timeout 3\nkill signal WINCH"}  # nobody heeds that signal
+    host = new_light_host(services="timeout = 3")  # for the other calls, too
+    slow = {r"^kill timeout .*": "kill timeout 5\nkill signal WINCH"}  # nobody heeds that signal
     for job, web, nailgun in zip(
         (host.primary, host.backup), host.ports[:2], host.ports[2:], strict=True
     ):
