@@ -151,7 +151,7 @@ class Machine:
         return [*enter, *map(str, words)]
 
     def run(
-        self, *words: object, check: bool = True, timeout: float = 60, text: str | None = None
+        self, *words: object, check: bool = True, timeout: float = 300, text: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command there as root; `text` is its standard input."""
         result = subprocess.run(
@@ -306,6 +306,10 @@ def _process_1_of(parent: subprocess.Popen[bytes], console: Path) -> int:
     def booted() -> int | None:
         assert parent.poll() is None, console.read_text()
         for pid in children.read_text().split():
+            # Before its exec it is where a systemd of the real machine has a socket, too.
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text() != "systemd\n":
+                    continue
             socket = ["nsenter", "-t", pid, "-m", "test", "-S", "/run/systemd/private"]
             if subprocess.run(socket, capture_output=True, check=False).returncode == 0:
                 return int(pid)
