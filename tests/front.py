@@ -74,7 +74,7 @@ def running_nginx(
             yield front
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,7 +142,7 @@ class Site:
 
     def request(self, method: str = "GET", path: str = "/", body: Any = None) -> tuple[int, str]:
         """What a user gets."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.site, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.site, timeout=60)
         try:
             connection.request(method, path, body, {"Host": "clojars.org"})
             answer = connection.getresponse()
@@ -152,7 +152,7 @@ class Site:
 
     def probed(self) -> str:
         """What nginx says of the pool."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.probe_port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.probe_port, timeout=60)
         try:
             connection.request("GET", "/pool")
             return connection.getresponse().read().decode()
@@ -161,7 +161,7 @@ class Site:
 
     def nailgun(self) -> str:
         """Sends a little, shuts the sending side, and reads the answer."""
-        with socket.create_connection(("127.0.0.1", self.front), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.front), timeout=60) as connection:
             connection.sendall(b"upload")
             connection.shutdown(socket.SHUT_WR)
             return connection.makefile().read()
@@ -199,8 +199,8 @@ def test_the_backup_answers_the_next_request_and_the_primary_gets_them_back(site
     assert site.request() == (200, "backup")
     assert site.nailgun() == "backup 6"
     site.start("primary")
-    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 9)
-    wait_for(lambda: site.nailgun() == "primary 6", "the nailgun port, too", 9)
+    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 60)
+    wait_for(lambda: site.nailgun() == "primary 6", "the nailgun port, too", 60)
 
 
 def test_both_down_is_a_decent_page_for_every_method_and_the_first_one_back_serves(
@@ -214,7 +214,7 @@ def test_both_down_is_a_decent_page_for_every_method_and_the_first_one_back_serv
     site.start("backup")
     assert site.request() == (200, "backup")
     site.start("primary")
-    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 9)
+    wait_for(lambda: site.request() == (200, "primary"), "traffic returns", 60)
 
 
 def test_the_flag_sends_new_requests_to_the_backup(site: Site) -> None:
