@@ -67,8 +67,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if WATCHDOG not in session.config.stash:
         return
     mark = os.environ[left_behind.MARK]
-    # The workers of pytest-xdist end by themselves, but not at once.
-    deadline = time.monotonic() + (60 if session.config.getoption("numprocesses", None) else 1)
+    # The workers of pytest-xdist end by themselves, but not at once; nor does what was killed.
+    deadline = time.monotonic() + (60 if session.config.getoption("numprocesses", None) else 5)
     while (left := left_behind.processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in left:

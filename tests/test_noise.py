@@ -52,10 +52,11 @@ def test_programs_have_all_signals_whatever_the_tests_inherit(tmp_path: Path) ->
 
 
 def test_a_process_that_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:
-    # In the instant of an exec a process shows no environment; it is left long after that.
+    # In the instant of an exec, which may be long on a busy machine, a process shows no environment.
     body = (
         "sleep = subprocess.Popen(['sleep', '1000'], start_new_session=True); "
-        "Path('pid').write_text(str(sleep.pid))"
+        "Path('pid').write_text(str(sleep.pid))\n"
+        "    while not Path(f'/proc/{sleep.pid}/environ').read_bytes(): pass"
     )
     with started(tmp_path, body) as process:
         output, _ = process.communicate()
