@@ -208,10 +208,11 @@ def test_signals_never_cut_a_revert_short(ready: LittleHost) -> None:
     before = (ready.current, ready.versions, ready.pid("primary"))
     with ready.typing(SECOND) as terminal:
         terminal.asked()
-        terminal.kill(signal.SIGINT)
-        terminal.sees("reverting")
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            terminal.kill(signum)
+        with ready.comes_up_late(FIRST, "backup"):  # the revert does not end before the block
+            terminal.kill(signal.SIGINT)
+            terminal.sees("reverting")
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                terminal.kill(signum)
         terminal.ends(130)
     assert (ready.current, ready.versions, ready.pid("primary")) == before
     assert ready.status["ok"]
