@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -296,3 +297,16 @@ def test_an_instance_that_could_not_be_seen_to_be_healthy_is_not_restarted(
     [first, *_] = [each for each in running.jobs(Site(host, host.look())) if each.wrong]
     assert first.what.startswith("what clojars has open is not visible")
     assert "a program that has no file capability" in first.remedy
+
+
+def test_an_instance_that_ends_while_it_is_looked_at_is_gone_and_no_other_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+
+        def ends(*_: object) -> None:
+            process.kill()
+            process.wait()
+
+        monkeypatch.setattr(processes, "_look_at_open_files", ends)
+        assert processes.tree(process.pid) is None

@@ -78,6 +78,8 @@ def tree(pid: int) -> Tree | None:
             if _exists(each):
                 hidden.append(_why_hidden(each))
     first = process(pid)
+    if first.started is None and not _exists(pid):
+        return None  # it has ended meanwhile; without its start it would count as another process
     return Tree(first, _since(first), next(iter(hidden), ""), tuple(files), frozenset(sockets))
 
 
