@@ -225,10 +225,12 @@ def test_the_screen_has_a_live_line_for_each(
     with host.typing(SECOND) as terminal:
         # A busy machine may not draw every second.
         both = r"test +touch .*  \d+ s\r\n. build +touch .*  \d+ s"
-        wait_for(
-            lambda: terminal.sees("build") or re.search(both, terminal.shown),
-            "both lines say how long",
-        )
+
+        def are_both_shown() -> bool:
+            terminal.sees("build")
+            return re.search(both, terminal.shown) is not None
+
+        wait_for(are_both_shown, "both lines say how long")
         (host.directory / "seen").touch()
         terminal.asked()
         terminal.types("yes")
