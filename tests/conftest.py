@@ -90,7 +90,10 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     kept = (shared_directory(tmp_path_factory), PROJECT)
     files = left_behind.Files(tmp_path_factory.mktemp("over"), *kept)
     yield
-    if left := files.left:
+    deadline = time.monotonic() + 5  # what ends removes its own
+    while (left := files.left) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if left:
         pytest.fail(f"left behind: {', '.join(left)}")
 
 

@@ -111,14 +111,20 @@ class Files:
         """The files that were written outside the temporary directory and are there yet."""
         found = []
         for name, (original, upper) in self._copies.items():
-            for path in upper.rglob("*"):
-                inside = path.relative_to(upper)
-                status = path.lstat()
-                deleted = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-                # What an old directory has in it is found by itself.
-                is_old = path.is_dir() and Path(f"/proc/self/fd/{original}", inside).is_dir()
-                if not deleted and not is_old:
-                    found.append(str(Path(name, inside)))
+            for directory, directories, files in os.walk(upper):
+                for path in (Path(directory, each) for each in [*directories, *files]):
+                    inside = path.relative_to(upper)
+                    with suppress(
+                        FileNotFoundError
+                    ):  # a process that ends has removed it meanwhile
+                        status = path.lstat()
+                        deleted = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+                        # What an old directory has in it is found by itself.
+                        is_old = (
+                            path.is_dir() and Path(f"/proc/self/fd/{original}", inside).is_dir()
+                        )
+                        if not deleted and not is_old:
+                            found.append(str(Path(name, inside)))
         return [path for path in found if not path.startswith(EXCUSED)]
 
 
