@@ -7,6 +7,7 @@ and where programs are. Or a real systemd does, with files of its own.
 from __future__ import annotations
 
 import ctypes
+import http.client
 import os
 import shlex
 import shutil
@@ -308,11 +309,11 @@ class Machine:
         """The status and the page of a web server; 0 if it does not answer."""
         request = urllib.request.Request(url, headers={"Host": "clojars.org"})
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return 0, ""
 
 

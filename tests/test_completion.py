@@ -123,7 +123,7 @@ def test_a_press_of_tab_completes_the_tag_on_the_line(home: Path, shell: str) ->
     prepared = "autoload -U compinit; compinit -D -u; " if shell == "zsh" else ""
     program = shutil.which(shell)
     assert program is not None
-    with at_a_terminal([program, *options], environment(home), home, 30) as terminal:
+    with at_a_terminal([program, *options], environment(home), home, 180) as terminal:
         terminal.types(f'{prepared}eval "$(deploy-clojars completion {shell})"; echo rea""dy')
         terminal.sees("ready")
         terminal.writes("deploy-clojars deploy 0.9\t")

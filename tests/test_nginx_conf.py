@@ -348,9 +348,9 @@ def test_real_nginx_is_read(values: Values, tmp_path: Path, newer: bool) -> None
 
 def test_a_large_configuration_is_read_at_once(values: Values) -> None:
     many = "".join(f"server {{ listen {n}; location / {{ return 200; }} }}\n" for n in range(5000))
-    started = time.monotonic()
+    started = time.process_time()  # a busy machine takes longer by the clock
     conf_of(render("site", values) + many)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_setup_and_check_on_a_host_of_nginx_orgs_package(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Site:
             [PLAIN_DEPLOY, "", version, "", host.releases, programs, *web],
             check=True,
             capture_output=True,
-            timeout=120,
+            timeout=500,
         )
 
 
