@@ -433,17 +433,17 @@ def test_a_promotion_that_cannot_be_written_down_is_half_done_and_says_so(
     light_host: LittleHost,
 ) -> None:
     light_host.have(SECOND)
-    light_host.write_config(health="settle = 2")
     with light_host.typing(SECOND) as terminal:
         terminal.asked()
-        terminal.types("yes")
-        wait_for(
-            lambda: any(event["event"] == "no return" for event in light_host.events),
-            "the point of no return",
-        )
-        with (light_host.deploy / "journal.jsonl").open("a") as file:
-            file.write("\n" * 100_000)
-        resource.prlimit(terminal.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+        with light_host.comes_up_late(SECOND, "primary"):
+            terminal.types("yes")
+            wait_for(
+                lambda: any(event["event"] == "no return" for event in light_host.events),
+                "the point of no return",
+            )
+            with (light_host.deploy / "journal.jsonl").open("a") as file:
+                file.write("\n" * 100_000)
+            resource.prlimit(terminal.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
         shown = terminal.ends(9)
     assert f"{SECOND} is in production, but that could not be written down" in shown
     assert f"deploy-clojars deploy {SECOND}" in shown

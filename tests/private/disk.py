@@ -219,15 +219,18 @@ def test_after_a_rollback_that_could_not_be_written_down_status_does_not_name_th
     journal = str(host.deploy / "journal.jsonl")
     with host.typing(SECOND) as terminal:
         terminal.asked()
-        terminal.types("yes")
-        wait_for(lambda: "no return" in [line["event"] for line in host.events], "the promotion")
-        # A full disk has room for some lines more in the journal's last block. The mount is made
-        # read-only elsewhere: over the journal it is busy while a line is written.
-        frozen = host.deploy / "frozen"
-        frozen.touch()
-        mount("--bind", journal, str(frozen))
-        mount("-o", "remount,ro,bind", str(frozen))
-        mount("--bind", str(frozen), journal)
+        with host.comes_up_late(SECOND, "primary"):
+            terminal.types("yes")
+            wait_for(
+                lambda: "no return" in [line["event"] for line in host.events], "the promotion"
+            )
+            # A full disk has room for some lines more in the journal's last block. The mount is made
+            # read-only elsewhere: over the journal it is busy while a line is written.
+            frozen = host.deploy / "frozen"
+            frozen.touch()
+            mount("--bind", journal, str(frozen))
+            mount("-o", "remount,ro,bind", str(frozen))
+            mount("--bind", str(frozen), journal)
         shown = terminal.ends(9)
     assert f"{SECOND} is in production, but that could not be written down" in shown
     assert host.status["next"].endswith(f"deploy {SECOND}")
