@@ -264,6 +264,19 @@ class LittleHost:
         finally:
             late.unlink()
 
+    def comes_back(self, role: str, version: str) -> None:
+        """Waits until the instance serves this; started here if its manager has given it up."""
+        job = self.primary if role == "primary" else self.backup
+
+        def is_back() -> bool:
+            if self.pid(role) is None:
+                # Refused if the manager is just about to try again.
+                with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
+                    self.control("start", job)
+            return self.version(role) == version
+
+        wait_for(is_back, f"the {role} is back on {version}")
+
     def serving(self, version: str, jar: Path | None = None) -> None:
         """A host that the old shell script served: a link made by hand, both jobs up on it."""
         self.have(version, jar)

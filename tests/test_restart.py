@@ -179,9 +179,7 @@ def test_a_primary_that_comes_up_by_itself_does_not_end_the_restart(light_host: 
     host.does_not_start(FIRST, "primary")
     assert host.run("restart", "--yes").returncode == 8
     Path(f"{host.releases}/clojars-web-{FIRST}-standalone.jar.refused").unlink()
-    if host.pid("primary") is None:  # given up, or between two tries
-        host.control("start", host.primary)
-    wait_for(lambda: host.version("primary") == FIRST, "the primary is back")
+    host.comes_back("primary", FIRST)
     wait_for(lambda: host.status["ok"], "all is well")
     assert "the restart did not finish: run it again\n" in host.run("status").stdout
     before = pids(host)

@@ -381,9 +381,7 @@ def test_an_instance_that_comes_back_after_a_failed_rollback_is_no_drift(
     three.does_not_start("0.0.9", "primary", "backup")
     three.control("stop", three.primary)
     assert three.run("rollback", "0.0.9", "--yes").returncode == 6
-    if three.pid("primary") is None:  # the stand-in had given it up
-        three.control("start", three.primary)
-    wait_for(lambda: three.version("primary") == THIRD, "the primary is back")
+    three.comes_back("primary", THIRD)
     status = three.status
     assert (status["drift"], status["ok"]) == (False, True)
     three.done(SECOND, "--yes")
