@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,3 +111,44 @@ def in_front_of(host: LittleHost, **drain: str) -> Iterator[Front]:
     )
     with running_nginx(directory, values, settings.drain) as nginx:
         yield Front(f"http://127.0.0.1:{site}", nailgun, flag, nginx)
+
+
+def asked(front: Front, path: str, method: str = "GET") -> str | None:
+    """What a user gets; None for anything but 200."""
+    connection = http.client.HTTPConnection(front.site.removeprefix("http://"), timeout=180)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        return text if answer.status == 200 else None
+    finally:
+        connection.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request that an instance is busy with until `is_let_go`, or the instance ends."""
+
+    file: Path
+    result: Callable[[], str | None]
+
+    def is_let_go(self) -> str | None:
+        """Returns what the user gets, None for anything but 200."""
+        self.file.unlink()
+        return self.result()
+
+
+@contextmanager
+def request_in(host: LittleHost, front: Front, role: str) -> Iterator[Request]:
+    """A POST, which nginx never sends twice, is in the instance when the block begins."""
+    job = host.primary if role == "primary" else host.backup
+    file = host.directory / "request"
+    file.touch()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        request = pool.submit(asked, front, f"/until-gone?{file}", "POST")
+        try:
+            line = f"answering when {file} is gone"
+            wait_for(lambda: line in host.upstart.printed(job), f"it is in the {role}")
+            yield Request(file, request.result)
+        finally:
+            file.unlink(missing_ok=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import http.client
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clojure_repository import ClojureRepository as Tags
-from front import Front, in_front_of
+from front import Front, asked, in_front_of, request_in
 from little_host import LittleHost, wait_for
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
@@ -23,7 +19,7 @@ FIRST, SECOND = Tags.FIRST, Tags.SECOND
 def front(light_host: LittleHost) -> Iterator[Front]:
     """nginx in front of a host that serves 0.1.0 and has 0.2.0."""
     light_host.have(SECOND)
-    with in_front_of(light_host, quiet="0.2", timeout="20") as front:
+    with in_front_of(light_host, quiet="0.2", timeout="120") as front:
         yield front
 
 
@@ -31,56 +27,17 @@ def front(light_host: LittleHost) -> Iterator[Front]:
 def impatient_host(light_host: LittleHost, front: Front) -> LittleHost:
     """The drain waits one second, less than any request of its tests takes."""
     del front
-    light_host.options["drain"] = light_host.options["drain"].replace("timeout = 20", "timeout = 1")
+    light_host.options["drain"] = light_host.options["drain"].replace(
+        "timeout = 120", "timeout = 1"
+    )
     light_host.write_config()
     return light_host
-
-
-def asked(front: Front, path: str, method: str = "GET") -> str | None:
-    """What a user gets; None for anything but 200."""
-    connection = http.client.HTTPConnection(front.site.removeprefix("http://"), timeout=180)
-    try:
-        connection.request(method, path)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        return text if answer.status == 200 else None
-    finally:
-        connection.close()
 
 
 def who_serves(host: LittleHost, front: Front) -> str | None:
     """Which instance gets a request now."""
     pid = asked(front, "/pid")
     return next((role for role in ("primary", "backup") if str(host.pid(role)) == pid), None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A request that an instance is busy with until `is_let_go`, or the instance ends."""
-
-    file: Path
-    result: Callable[[], str | None]
-
-    def is_let_go(self) -> str | None:
-        """Returns what the user gets, None for anything but 200."""
-        self.file.unlink()
-        return self.result()
-
-
-@contextlib.contextmanager
-def request_in(host: LittleHost, front: Front, role: str) -> Iterator[Request]:
-    """A POST, which nginx never sends twice, is in the instance when the block begins."""
-    job = host.primary if role == "primary" else host.backup
-    file = host.directory / "request"
-    file.touch()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        request = pool.submit(asked, front, f"/until-gone?{file}", "POST")
-        try:
-            line = f"answering when {file} is gone"
-            wait_for(lambda: line in host.upstart.printed(job), f"it is in the {role}")
-            yield Request(file, request.result)
-        finally:
-            file.unlink(missing_ok=True)
 
 
 def done_and_begun(host: LittleHost) -> list[str]:
@@ -245,8 +202,10 @@ def test_a_visitor_past_nginx_is_named_and_not_waited_for(
     assert f"not waited for, as they bypass nginx: {address}" in result.stderr
 
 
-def test_a_nailgun_client_is_waited_for_and_then_cut(light_host: LittleHost, front: Front) -> None:
-    host = light_host
+def test_a_nailgun_client_is_waited_for_and_then_cut(
+    impatient_host: LittleHost, front: Front
+) -> None:
+    host = impatient_host
     with socket.create_connection(("127.0.0.1", front.nailgun_port)) as client:
         assert client.recv(100)
         result = host.done(SECOND, "--yes")
@@ -422,7 +381,7 @@ def test_a_backup_that_dies_during_the_last_look_is_refused_before_nothing_is_re
     host = light_host
     look = host.directory / "look"  # while it is there the primary does not answer
     url = f"http://127.0.0.1:{host.ports[0]}/until-gone?{look}"
-    host.write_config(**{"instances.primary": f'health = ["{url}"]'})
+    host.write_config(health="answer_timeout = 120", **{"instances.primary": f'health = ["{url}"]'})
     before = host.pid("primary")
 
     def the_primary_is_drained() -> bool:

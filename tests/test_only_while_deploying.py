@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import Clojure
-from front import Front, in_front_of
+from front import Front, asked, in_front_of, request_in
 from little_host import LittleHost, wait_for
 from load.site import site_of
 from standin.upstart import RealUpstart, Upstart
 from systemd_kit import bare_machine
-from test_drain import asked, request_in
 from test_killed import kill_at_the_question, kill_in_the_promotion
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
-from front import in_front_of
+from front import in_front_of, request_in
 from little_host import LittleHost, wait_for
 
 FIRST, SECOND = Tags.FIRST, Tags.SECOND
@@ -228,7 +228,7 @@ def test_a_signal_in_the_first_drain_comes_before_anything_is_restarted(
     host = light_host
     before = pids(host)
     with (
-        in_front_of(host, quiet="3", timeout="20") as front,
+        in_front_of(host, quiet="100", timeout="200") as front,
         host.typing("restart", "--yes") as terminal,
     ):
         wait_for(lambda: host.is_at("drain"), "the drain")
@@ -268,10 +268,15 @@ def test_what_changes_during_the_drain_is_refused_while_nothing_was_restarted(
 ) -> None:
     host = light_host
     before = pids(host)
-    with in_front_of(host, quiet="2", timeout="20"), host.typing("restart", "--yes") as terminal:
-        wait_for(lambda: host.is_at("drain"), "the drain of the backup")
-        change_the_link(host)
-        shown = terminal.ends(6)
+    with in_front_of(host, quiet="0.2", timeout="100") as front:
+        front.flag.touch()
+        with request_in(host, front, "backup") as request:
+            front.flag.unlink()
+            with host.typing("restart", "--yes") as terminal:
+                wait_for(lambda: host.is_at("drain"), "the drain of the backup")
+                change_the_link(host)
+                assert request.is_let_go() == FIRST
+                shown = terminal.ends(6)
     assert f"someone else has changed current: it names {SECOND}, not {FIRST}" in shown
     assert f"once the cause is fixed, run: deploy-clojars rollback {FIRST}" in shown
     assert f"nothing that runs was changed; clojars runs {FIRST} as before" in shown
