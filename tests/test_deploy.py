@@ -169,14 +169,15 @@ def test_a_tag_that_is_not_built_changes_nothing(
     ("tag", "settle"),
     [
         (Tags.THROWS_AT_START, 0.3),
-        # It serves for three seconds: it must be seen to die, not just to be up once.
-        (Tags.DIES, 4),
+        # It serves for three seconds, and its JVM takes a while to end: it must be seen to die, not
+        # just to be up once.
+        (Tags.DIES, 8),
     ],
 )
 def test_a_tag_that_does_not_stay_up_is_reverted(
     host: LittleHost, clojure: Clojure, tag: str, settle: float
 ) -> None:
-    host.write_config(health=f"settle = {settle}\ntimeout = 30")
+    host.write_config(health=f"settle = {settle}")
     host.have(tag, clojure.jar(tag))
     before = site(host)
     result = host.run(tag, "--yes")
@@ -201,7 +202,8 @@ def test_an_old_process_that_kept_the_port_is_not_taken_for_the_new_release(
     host: LittleHost, clojure: Clojure
 ) -> None:
     host.have(Tags.CANNOT_BIND, clojure.jar(Tags.CANNOT_BIND))
-    host.write_config(health="timeout = 20\ninterval = 0.5")  # the revert has to come up, too
+    # The JVM must be up by then, and the revert has to come up, too.
+    host.write_config(health="timeout = 40\ninterval = 0.5")
     before = site(host)
     # A JVM that Upstart has lost, as with `su … | cronolog`: it answers 200 on the backup's port.
     host.control("stop", host.backup)
