@@ -29,7 +29,9 @@ MARK = "DEPLOY_CLOJARS_SANDBOX"
 
 LET_THROUGH = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "TZ", "VIRTUAL_ENV")
 
-PATIENCE = 20  # seconds for supervisord to start, or to end; more than `stopwaitsecs`
+# Seconds for supervisord to start, or to end, and for the instances to answer; more than
+# `stopwaitsecs`, and as much as the sandbox's configuration gives an instance.
+PATIENCE = 20
 
 # The sandbox's path is not in the text, where `;` and `#` would begin a comment.
 DAEMON = """\
@@ -178,7 +180,7 @@ def _client(sandbox: Sandbox) -> Supervisor:
 
 def wait_until_all_answer(sandbox: Sandbox) -> None:
     """Waits until both instances answer; one that does not come up is left to `status`."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     pairs = (sandbox.ports.primary, sandbox.ports.backup)
     urls = [HealthUrl(f"http://127.0.0.1:{pair.web}/") for pair in pairs]
     while not all(health.check(url, 5).ok for url in urls):
