@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from little_host import wait_for
+from system import Clock
 from systemd_machine import Machine
 from systemd_machine import Systemd as Host
 
 from deploy_clojars.errors import NotReady
 from deploy_clojars.host.services import ServiceFailed
 from deploy_clojars.host.services.systemd import Systemd, job_of, parse_show
+from deploy_clojars.machine import shell
 
 DEADLINE = 60.0  # seconds that a call may take on a busy machine
 
@@ -42,6 +48,12 @@ def has(host: Host, job: str, service: str, *, interval: int = 10, burst: int = 
 
 def is_soon(systemd: Systemd, job: str, state: str) -> None:
     wait_for(lambda: systemd.status(job).state == state, f"{job} is {state}", DEADLINE)
+
+
+def is_there(host: Host, path: str) -> None:
+    """Waits for a file of the machine."""
+    test = ("test", "-e", path)
+    wait_for(lambda: host.machine.run(*test, check=False).returncode == 0, f"{path} is there")
 
 
 # States
@@ -97,14 +109,36 @@ def test_every_state_has_its_name(
 
 
 def test_a_unit_that_ignores_a_stop_is_stopping(host: Host, systemd: Systemd) -> None:
-    has(host, "stubborn", "ExecStart=sh -c \"trap '' TERM; sleep 1000\"\nTimeoutStopSec=3")
+    ignores = "trap '' TERM; touch /run/stubborn; exec sleep 1000"
+    has(host, "stubborn", f'ExecStart=sh -c "{ignores}"')
     systemd.start("stubborn")
+    is_there(host, "/run/stubborn")  # before that it would end
     host.machine.run("systemctl", "stop", "--no-block", "stubborn.service")
     is_soon(systemd, "stubborn", "stopping")
-    systemd.start("stubborn")  # waits for the end
+    host.machine.run("rm", "/run/stubborn")
+    with killed(host, "stubborn"):
+        systemd.start("stubborn")  # waits for the end
     assert systemd.status("stubborn").state == "running"
-    systemd.stop("stubborn")
+    is_there(host, "/run/stubborn")
+    with killed(host, "stubborn"):
+        systemd.stop("stubborn")
     assert systemd.status("stubborn").state == "stopped"
+
+
+@contextmanager
+def killed(host: Host, job: str, then: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """What runs when the block begins, and no later one, is killed a second after `then`."""
+    pid = host.pid(job)
+
+    def kill() -> None:
+        then()
+        time.sleep(1)
+        host.machine.run("kill", "-KILL", pid)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(kill)
+        yield
+    done.result()
 
 
 @pytest.mark.parametrize(
@@ -241,31 +275,60 @@ def test_a_changed_unit_and_its_first_drop_in_are_read_by_stop_and_start_and_not
     drop_in = "/etc/systemd/system/changed.service.d/x.conf"
     host.machine.write(drop_in, "[Service]\nEnvironment=NEW=1\n")
 
-    def environment() -> str:
-        return host.machine.run("cat", f"/proc/{host.pid('changed')}/environ").stdout
+    def runs(*words: str) -> str:
+        """Its environment when it runs the command: until then it is a copy of process 1."""
+        directory = f"/proc/{host.pid('changed')}"
+
+        def command() -> str:
+            return host.machine.run("cat", f"{directory}/cmdline").stdout
+
+        wait_for(lambda: command().rstrip("\0").split("\0") == [*words], f"it runs {words}")
+        return host.machine.run("cat", f"{directory}/environ").stdout
 
     systemd.restart("changed")
-    assert "NEW=1" not in environment()
+    assert "NEW=1" not in runs("sleep", "1000")
     systemd.stop("changed")
     systemd.start("changed")
-    assert "NEW=1" in environment()
+    assert "NEW=1" in runs("sleep", "1000")
     host.machine.write("/etc/systemd/system/changed.service", "[Service]\nExecStart=sleep 2000\n")
     systemd.stop("changed")
     systemd.start("changed")
-    assert "2000" in host.machine.run("cat", f"/proc/{host.pid('changed')}/cmdline").stdout
+    assert runs("sleep", "2000")
 
 
 def test_a_request_that_takes_longer_than_the_limit_goes_on_and_is_waited_for(
-    host: Host, systemd: Systemd
+    host: Host, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    has(host, "slow", "ExecStart=sh -c \"trap '' TERM; sleep 1000\"\nTimeoutStopSec=12")
+    clock = Clock()
+    monkeypatch.setattr(shell, "time", clock)
+    has(host, "slow", "ExecStart=sh -c \"trap '' TERM; touch /run/slow; exec sleep 1000\"")
     systemd.start("slow")
     before = host.pid("slow")
-    impatient = Systemd(bin=str(host.bin), sudo=False, timeout=5)
-    impatient.restart("slow")
+    with longer_than_its_limit(host, "slow", clock):
+        systemd.restart("slow")
     assert host.pid("slow") not in (None, before)
-    impatient.stop("slow")
+    with longer_than_its_limit(host, "slow", clock):
+        systemd.stop("slow")
     assert systemd.status("slow").state == "stopped"
+
+
+@contextmanager
+def longer_than_its_limit(host: Host, job: str, clock: Clock) -> Iterator[None]:
+    """The stop of the unit, whose program ignores it, takes a second longer than a call may."""
+    is_there(host, f"/run/{job}")  # before that it does not ignore it
+    host.machine.run("rm", f"/run/{job}")
+    over = threading.Event()
+
+    def stops() -> bool:
+        asked = host.machine.run("systemctl", "is-active", f"{job}.service", check=False)
+        if asked.stdout == "deactivating\n":
+            over.set()
+        return over.is_set()
+
+    clock.skips_once(stops, 2 * DEADLINE)
+    with killed(host, job, lambda: over.wait(2 * DEADLINE)):
+        yield
+    assert over.is_set()
 
 
 def test_a_jvms_143_after_a_stop_is_stopped(host: Host, systemd: Systemd) -> None:
@@ -308,13 +371,21 @@ def test_the_last_lines_are_those_of_its_own_start(
     systemd.status("talks")
     wait_for(lambda: "first of" in systemd.last_log_lines("talks"), "its line is there", DEADLINE)
     # The journal asks the kernel whose line it is: of who has gone by then it cannot say it.
-    has(host, "talks", "ExecStart=sh -c 'echo second; sleep 1; exit 3'")
+    has(host, "talks", f"ExecStart=sh -c 'echo second; {until('/run/heard')}; exit 3'")
     systemd.restart("talks")
-    is_soon(systemd, "talks", "stopped")
     wait_for(lambda: "second" in systemd.last_log_lines("talks"), "its line is there", DEADLINE)
+    host.machine.run("touch", "/run/heard")
+    is_soon(systemd, "talks", "stopped")
+    exited = "Main process exited, code=exited, status=3"
+    wait_for(lambda: exited in systemd.last_log_lines("talks"), "systemd's is there", DEADLINE)
     shown = systemd.last_log_lines("talks")
+    assert "second" in shown
     assert "first of" not in shown
-    assert "Main process exited, code=exited, status=3" in shown
+
+
+def until(path: str) -> str:
+    """A command of a shell that ends when the file is there."""
+    return f"until test -e {path}; do sleep 0.1; done"
 
 
 def test_the_last_lines_of_a_unit_that_is_started_again_and_again_say_why_it_died(
@@ -322,15 +393,19 @@ def test_the_last_lines_of_a_unit_that_is_started_again_and_again_say_why_it_die
 ) -> None:
     monkeypatch.setenv("PATH", f"{host.bin}:/usr/bin:/bin")
     dies_once = (
-        "test -e /run/died && exec sleep 1000; touch /run/died; echo the reason; sleep 1; exit 1"
+        "test -e /run/died && exec sleep 1000; touch /run/died; echo the reason; "
+        f"{until('/run/told')}; exit 1"
     )
     has(host, "phoenix", f"ExecStart=sh -c '{dies_once}'\nRestart=always\nRestartSec=1")
     systemd.restart("phoenix")
-    is_soon(systemd, "phoenix", "starting")
-    is_soon(systemd, "phoenix", "running")
+    first = host.pid("phoenix")
     wait_for(
         lambda: "the reason" in systemd.last_log_lines("phoenix"), "its line is there", DEADLINE
     )
+    host.machine.run("touch", "/run/told")
+    wait_for(lambda: host.pid("phoenix") not in (None, first), "it is started again", DEADLINE)
+    is_soon(systemd, "phoenix", "running")
+    assert "the reason" in systemd.last_log_lines("phoenix")
     systemd.restart("phoenix")
     systemd.status("phoenix")
     assert "the reason" not in systemd.last_log_lines("phoenix")
