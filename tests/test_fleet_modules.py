@@ -60,13 +60,14 @@ class Host:
     @property
     def asked(self) -> list[list[str]]:
         """The command lines that the tool was called with."""
-        lines = self.tool.with_name("asked").read_text(encoding="utf-8").splitlines()
-        return [line.split("\0")[:-1] for line in lines]
+        calls = self.tool.with_name("asked").read_text(encoding="utf-8").split("\n\0")
+        return [call.split("\0")[:-1] for call in calls[:-1]]
 
     def has(self, script: str) -> None:
         """The tool is this shell script, after its words were written down."""
         asked = self.tool.with_name("asked")
-        written = f"{{ printf '%s\\0' \"$@\"; echo; }} >>{asked}"
+        # In one write: Ansible calls the tools of several hosts at once.
+        written = f"printf '%s\\0' \"$@\" '\n' >>{asked}"
         self.tool.write_text(f"#!/bin/sh\n{written}\n{script}\n", encoding="utf-8")
         self.tool.chmod(0o755)
 
