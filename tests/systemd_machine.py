@@ -191,7 +191,7 @@ def run_tests_inside(
         scratch, "-m", "pytest", "-q", "-x", "-rs", *without,
         "--basetemp", str(scratch / "tests"), *words, str(file),
         shared=[jars], env={SHARED: str(jars)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout, result.stdout

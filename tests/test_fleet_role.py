@@ -17,7 +17,7 @@ import pytest
 from fleet_sandboxes import ETC
 from systemd_kit import PYTHON, Kit, bare_machine
 
-pytestmark = [pytest.mark.slow, pytest.mark.any_manager]
+pytestmark = [pytest.mark.slow, pytest.mark.any_manager, pytest.mark.timeout(2000)]
 
 COLLECTIONS = "/opt/collections/ansible_collections/clojars"
 CONFIG_FILE = "/etc/deploy-clojars.toml"
@@ -56,7 +56,7 @@ def applied(kit: Kit, *words: str, **variables: object) -> subprocess.CompletedP
         *words,
         "/opt/host.yml",
     )
-    return kit.machine.run(*words, check=False, timeout=300)
+    return kit.machine.run(*words, check=False, timeout=900)
 
 
 @pytest.fixture

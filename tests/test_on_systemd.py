@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize("name", ["killed", "question", "drain", "rollback", "restart", "load"])
 def test_the_same_holds_on_systemd(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,8 @@ def serving(
 def end_with_descendants(pid: int) -> None:
     first = psutil.Process(pid)
     for process in [*first.children(recursive=True), first]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it has ended with its parent
+            process.kill()
 
 
 def seen_by(uid: int, host: Path, pid: int, *ports: int, proc: str | None = None) -> dict[str, Any]:
@@ -273,7 +274,7 @@ def seen_by(uid: int, host: Path, pid: int, *ports: int, proc: str | None = None
         mounts = f'mount -t proc -o {proc} proc /proc && exec "$0" "$@"'
         words = ["unshare", "--mount", "sh", "-c", mounts, *words]
     shown = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, timeout=60, check=False
+        list(map(str, words)), capture_output=True, text=True, timeout=300, check=False
     )
     assert shown.returncode == 0, shown.stderr
     found: dict[str, Any] = json.loads(shown.stdout)

@@ -49,11 +49,12 @@ def test_at_every_boundary_of_a_step_all_that_must_hold_holds(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2000)
 def test_a_few_random_hits_on_systemd(tmp_path: Path) -> None:
     ended = run_inside(
         tmp_path, "-m", "torture", "3", "--seed", "some", "--guarded",
         env={"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1500,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout
     assert "3 hits in" in ended.stdout

@@ -326,9 +326,8 @@ def test_a_name_server_that_does_not_answer_takes_the_limit_and_no_longer(
     urls = [f"http://slow.invalid:{port}/" for port in range(8001, 8021)]
     started = time.monotonic()
     seen = made(*urls).observe()
-    assert (
-        time.monotonic() - started < 10
-    )  # twenty times the limit of the system's resolver are 100
+    # Twenty times the limit of the system's resolver are 100.
+    assert time.monotonic() - started < 60
     assert {check.detail for check in seen.checks} == {"timed out"}
     silent.set()
     assert sockets.addresses_of("slow.invalid", 60) == (ip_address("127.0.0.7"),)
