@@ -40,7 +40,7 @@ job = "clojars-backup"
 url = "http://127.0.0.1:{1}/"
 health = ["http://127.0.0.1:{1}/", "tcp://127.0.0.1:{3}"]
 [health]
-timeout = 20
+timeout = 60
 answer_timeout = 2
 settle = 0.2
 interval = 0.1
@@ -63,7 +63,7 @@ class Kit:
     def tool(self, *words: str, by: str = "root") -> subprocess.CompletedProcess[str]:
         """Runs the tool there, as root or as another user's login."""
         login = [] if by == "root" else ["sudo", "-iu", by]
-        return self.machine.run(*login, "deploy-clojars", *words, check=False, timeout=180)
+        return self.machine.run(*login, "deploy-clojars", *words, check=False, timeout=600)
 
     def check(self, by: str = "root") -> str:
         """What `check` finds wrong."""

@@ -48,7 +48,7 @@ class Host:
         line = shlex.join(words)
         return self.machine.run(
             "sudo", "-iu", "ann", "sudo", "-niu", "clojars", "sh", "-c", line,
-            check=False, timeout=300,
+            check=False, timeout=600,
         )  # fmt: skip
 
     def done(self, *words: str) -> str:
@@ -87,6 +87,13 @@ class Host:
         """The processes of the two instances."""
         both = self.status["instances"]
         return both["primary"]["pid"], both["backup"]["pid"]
+
+    def serves(self, version: str) -> None:
+        """Waits until both instances run it and answer, which comes later."""
+        wait_for(
+            lambda: self.running == (version, version) and self.status["ok"],
+            f"both serve {version}",
+        )
 
     @property
     def uid(self) -> str:
@@ -343,10 +350,10 @@ def test_enabled_units_come_back_with_a_reboot_and_check_finds_that_nothing_ling
     serving: Host,
 ) -> None:
     with serving.as_a_host():
-        wait_for(lambda: serving.running == ("0.1.0", "0.1.0"), "both instances run")
+        serving.serves("0.1.0")
         serving.done(*serving.tool("0.2.0", "--yes"))
         serving.machine.run("systemctl", "restart", f"user@{serving.uid}.service")
-        wait_for(lambda: serving.running == ("0.2.0", "0.2.0"), "both instances are back")
+        serving.serves("0.2.0")
         found = serving.type(*serving.tool("check")).stdout
         assert "ok  clojars.service starts at boot" in found
         assert serving.status["ok"]
