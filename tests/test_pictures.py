@@ -21,6 +21,7 @@ def test_a_picture_is_what_a_terminal_showed(light_host: LittleHost, tmp_path: P
     with window(light_host, tmp_path) as terminal:
         terminal.types("deploy-clojars status")
         wait_for(lambda: terminal.shows("clojars-backup"), "the answer")
+        wait_for(lambda: terminal.is_at_prompt, "all of it")
         picture(terminal.screen, "status", tmp_path)
     svg = (tmp_path / "status.svg").read_text(encoding="utf-8")
     text = re.sub(r"<[^>]*>|&#160;", " ", svg)
