@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -194,7 +194,8 @@ def test_the_same_command_goes_on_after_the_death_of_the_control_node(
         workers = psutil.Process(playing.pid).children(recursive=True)
         playing.kill(signal.SIGKILL)
         for worker in workers:
-            worker.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended with the playbook
+                worker.kill()
     assert fleet.releases[0] == THIRD
 
     done = fleet.play("deploy", THIRD, fleet_hosts=TWO)
