@@ -32,7 +32,7 @@ import os, subprocess, sys
 from pathlib import Path
 from deploy_clojars.run.lock import Holder, held
 with held(Path(sys.argv[1]), Holder(pid=os.getpid(), user="ada", version="0.2.0")):
-    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
     sys.stdin.read()
 """
@@ -223,7 +223,7 @@ def test_a_child_process_does_not_inherit_it(file: Path) -> None:
     with ExitStack() as processes:
         with held(file, ME):
             child = processes.enter_context(
-                subprocess.Popen(["sleep", "60"], close_fds=False, start_new_session=True)
+                subprocess.Popen(["sleep", "1000"], close_fds=False, start_new_session=True)
             )
             processes.callback(child.kill)
 

@@ -474,7 +474,7 @@ def test_upstart_knows_the_jobs_of_a_bare_host_at_once(tmp_path: Path) -> None:
 
 def test_upstart_is_told_to_read_a_job_file_that_it_has_not_noticed(tmp_path: Path) -> None:
     with Upstart.started(tmp_path / "upstart") as upstart:
-        services = UpstartService(bin=str(upstart.bin), sudo=False, timeout=10)
+        services = UpstartService(bin=str(upstart.bin), sudo=False, timeout=60)
         (tmp_path / "written").write_text("exec sleep 1000\n")
         os.link(tmp_path / "written", upstart.jobs / "clojars.conf")
         upstart.install("broken", "nonsense\n")

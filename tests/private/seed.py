@@ -148,7 +148,7 @@ def everybody_finds_it_ready(machine: Machine) -> None:
 
 
 def the_nailgun_port_answers() -> None:
-    with socket.create_connection(("127.0.0.1", 7600), timeout=5):
+    with socket.create_connection(("127.0.0.1", 7600), timeout=60):
         pass
 
 
