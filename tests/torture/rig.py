@@ -357,7 +357,7 @@ def guard(host: LittleHost) -> None:
         "build": f'{build}\nisolate = true\ncache = ["{host.jars}"]',
         "migrate": f'command = "sleep 0.2; echo $DEPLOY_VERSION >> {host.home}/migrated"',
     }
-    host.write_config(health="timeout = 20\nsettle = 0.1\ninterval = 0.1")
+    host.write_config(health="timeout = 60\nsettle = 0.1\ninterval = 0.1")
 
 
 def heed_signals() -> None:
@@ -376,6 +376,6 @@ def _host(directory: Path, manager: str) -> Iterator[LittleHost]:
     with manager_of_a_host(directory / "upstart") as upstart:
         repository = make_repository(directory / "clojars-web")
         host = make_light_host(directory, upstart, repository)
-        host.write_config(health="timeout = 20\nsettle = 0.1\ninterval = 0.1")
+        host.write_config(health="timeout = 60\nsettle = 0.1\ninterval = 0.1")
         host.serving(FIRST)
         yield host
