@@ -17,6 +17,7 @@ from little_host import LittleHost, wait_for
 
 from deploy_clojars.host.decisions import prunable
 from deploy_clojars.host.journal import Event, History, HostVersions, history_of
+from deploy_clojars.run.lock import holder_of
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 
@@ -48,6 +49,8 @@ def killed_during_its_build(host: LittleHost, *words: str) -> None:
     ) as tool:
         wait_for(lambda: host.is_at("test"), "the tests run")
         tool.kill()
+    # A program that it was just starting has its lock until its exec.
+    wait_for(lambda: holder_of(host.deploy / "lock") is None, "its lock is free")
     host.write_config()
 
 
