@@ -30,7 +30,7 @@ from little_host import free_ports, wait_for
 from programs import require_program
 from system import lives
 
-DEADLINE = 60.0  # seconds that anything may take on a busy machine
+DEADLINE = 120.0  # seconds that anything may take on a busy machine
 
 
 # The repository
@@ -176,8 +176,11 @@ def test_nothing_of_a_build_outlives_its_time_limit(
 ) -> None:
     fake_lein("sleep 600 & echo $! >child.tmp; mv child.tmp child; wait")
 
-    with pytest.raises(subprocess.TimeoutExpired):
-        run_lein("uberjar", checkout=tmp_path, lein_home=tmp_path, timeout=4)
+    for timeout in (1, 5, 60):  # until it was enough to start the child
+        with pytest.raises(subprocess.TimeoutExpired):
+            run_lein("uberjar", checkout=tmp_path, lein_home=tmp_path, timeout=timeout)
+        if (tmp_path / "child").exists():
+            break
 
     child = int((tmp_path / "child").read_text())
     wait_for(lambda: not lives(child), "its child has ended", DEADLINE)
@@ -210,13 +213,13 @@ class Instance:
     def get(self, path: str) -> str:
         return self.request("GET", path)
 
-    def serves(self) -> bool:
+    def serves(self) -> str | None:
+        """The version that it serves, if it does."""
         try:
-            self.get("/version")
-        except OSError:
+            return self.get("/version")
+        except (OSError, http.client.HTTPException):
             self.must_live()
-            return False
-        return True
+            return None
 
     def upload(self, data: bytes) -> str:
         """All that the TCP port answers to a client that shuts its sending side."""
@@ -310,10 +313,10 @@ def test_a_graceful_stop_finishes_the_request_in_flight(
     repository: ClojureRepository, start: StartInstance
 ) -> None:
     instance = start(repository.FIRST, STOP="graceful")
-    with slow_request_in_flight(instance, ms=1000) as answer:
+    with slow_request_in_flight(instance, ms=4000) as answer:
         instance.process.terminate()
 
-        assert answer.result(DEADLINE) == "answered after 1000 ms"
+        assert answer.result(DEADLINE) == "answered after 4000 ms"
     assert instance.process.wait(DEADLINE) == 143
 
 
@@ -341,14 +344,11 @@ def test_it_serves_and_dies_after_three_seconds(
 ) -> None:
     started = time.monotonic()
     instance = start(repository.DIES)
-    wait_for(instance.serves, "it serves", DEADLINE)
-    served = time.monotonic()
+    assert wait_for(instance.serves, "it serves", DEADLINE) == "0.3.3-dies"
 
-    assert instance.get("/version") == "0.3.3-dies"
     assert instance.process.wait(DEADLINE) == 1
-    ended = time.monotonic()
-    assert ended - started > 3  # a busy machine sees late that it serves
-    assert ended - served < 10
+    assert time.monotonic() - started > 3  # a busy machine sees late that it serves
+    assert instance.has_printed("No memory left for the search index")
 
 
 def test_it_lives_on_without_a_web_server_when_its_port_is_taken(
