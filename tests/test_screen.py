@@ -135,7 +135,7 @@ def test_the_time_of_the_last_run_is_shown_beside_a_long_step(
     host.done("rollback", FIRST, "--yes")
     (host.releases / f"clojars-web-{SECOND}-standalone.jar").unlink()
     shown = deployed(host, 100)
-    assert re.search(r"test .*[1-9] s \([1-9] s last time\)", without_escapes(shown))
+    assert re.search(r"test .*\b[1-9]\d* s \([1-9]\d* s last time\)", without_escapes(shown))
 
 
 def test_no_variable_makes_a_pipe_a_terminal(host: LittleHost) -> None:
