@@ -82,9 +82,12 @@ def groups_of(pid: int) -> set[int]:
 
 
 def talked_to(port: int, server: socket.socket) -> bool:
-    """Whether a client of the port gets what this server says."""
-    server.settimeout(2)
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as client:
+    """Whether a client of the port gets what this server says.
+
+    A client that was given up would leave its connection behind: the next one would never be heard.
+    """
+    server.settimeout(60)
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         served, _ = server.accept()
         with served:
             served.sendall(b"hello\n")
