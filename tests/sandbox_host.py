@@ -31,7 +31,7 @@ class SandboxHost(LittleHost):
         pairs = (made.ports.primary, made.ports.backup)
         self.ports = [*(pair.web for pair in pairs), *(pair.nailgun for pair in pairs)]
         self.repository_url = str(made.repository)
-        self._services = Supervisor(path=str(made.socket), timeout=20)
+        self._services = Supervisor(path=str(made.socket), timeout=120)
         self._original = made.config.read_text(encoding="utf-8").replace(
             "settle = 0.5", "settle = 0.3"
         )
