@@ -71,7 +71,7 @@ def run_tests(file: Path, scratch: Path, *namespaces: str, **environment: str) -
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=1400,
         check=False,
     )
     assert result.returncode == 0, result.stdout

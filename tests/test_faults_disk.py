@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from private_machine import with_private_mounts
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 def test_full_and_read_only_file_systems(tmp_path: Path) -> None:
