@@ -315,10 +315,11 @@ def test_a_daemon_that_the_tests_left_behind_is_ended(
 
 
 def test_tests_that_hang_are_ended_in_time(new_light_host: NewHost) -> None:
-    host = new_light_host(build='test = "sleep 1000"\ntimeout = 0.5')
+    # git has as long for the checkout, on a busy machine, too.
+    host = new_light_host(build='test = "sleep 1000"\ntimeout = 5')
     result = host.run(FIRST, "--yes")
     assert result.returncode == 5
-    assert "took too long: not done within 0.5 s" in result.stderr
+    assert "took too long: not done within 5 s" in result.stderr
     assert host.processes_of_runs() == []
 
 
