@@ -477,6 +477,25 @@ def test_a_daemon_that_fled_from_a_run_is_ended(start: Callable[..., int], run_i
     assert processes.strays(run_id) == []
 
 
+def test_one_is_found_while_it_executes_a_program(
+    start: Callable[..., int], run_id: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    script.write_text(f"exec sh {shlex.quote(str(script))}\n")
+    pid = start(f"exec sh {shlex.quote(str(script))}", f"{run_id}1")
+
+    # A look in fifty would have missed it.
+    entry = f"{RUN_VARIABLE}={run_id}1".encode()
+    assert all(entry in processes.environment_of(pid) for _ in range(2000))
+    assert [process.pid for process in processes.strays(run_id)] == [pid]
+
+
+def test_who_has_no_environment_is_not_waited_for() -> None:
+    with subprocess.Popen(["sleep", "1000"], env={}) as process:
+        assert processes.environment_of(process.pid) == b""
+        process.kill()
+
+
 def test_its_children_are_ended_too(start: Callable[..., int], run_id: str) -> None:
     daemon = start(DAEMON, f"{run_id}1")
     wait_for(lambda: len(processes.strays(run_id)) == 2, "its child runs")

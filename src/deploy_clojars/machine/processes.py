@@ -283,11 +283,29 @@ def carrying(variable: str, matches: Callable[[str], bool]) -> list[psutil.Proce
     name = f"{variable}=".encode()
 
     def is_wanted(process: psutil.Process) -> bool:
-        # Next to no process has it, and psutil takes twice as long to read an environment.
-        with open(f"/proc/{process.pid}/environ", "rb", buffering=0) as environment:
-            return name in environment.read() and matches(process.environ()[variable])
+        entries = environment_of(process.pid).split(b"\0")
+        own = [entry for entry in entries if entry.startswith(name)]
+        return bool(own) and matches(os.fsdecode(own[0].removeprefix(name)))
 
     return _other_processes(is_wanted)
+
+
+def environment_of(pid: int) -> bytes:
+    """What the kernel has as the process's environment: entries, each with a zero byte behind it.
+
+    It has none for some microseconds of an exec, which are waited for. Raises OSError.
+    """
+    for _ in range(1000):
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            if environment := file.read():
+                return environment
+        fields = _stat_of(pid)
+        if fields is None or fields[20] == "0":  # its memory: it has ended, or is the kernel's own
+            break
+        if fields[47] == fields[48] != "0":  # env_start and env_end: it was given none
+            break
+        time.sleep(0.001)
+    return b""
 
 
 def _other_processes(are_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
