@@ -1210,7 +1210,7 @@ def arguments(command: Command, *, from_descriptor: bool) -> list[str]:
     return command.text.split()
 
 
-def end_children(seconds: float = 5) -> None:
+def end_children(seconds: float = 30) -> None:
     """Kill children until there are none: each one's own become ours as it dies (subreaper)."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -1397,7 +1397,7 @@ class Upstart(Programs):
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         try:
-            self._init.wait(10)
+            self._init.wait(60)
         except subprocess.TimeoutExpired:
             self._init.kill()
             self._init.wait()
@@ -1473,7 +1473,7 @@ def main_pid(bin: Path, job: str, *environment: str) -> int | None:
     return int(found[2]) if found and found[1] not in ("pre-start", "post-stop") else None
 
 
-def end_marked(marker: str, seconds: float = 5) -> None:
+def end_marked(marker: str, seconds: float = 30) -> None:
     """Kill every process whose environment has this stand-in's marker, and no other."""
     entry = f"{MARKER}={marker}".encode()
     deadline = time.monotonic() + seconds
