@@ -41,7 +41,7 @@ url = "http://127.0.0.1:{1}/"
 health = ["http://127.0.0.1:{1}/", "tcp://127.0.0.1:{3}"]
 [health]
 timeout = 60
-answer_timeout = 2
+answer_timeout = 10
 settle = 0.2
 interval = 0.1
 [drain]

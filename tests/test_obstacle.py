@@ -25,6 +25,7 @@ from deploy_clojars.run.run import Run
 COMMANDS = (("deploy", SECOND), ("rollback", FIRST), ("restart",))
 UNITS = {"primary": "clojars", "backup": "clojars-backup"}
 FILE = "/etc/systemd/system/{}.service"
+CONFIG = "/etc/deploy-clojars.toml"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def host(kit: Kit) -> Iterator[Kit]:
     for unit in UNITS.values():
         kit.machine.run("rm", "-f", FILE.format(unit))
         kit.machine.run("cp", f"/root/{unit}", FILE.format(unit))
+    kit.machine.run("sed", "-i", "s/^answer_timeout = .*/answer_timeout = 10/", CONFIG)
     kit.machine.run("rm", "-rf", "/home/clojars/deploy")
     kit.point_to(f"clojars-web-{FIRST}-standalone.jar")
     kit.systemctl("daemon-reload")
@@ -60,6 +62,15 @@ def spoil(host: Kit, unit: str, how: str) -> None:
     if how == "masked":
         host.machine.run("ln", "-s", "/dev/null", file)
     host.systemctl("daemon-reload")
+
+
+def hang(host: Kit, *pids: str) -> list[int]:
+    """Stops processes and returns their PIDs here; the tool no longer waits long for an answer."""
+    host.machine.run("sed", "-i", "s/^answer_timeout = .*/answer_timeout = 2/", CONFIG)
+    outside = [host.machine.outside(int(pid)) for pid in pids]
+    for pid in outside:
+        os.kill(pid, signal.SIGSTOP)
+    return outside
 
 
 def pids(host: Kit) -> list[str]:
@@ -104,8 +115,7 @@ def test_where_nothing_serves_a_rollback_starts_the_other_one(host: Kit) -> None
     spoil(host, "clojars", "masked")
     host.systemctl("stop", "clojars-backup")
     [before, _] = pids(host)
-    hung = host.machine.outside(int(before))
-    os.kill(hung, signal.SIGSTOP)
+    [hung] = hang(host, before)
     try:
         refused = host.tool("restart", "--yes", by="clojars")
         assert refused.returncode == 4
@@ -128,9 +138,7 @@ def test_where_nothing_serves_and_neither_could_be_restarted_a_rollback_is_refus
     for unit in UNITS.values():
         spoil(host, unit, "masked")
     before = pids(host)
-    hung = [host.machine.outside(int(pid)) for pid in before]
-    for pid in hung:
-        os.kill(pid, signal.SIGSTOP)
+    hung = hang(host, *before)
     try:
         assert host.status["next"] == "deploy-clojars check"
         refused = host.tool("rollback", FIRST, "--yes", by="clojars")
