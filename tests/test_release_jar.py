@@ -29,6 +29,7 @@ from deploy_clojars.host.host import Host
 from deploy_clojars.host.journal import Event, history_of
 from deploy_clojars.host.releases import UNFINISHED
 from deploy_clojars.machine.files import Input, opened
+from deploy_clojars.run.lock import holder_of
 
 FIRST, SECOND, THIRD = Tags.FIRST, Tags.SECOND, Tags.THIRD
 
@@ -584,6 +585,8 @@ def test_what_a_killed_copy_has_left_the_next_run_removes(host: LittleHost, jar:
     with copying(host, jar) as process:
         process.kill()
         process.wait(60)
+    # A program that it was just starting has its lock until its exec.
+    wait_for(lambda: holder_of(host.deploy / "lock") is None, "its lock is free")
     assert unfinished(host)
     assert host.current == release(host, FIRST).name
 
