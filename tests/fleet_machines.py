@@ -103,6 +103,16 @@ class FleetHost(Kit):
         """Undoes `does_not_start`."""
         self.machine.run("rm", f"{self.installed(version)}.refused")
 
+    @contextmanager
+    def comes_up_late(self, version: str, port: int) -> Iterator[None]:
+        """A release does not serve as the instance with this web port before the block ends."""
+        late = f"{self.installed(version)}.late"
+        self.machine.write(late, str(port))
+        try:
+            yield
+        finally:
+            self.machine.run("rm", late)
+
     @staticmethod
     def installed(version: str) -> str:
         """The release's file there."""

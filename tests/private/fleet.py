@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(INSIDE not in os.environ, reason="only in a priv
 FIRST, SECOND, BAD, THIRD = "0.1.0", "0.2.0", "0.3.0", "0.4.0"
 COUNT = 8  # in three batches: app01; app02 to app04; app05 to app08
 TWO = "app01:app08"
-PRIMARY = 8001
+PRIMARY, BACKUP = 8001, 8002
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,16 @@ def test_after_a_failure_in_the_third_batch_all_that_can_be_reached_go_back(
     wait_for(lambda: interrupted.status["interrupted"], "the run counts as interrupted")
     fails.does_not_start(SECOND, PRIMARY)  # after the point of no return
 
-    with meanwhile(
-        lambda: out.is_at(SECOND, "backup"), out.leaves_the_network, lost.leaves_the_network
+    with (
+        ExitStack() as held,
+        meanwhile(
+            lambda: out.is_at(SECOND, "backup"),
+            out.leaves_the_network,
+            lost.leaves_the_network,
+            held.close,
+        ),
     ):
+        held.enter_context(out.comes_up_late(SECOND, BACKUP))  # nor is its deploy over before
         stopped = fleet.play("deploy", SECOND)
         print(stopped.output)  # for whoever reads of a failure
 
@@ -152,7 +159,7 @@ def test_a_bad_release_is_stopped_at_the_first_host(fleet: Machines, load: None)
     before = fleet.releases
     runs = [len(host.events) for host in fleet.hosts.values()]
     for host in fleet.hosts.values():
-        host.does_not_start(BAD, PRIMARY + 1)
+        host.does_not_start(BAD, BACKUP)
 
     stopped = fleet.play("deploy", BAD)
 
@@ -170,7 +177,9 @@ def test_a_bad_release_is_stopped_at_the_first_host(fleet: Machines, load: None)
 def test_the_same_command_goes_on_after_ctrl_c_in_any_batch(fleet: Machines, load: None) -> None:
     # A host of each batch, and those of later ones that do not serve it either.
     for name, later in (("app01", ["app03", "app05"]), ("app03", ["app05"]), ("app08", [])):
-        with fleet.typing("deploy", SECOND) as playing:
+        # It is at work until the playbook has ended, however late Ctrl-C comes.
+        held = fleet.hosts[name].comes_up_late(SECOND, BACKUP)
+        with held, fleet.typing("deploy", SECOND) as playing:
             wait_for(
                 lambda name=name: fleet.hosts[name].is_at(SECOND, "backup"),  # type: ignore[misc]
                 "the batch is at work",
