@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 from clojure_repository import ClojureRepository as Tags
 from conftest import NewHost
 from little_host import ETC, LittleHost, wait_for
+from programs import another_time_limit
 
 from deploy_clojars import config
 from deploy_clojars.commands import status
@@ -375,13 +375,6 @@ def test_a_login_says_so_if_status_fails_or_hangs(script: str, tmp_path: Path) -
     another_time_limit(tmp_path, was=10, now=0.5)  # not to wait for so long
     said = shown_at_a_login(tmp_path)
     assert said.endswith("the state is unknown, see: deploy-clojars status\n")
-
-
-def another_time_limit(programs: Path, was: int, now: float) -> None:
-    """Puts a `timeout` there that takes so many seconds for so many others."""
-    script = f'[ "$1" = {was} ] && shift && exec {shutil.which("timeout")} {now} "$@"'
-    (programs / "timeout").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    (programs / "timeout").chmod(0o755)
 
 
 def shown_at_a_login(programs: Path, **environment: str) -> str:
