@@ -1,6 +1,6 @@
 """Nothing that the tests start or write outlives them, however they end.
 
-Processes: all carry the run's mark. A watchdog ends them when pytest has ended, also by SIGKILL.
+Processes: all carry the run's mark, or are children of such. A watchdog ends them when pytest has ended, also by SIGKILL.
 Files, where the tests run as root: each worker of pytest-xdist has mounts of its own. There all is
 read-only but the project and pytest's temporary directory; the directories of temporary and of
 variable files have throwaway copies, in which `files` finds what a test has left.
@@ -47,13 +47,23 @@ def mark_processes() -> subprocess.Popen[bytes]:
 
 
 def processes(mark: str) -> list[int]:
-    """The PIDs of the processes with the mark, but for this one."""
+    """The PIDs of the processes with the mark, and of all below them, but for this one.
+
+    nginx writes its title over its environment: it is found as the child of who started it.
+    """
     entry = f"{MARK}={mark}".encode()
     found = []
+    children: dict[int, list[int]] = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
+            pid = int(directory.name)
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(pid)
             if entry in (directory / "environ").read_bytes().split(b"\0"):
-                found.append(int(directory.name))
+                found.append(pid)
+    for pid in found:  # it grows
+        found += [child for child in children.get(pid, []) if child not in found]
     return [pid for pid in found if pid != os.getpid()]
 
 
@@ -65,16 +75,19 @@ def described(pid: int) -> str:
 
 
 def end(mark: str) -> None:
-    """Kills every process with the mark; those that one of them still starts, too."""
+    """Kills every process with the mark, and all below them; those that they still start, too."""
     deadline = time.monotonic() + 30
     while (pids := processes(mark)) and time.monotonic() < deadline:
-        for pid in pids:
-            with suppress(OSError), ExitStack() as stack:
-                # The descriptor comes first: what is asked then is of the process that it names.
-                descriptor = os.pidfd_open(pid)
-                stack.callback(os.close, descriptor)
-                if pid in processes(mark):
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        with ExitStack() as stack:
+            # The descriptors come first: what is asked then is of the processes that they name.
+            descriptors = {}
+            for pid in pids:
+                with suppress(OSError):
+                    descriptors[pid] = os.pidfd_open(pid)
+                    stack.callback(os.close, descriptors[pid])
+            for pid in processes(mark):  # one look for all: a dead parent shows no children
+                with suppress(OSError, KeyError):
+                    signal.pidfd_send_signal(descriptors[pid], signal.SIGKILL)
         time.sleep(0.01)
 
 
