@@ -291,9 +291,10 @@ def carrying(variable: str, matches: Callable[[str], bool]) -> list[psutil.Proce
 
 
 def environment_of(pid: int) -> bytes:
-    """What the kernel has as the process's environment: entries, each with a zero byte behind it.
+    """The process's environment: entries, each with a zero byte at its end.
 
-    It has none for some microseconds of an exec, which are waited for. Raises OSError.
+    The kernel shows none for some microseconds of an exec; this waits until they are over, for a
+    second at most. Raises OSError.
     """
     for _ in range(1000):
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
